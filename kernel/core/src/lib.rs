@@ -1,0 +1,3 @@
+//! The kernel above the hardware.
+#![no_std]
+#![deny(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Hardware abstraction.
+#![no_std]

@@ -1,0 +1,3 @@
+//! The bootable kernel.
+#![no_std]
+#![no_main]

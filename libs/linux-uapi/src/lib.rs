@@ -1,0 +1,2 @@
+//! Linux x86-64 user ABI as plain data.
+#![no_std]

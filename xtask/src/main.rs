@@ -1,0 +1,2 @@
+//! `cargo xtask`: builds, boots, tests and measures Ursa.
+fn main() {}
