@@ -1,2 +1,13 @@
-//! Linux x86-64 user ABI as plain data.
-#![no_std]
+//! Linux's x86-64 user ABI as plain data: error numbers, constants and structures.
+//!
+//! Constants come from `linux-raw-sys` and are re-exported as [`raw`]. Structures that cross the user boundary are
+//! `#[repr(C)]` types of our own that derive zerocopy's traits, so that they can be copied without `unsafe`; each has a
+//! test of its size and of the offsets of its fields. One file per uapi header family.
+#![cfg_attr(not(test), no_std)]
+#![deny(unsafe_code)]
+
+mod errno;
+
+pub use errno::Errno;
+pub use linux_raw_sys as raw;
+pub use zerocopy;

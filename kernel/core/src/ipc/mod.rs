@@ -1,0 +1,1 @@
+//! Pipes and the descriptors that wake: eventfd, timerfd, signalfd, inotify.

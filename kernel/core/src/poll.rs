@@ -1,0 +1,1 @@
+//! Readiness: poll, select and epoll.

@@ -1,0 +1,1 @@
+//! Scheduling: per-CPU run queues and the policies over them.

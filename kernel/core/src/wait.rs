@@ -1,0 +1,1 @@
+//! Wait queues: how a thread sleeps until a condition holds.
