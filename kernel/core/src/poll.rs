@@ -1,1 +1,0 @@
-//! Readiness: poll, select and epoll.
