@@ -7,6 +7,9 @@
 #![deny(unsafe_code)]
 
 mod errno;
+pub mod sched;
+pub mod signal;
+pub mod time;
 
 pub use errno::Errno;
 pub use linux_raw_sys as raw;
