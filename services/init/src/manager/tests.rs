@@ -1,0 +1,182 @@
+//! The supervisor's decisions under a made-up clock.
+
+use super::*;
+use crate::unit::start_order;
+
+struct Bench {
+    manager: Manager,
+    now: Instant,
+    next_pid: Pid,
+    log: Vec<String>,
+    signals: Vec<(Pid, Kill)>,
+    all_stopped: bool,
+}
+
+impl Bench {
+    fn new(files: &[(&str, &str)]) -> Bench {
+        let units: BTreeMap<String, Unit> = files
+            .iter()
+            .map(|(name, rest)| ((*name).to_owned(), Unit::parse(&format!("exec = ['/bin/x']\n{rest}")).unwrap()))
+            .collect();
+        let order = start_order(&units).unwrap();
+        let mut bench = Bench {
+            manager: Manager::new(units, order),
+            now: Instant::now(),
+            next_pid: 100,
+            log: Vec::new(),
+            signals: Vec::new(),
+            all_stopped: false,
+        };
+        bench.send(Event::Tick);
+        bench
+    }
+
+    fn send(&mut self, event: Event) {
+        let actions = self.manager.handle(self.now, event);
+        let mut spawned = false;
+        for action in actions {
+            match action {
+                Action::Spawn(name) => {
+                    self.next_pid += 1;
+                    spawned = true;
+                    self.manager.spawned(self.now, &name, self.next_pid);
+                }
+                Action::Signal(pid, kill) => self.signals.push((pid, kill)),
+                Action::Log(line) => self.log.push(line),
+                Action::AllStopped => self.all_stopped = true,
+            }
+        }
+        if spawned {
+            self.send(Event::Tick);
+        }
+    }
+
+    fn after(&mut self, ms: u64) {
+        self.now += Duration::from_millis(ms);
+        self.send(Event::Tick);
+    }
+
+    fn pid(&self, name: &str) -> Pid {
+        self.manager.services()[name].pid().unwrap_or_else(|| panic!("{name} does not run"))
+    }
+
+    fn state(&self, name: &str) -> &State {
+        &self.manager.services()[name].state
+    }
+}
+
+fn ready() -> Notice {
+    Notice { ready: true, ..Notice::default() }
+}
+
+#[test]
+fn a_unit_waits_for_readiness_of_what_it_comes_after() {
+    let mut bench = Bench::new(&[("bus", "type = 'notify'"), ("app", "after = ['bus']")]);
+    assert_eq!(*bench.state("app"), State::Inactive);
+    bench.send(Event::Notify(bench.pid("bus"), ready()));
+    assert!(matches!(bench.state("app"), State::Running { .. }));
+}
+
+#[test]
+fn readiness_from_a_foreign_process_counts_for_nothing() {
+    let mut bench = Bench::new(&[("bus", "type = 'notify'")]);
+    bench.send(Event::Notify(9999, ready()));
+    assert!(matches!(bench.state("bus"), State::Starting { .. }));
+}
+
+#[test]
+fn a_oneshot_is_started_when_it_has_succeeded() {
+    let mut bench = Bench::new(&[("setup", "type = 'oneshot'"), ("app", "requires = ['setup']")]);
+    assert_eq!(*bench.state("app"), State::Inactive);
+    bench.send(Event::Exited(bench.pid("setup"), ExitKind::Status(0)));
+    assert!(matches!(bench.state("app"), State::Running { .. }));
+}
+
+#[test]
+fn a_unit_fails_with_what_it_requires() {
+    let mut bench = Bench::new(&[("setup", "type = 'oneshot'\nrestart = 'never'"), ("app", "requires = ['setup']")]);
+    bench.send(Event::Exited(bench.pid("setup"), ExitKind::Status(3)));
+    assert!(matches!(bench.state("app"), State::Failed(reason) if reason.contains("setup")));
+}
+
+#[test]
+fn a_crash_restarts_after_a_growing_pause_and_gives_up_at_the_limit() {
+    let mut bench = Bench::new(&[("app", "restart-burst = 3")]);
+    for delay in [100, 200] {
+        bench.send(Event::Exited(bench.pid("app"), ExitKind::Signal(11)));
+        bench.after(delay - 1);
+        assert!(matches!(bench.state("app"), State::Backoff { .. }));
+        bench.after(1);
+        assert!(matches!(bench.state("app"), State::Running { .. }));
+    }
+    bench.send(Event::Exited(bench.pid("app"), ExitKind::Signal(11)));
+    bench.after(400);
+    assert!(matches!(bench.state("app"), State::Failed(_)), "{:?}", bench.state("app"));
+    bench.send(Event::Start("app".into()));
+    assert!(matches!(bench.state("app"), State::Running { .. }));
+}
+
+#[test]
+fn a_clean_exit_is_not_a_failure() {
+    let mut bench = Bench::new(&[("app", "essential = true")]);
+    bench.send(Event::Exited(bench.pid("app"), ExitKind::Status(0)));
+    bench.after(60_000);
+    assert_eq!(*bench.state("app"), State::Inactive);
+    assert_eq!(bench.manager.essential_gone(), Some("app"));
+}
+
+#[test]
+fn a_missed_watchdog_aborts_and_restarts() {
+    let mut bench = Bench::new(&[("app", "watchdog-ms = 1000")]);
+    let pid = bench.pid("app");
+    bench.after(900);
+    bench.send(Event::Notify(pid, Notice { watchdog: true, ..Notice::default() }));
+    bench.after(900);
+    assert!(bench.signals.is_empty());
+    bench.after(100);
+    assert_eq!(bench.signals, [(pid, Kill::Abort)]);
+    bench.send(Event::Exited(pid, ExitKind::Signal(6)));
+    bench.after(100);
+    assert_ne!(bench.pid("app"), pid);
+}
+
+#[test]
+fn a_start_that_takes_too_long_is_ended_and_counts_as_a_failure() {
+    let mut bench =
+        Bench::new(&[("app", "type = 'notify'\nstart-timeout-ms = 50\nstop-timeout-ms = 20\nrestart = 'never'")]);
+    let pid = bench.pid("app");
+    bench.after(50);
+    bench.after(20);
+    assert_eq!(bench.signals, [(pid, Kill::Term), (pid, Kill::Kill)]);
+    bench.send(Event::Exited(pid, ExitKind::Signal(9)));
+    assert!(matches!(bench.state("app"), State::Failed(reason) if reason.contains("not ready")));
+}
+
+#[test]
+fn shutdown_stops_in_reverse_order() {
+    let mut bench = Bench::new(&[("bus", ""), ("app", "after = ['bus']")]);
+    let (bus, app) = (bench.pid("bus"), bench.pid("app"));
+    bench.send(Event::Shutdown);
+    assert_eq!(bench.signals, [(app, Kill::Term)]);
+    bench.send(Event::Exited(app, ExitKind::Signal(15)));
+    assert_eq!(bench.signals, [(app, Kill::Term), (bus, Kill::Term)]);
+    assert!(!bench.all_stopped);
+    bench.send(Event::Exited(bus, ExitKind::Status(0)));
+    assert!(bench.all_stopped);
+}
+
+#[test]
+fn a_service_in_back_off_does_not_hold_up_shutdown() {
+    let mut bench = Bench::new(&[("app", "restart-delay-ms = 5000")]);
+    bench.send(Event::Exited(bench.pid("app"), ExitKind::Status(1)));
+    bench.send(Event::Shutdown);
+    assert!(bench.all_stopped);
+    bench.after(10_000);
+    assert_eq!(*bench.state("app"), State::Inactive);
+}
+
+#[test]
+fn deadlines_are_what_the_caller_waits_for() {
+    let bench = Bench::new(&[("app", "watchdog-ms = 1000"), ("slow", "type = 'notify'\nstart-timeout-ms = 500")]);
+    assert_eq!(bench.manager.next_deadline(), Some(bench.now + Duration::from_millis(500)));
+}

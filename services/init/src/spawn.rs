@@ -1,0 +1,114 @@
+//! Starting a service's program: the supervisor's half and the child's half.
+//!
+//! The supervisor starts *itself* again with [`CHILD_ARG`] and the unit in the environment; that child sets up the
+//! session, terminal, user and limits with safe calls in an ordinary single-threaded process, and then becomes the
+//! service by execve(2). It costs one more exec than setting things up between fork and exec, and needs no `unsafe`.
+
+use std::{
+    ffi::CString,
+    fs::OpenOptions,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use command_fds::{CommandFdExt, FdMapping};
+use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
+
+use crate::{manager::Pid, unit::Unit};
+
+/// First argument of the supervisor's own program when it is to become a service.
+pub const CHILD_ARG: &str = "--become-service";
+/// Where the child finds its unit, as TOML.
+const UNIT_VARIABLE: &str = "URSA_INIT_UNIT";
+/// The first descriptor that a service receives, `SD_LISTEN_FDS_START`.
+const FIRST_FD: i32 = 3;
+
+/// Starts the unit's program with `stored` descriptors from number 3 on; returns the number of its process.
+///
+/// # Errors
+/// When no process can be made. A program that cannot be executed shows as an exit with status 203 to 206.
+pub fn spawn(program: &Path, name: &str, unit: &Unit, notify: &Path, stored: &[(String, OwnedFd)]) -> Result<Pid> {
+    let mut command = Command::new(program);
+    command.arg(CHILD_ARG).arg(name).env(UNIT_VARIABLE, toml::to_string(unit)?);
+    command.env("NOTIFY_SOCKET", notify).stdin(Stdio::null());
+    if let Some(ms) = unit.watchdog_ms {
+        command.env("WATCHDOG_USEC", (ms * 1000).to_string());
+    }
+    let mut mappings = Vec::new();
+    for (number, (_, fd)) in (FIRST_FD..).zip(stored) {
+        mappings.push(FdMapping { parent_fd: fd.try_clone()?, child_fd: number });
+    }
+    if !stored.is_empty() {
+        let names: Vec<&str> = stored.iter().map(|(name, _)| name.as_str()).collect();
+        command.env("LISTEN_FDS", stored.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+    }
+    command.fd_mappings(mappings)?;
+    let child = command.spawn().with_context(|| format!("{}", program.display()))?;
+    Ok(child.id() as Pid)
+}
+
+/// The child's half: becomes the service. Returns only on failure, with the exit status that says in which step
+/// (the numbers are those of systemd.exec(5)).
+pub fn become_service() -> (anyhow::Error, i32) {
+    let unit = std::env::var(UNIT_VARIABLE).context("no unit").and_then(|text| Unit::parse(&text));
+    let unit = match unit {
+        Ok(unit) => unit,
+        Err(error) => return (error, 205),
+    };
+    match prepare(&unit) {
+        Err(error) => (error, 206),
+        Ok(mut command) => {
+            let error = command.exec();
+            (anyhow::Error::new(error).context(unit.exec[0].clone()), 203)
+        }
+    }
+}
+
+fn prepare(unit: &Unit) -> Result<Command> {
+    rustix::process::setsid()?;
+    if let Some(adj) = unit.oom_score_adj {
+        std::fs::write("/proc/self/oom_score_adj", adj.to_string()).context("oom_score_adj")?;
+    }
+    let mut command = Command::new(&unit.exec[0]);
+    command.args(&unit.exec[1..]).env_remove(UNIT_VARIABLE);
+    if std::env::var_os("LISTEN_FDS").is_some() {
+        command.env("LISTEN_PID", std::process::id().to_string());
+    }
+    if unit.watchdog_ms.is_some() {
+        command.env("WATCHDOG_PID", std::process::id().to_string());
+    }
+    if let Some(path) = &unit.tty {
+        let tty =
+            OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("{}", path.display()))?;
+        rustix::process::ioctl_tiocsctty(&tty).with_context(|| format!("{}: TIOCSCTTY", path.display()))?;
+        command.stdin(tty.try_clone()?).stdout(tty.try_clone()?).stderr(tty);
+        command.env("TERM", std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned()));
+    }
+    if let Some(name) = &unit.user {
+        let Some(user) = User::from_name(name)? else { bail!("no user {name}") };
+        drop_to(&user)?;
+        command.env("USER", name).env("LOGNAME", name).env("HOME", &user.dir).env("SHELL", &user.shell);
+    }
+    if let Some(folder) = &unit.working_directory {
+        command.current_dir(folder);
+    }
+    command.envs(&unit.environment);
+    Ok(command)
+}
+
+fn drop_to(user: &User) -> Result<()> {
+    let (uid, gid): (Uid, Gid) = (user.uid, user.gid);
+    initgroups(&CString::new(user.name.as_str())?, gid).context("initgroups")?;
+    setgid(gid).context("setgid")?;
+    setuid(uid).context("setuid")
+}
+
+/// Opens the console for people; `None` when there is none.
+pub fn console() -> Option<std::fs::File> {
+    OpenOptions::new().write(true).open("/dev/console").ok().filter(|file| rustix::termios::isatty(file.as_fd()))
+}

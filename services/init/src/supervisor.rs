@@ -1,0 +1,265 @@
+//! The event loop: carries out what the [`Manager`] decides.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::{UnixDatagram, UnixListener},
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{SigSet, Signal, killpg},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{
+    control,
+    manager::{Action, Event, ExitKind, Kill, Manager, Pid, State},
+    notify::{self, StoreRequest},
+    spawn,
+    system::Down,
+    unit::Unit,
+};
+
+/// Everything that the loop owns.
+pub struct Supervisor {
+    manager: Manager,
+    program: PathBuf,
+    notify_path: PathBuf,
+    notify: UnixDatagram,
+    control: UnixListener,
+    signals: SignalFd,
+    stores: BTreeMap<String, Vec<(String, OwnedFd)>>,
+    going: Option<Down>,
+    stopped: bool,
+    console: Option<std::fs::File>,
+}
+
+/// Signals that the loop takes in through a descriptor.
+const SIGNALS: [Signal; 5] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR, Signal::SIGUSR2];
+
+impl Supervisor {
+    /// Opens the sockets under `run` and takes the units in; nothing starts yet.
+    ///
+    /// # Errors
+    /// When a socket or the signal descriptor cannot be made.
+    pub fn new(run: &Path, program: PathBuf, units: BTreeMap<String, Unit>, order: Vec<String>) -> Result<Supervisor> {
+        std::fs::create_dir_all(run)?;
+        let mask: SigSet = SIGNALS.into_iter().collect();
+        mask.thread_block()?;
+        let signals =
+            SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?;
+        let notify_path = run.join("notify");
+        let notify = notify::bind(&notify_path).context("notification socket")?;
+        let control = control::bind(&run.join("init.sock")).context("control socket")?;
+        Ok(Supervisor {
+            manager: Manager::new(units, order),
+            program,
+            notify_path,
+            notify,
+            control,
+            signals,
+            stores: BTreeMap::new(),
+            going: None,
+            stopped: false,
+            console: spawn::console(),
+        })
+    }
+
+    /// Runs until the system shall go down and all services have stopped; returns how.
+    pub fn run(mut self) -> Down {
+        self.feed(Event::Tick);
+        while !self.stopped {
+            self.wait();
+            self.take_signals();
+            self.reap();
+            while let Some(message) = notify::receive(&self.notify) {
+                if let Some(request) = message.store {
+                    self.store(message.pid, request);
+                }
+                self.feed(Event::Notify(message.pid, message.notice));
+            }
+            while let Ok((stream, _)) = self.control.accept() {
+                if let Some(request) = control::read_request(&stream) {
+                    let answer = self.request(request);
+                    control::answer(stream, &answer);
+                }
+            }
+            self.feed(Event::Tick);
+            if let Some(name) = self.manager.essential_gone().map(str::to_owned)
+                && self.going.is_none()
+            {
+                self.say(&format!("{name} has ended: the system goes down"));
+                self.go(Down::PowerOff);
+            }
+        }
+        self.going.unwrap_or(Down::PowerOff)
+    }
+
+    fn say(&mut self, line: &str) {
+        if let Some(console) = &mut self.console {
+            let _ = writeln!(console, "init: {line}\r");
+        } else {
+            eprintln!("init: {line}");
+        }
+    }
+
+    fn wait(&self) {
+        let timeout = self.manager.next_deadline().map(|deadline| {
+            // Rounded up: a wake-up just before the deadline would find nothing to do.
+            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(1);
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.notify.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
+        ];
+        // An interruption is an event like any other: the caller looks at everything in any case.
+        let _ = poll(&mut fds, timeout.as_ref());
+    }
+
+    fn take_signals(&mut self) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            match Signal::try_from(info.ssi_signo as i32) {
+                Ok(Signal::SIGINT) => self.go(Down::Reboot), // Ctrl-Alt-Del
+                Ok(Signal::SIGTERM | Signal::SIGPWR) => self.go(Down::PowerOff),
+                Ok(Signal::SIGUSR2) => {
+                    let status = self.status();
+                    self.say(&status);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Reaps every child that has ended, services and orphans alike.
+    fn reap(&mut self) {
+        loop {
+            let (pid, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, status)) => (pid, ExitKind::Status(status)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, ExitKind::Signal(signal as i32)),
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(error) => return self.say(&format!("waitpid: {error}")),
+            };
+            // What the service left behind in its process group goes with it.
+            if self.manager.service_of(pid.as_raw()).is_some() {
+                let _ = killpg(pid, Signal::SIGKILL);
+            }
+            self.feed(Event::Exited(pid.as_raw(), how));
+        }
+    }
+
+    fn feed(&mut self, event: Event) {
+        let now = Instant::now();
+        let mut actions: std::collections::VecDeque<Action> = self.manager.handle(now, event).into();
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Spawn(name) => match self.spawn(&name) {
+                    Ok(Some(pid)) => self.manager.spawned(now, &name, pid),
+                    Ok(None) => self.manager.passed_over(&name),
+                    Err(error) => actions.extend(self.manager.spawn_failed(now, &name, &format!("{error:#}"))),
+                },
+                Action::Signal(pid, kill) => {
+                    let signal = match kill {
+                        Kill::Term => Signal::SIGTERM,
+                        Kill::Kill => Signal::SIGKILL,
+                        Kill::Abort => Signal::SIGABRT,
+                    };
+                    // The child leads a session, and so a group, of its own as soon as it has set itself up.
+                    let pid = unistd::Pid::from_raw(pid);
+                    if killpg(pid, signal).is_err() {
+                        let _ = nix::sys::signal::kill(pid, signal);
+                    }
+                }
+                Action::Log(line) => self.say(&line),
+                Action::AllStopped => self.stopped = true,
+            }
+            if actions.is_empty() && self.manager.can_start_more() {
+                actions.extend(self.manager.handle(now, Event::Tick));
+            }
+        }
+    }
+
+    /// Starts a unit's program; `None` when its conditions do not hold.
+    fn spawn(&self, name: &str) -> Result<Option<Pid>> {
+        let unit = &self.manager.services()[name].unit;
+        let path_missing = unit.condition_path_exists.as_ref().is_some_and(|path| !path.exists());
+        let option_missing = unit.condition_option.as_ref().is_some_and(|word| !crate::system::has_option(word));
+        if path_missing || option_missing {
+            return Ok(None);
+        }
+        let stored = self.stores.get(name).map_or(&[][..], Vec::as_slice);
+        spawn::spawn(&self.program, name, unit, &self.notify_path, stored).map(Some)
+    }
+
+    fn store(&mut self, pid: Pid, request: StoreRequest) {
+        let Some(name) = self.manager.service_of(pid).map(str::to_owned) else { return };
+        let max = self.manager.services()[&name].unit.fd_store_max;
+        let store = self.stores.entry(name).or_default();
+        match request {
+            StoreRequest::Keep(fd_name, fds) => {
+                let room = max.saturating_sub(store.len());
+                store.extend(fds.into_iter().take(room).map(|fd| (fd_name.clone(), fd)));
+            }
+            StoreRequest::Remove(fd_name) => store.retain(|(stored, _)| *stored != fd_name),
+        }
+    }
+
+    fn go(&mut self, how: Down) {
+        if self.going.is_none() {
+            self.going = Some(how);
+            self.feed(Event::Shutdown);
+        }
+    }
+
+    fn request(&mut self, request: control::Request) -> String {
+        let known = |name: &str| self.manager.services().contains_key(name);
+        match request {
+            control::Request::Status => self.status(),
+            control::Request::Start(name) if known(&name) => {
+                self.feed(Event::Start(name));
+                "ok\n".to_owned()
+            }
+            control::Request::Stop(name) if known(&name) => {
+                self.feed(Event::Stop(name));
+                "ok\n".to_owned()
+            }
+            control::Request::Start(name) | control::Request::Stop(name) => format!("error: no service {name}\n"),
+            control::Request::Down(how) => {
+                self.go(how);
+                "ok\n".to_owned()
+            }
+        }
+    }
+
+    fn status(&self) -> String {
+        let mut text = String::new();
+        for (name, service) in self.manager.services() {
+            let state = match &service.state {
+                State::Inactive => "inactive".to_owned(),
+                State::Spawning => "spawning".to_owned(),
+                State::Starting { pid, .. } => format!("starting (process {pid})"),
+                State::Running { pid, .. } => format!("running (process {pid})"),
+                State::Done => "done".to_owned(),
+                State::Stopping { pid, .. } => format!("stopping (process {pid})"),
+                State::Backoff { .. } => "waits before its next start".to_owned(),
+                State::Failed(reason) => format!("failed: {reason}"),
+            };
+            text += &format!("{name}: {state} {}\n", service.status);
+        }
+        text
+    }
+}

@@ -1,0 +1,255 @@
+//! Service files: what [`Unit`] a TOML file describes, and the order in which units start.
+//!
+//! One file a service, `NAME.toml`; a file in `/etc/ursa/services` hides the one of the same name in
+//! `/usr/lib/ursa/services`. Unknown keys are errors, so that a misspelt limit is not a missing limit.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+/// When a service counts as started.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// As soon as it runs.
+    #[default]
+    Simple,
+    /// When it has sent `READY=1` (sd_notify(3)).
+    Notify,
+    /// When it has exited with status 0.
+    Oneshot,
+}
+
+/// Whether a service that ended is started again.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Never.
+    Never,
+    /// When it ended by a signal, a non-zero status, a time limit or its watchdog.
+    #[default]
+    OnFailure,
+    /// However it ended.
+    Always,
+}
+
+/// One service as its file describes it.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Unit {
+    /// One line for people.
+    #[serde(default)]
+    pub description: String,
+    /// Program and arguments.
+    pub exec: Vec<String>,
+    /// When it counts as started.
+    #[serde(default, rename = "type")]
+    pub kind: Kind,
+    /// Units that must have started before; a unit that is absent is ignored.
+    #[serde(default)]
+    pub after: Vec<String>,
+    /// Like `after`, and this unit fails when one of them fails or is absent.
+    #[serde(default)]
+    pub requires: Vec<String>,
+    /// Start only when this path exists.
+    pub condition_path_exists: Option<PathBuf>,
+    /// Start only when the kernel command line has this word (`name` or `name=value`).
+    pub condition_option: Option<String>,
+    /// User to run as; root when absent.
+    pub user: Option<String>,
+    /// Extra environment.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Working directory.
+    pub working_directory: Option<PathBuf>,
+    /// Terminal that becomes standard input, output, error and the controlling terminal.
+    pub tty: Option<PathBuf>,
+    /// What happens when it ends.
+    #[serde(default)]
+    pub restart: Restart,
+    /// First pause before a restart, in milliseconds; doubles with every restart in the interval.
+    #[serde(default = "default_restart_delay_ms")]
+    pub restart_delay_ms: u64,
+    /// Longest pause before a restart, in milliseconds.
+    #[serde(default = "default_restart_delay_max_ms")]
+    pub restart_delay_max_ms: u64,
+    /// More starts than this within `restart_interval_s` make the unit fail.
+    #[serde(default = "default_restart_burst")]
+    pub restart_burst: u32,
+    /// See `restart_burst`; seconds.
+    #[serde(default = "default_restart_interval_s")]
+    pub restart_interval_s: u64,
+    /// Longest time between two `WATCHDOG=1` messages, in milliseconds; none when absent.
+    pub watchdog_ms: Option<u64>,
+    /// Longest time from start to started, in milliseconds.
+    #[serde(default = "default_timeout_ms")]
+    pub start_timeout_ms: u64,
+    /// Longest time from SIGTERM to SIGKILL, in milliseconds.
+    #[serde(default = "default_stop_timeout_ms")]
+    pub stop_timeout_ms: u64,
+    /// How many descriptors it may put into the store (`FDSTORE=1`).
+    #[serde(default)]
+    pub fd_store_max: usize,
+    /// The kernel's OOM score adjustment, -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+    /// The system goes down when this unit ends or fails for good: for sessions that are the purpose of the boot.
+    #[serde(default)]
+    pub essential: bool,
+}
+
+fn default_restart_delay_ms() -> u64 {
+    100
+}
+fn default_restart_delay_max_ms() -> u64 {
+    10_000
+}
+fn default_restart_burst() -> u32 {
+    5
+}
+fn default_restart_interval_s() -> u64 {
+    30
+}
+fn default_timeout_ms() -> u64 {
+    90_000
+}
+fn default_stop_timeout_ms() -> u64 {
+    10_000
+}
+
+impl Unit {
+    /// Reads one service file's text.
+    ///
+    /// # Errors
+    /// Malformed TOML, unknown keys, an empty or relative `exec`, an oneshot that restarts always.
+    pub fn parse(text: &str) -> Result<Unit> {
+        let unit: Unit = toml::from_str(text)?;
+        match unit.exec.first() {
+            None => bail!("exec is empty"),
+            Some(program) if !program.starts_with('/') => bail!("exec: {program:?} is not an absolute path"),
+            Some(_) => {}
+        }
+        if unit.kind == Kind::Oneshot && unit.restart == Restart::Always {
+            bail!("a oneshot cannot restart always");
+        }
+        if unit.oom_score_adj.is_some_and(|adj| !(-1000..=1000).contains(&adj)) {
+            bail!("oom-score-adj is outside -1000..=1000");
+        }
+        Ok(unit)
+    }
+
+    /// The pause before the `restarts`-th restart in a row (from 0).
+    pub fn restart_delay(&self, restarts: u32) -> Duration {
+        let factor = 1u64.checked_shl(restarts.min(32)).unwrap_or(u64::MAX);
+        Duration::from_millis(self.restart_delay_ms.saturating_mul(factor).min(self.restart_delay_max_ms))
+    }
+}
+
+/// Reads all service files of the given folders; the first folder that has a name wins.
+///
+/// Files that cannot be read are returned as messages beside the good ones: one broken file must not stop the boot.
+pub fn load(folders: &[&Path]) -> (BTreeMap<String, Unit>, Vec<String>) {
+    let mut units = BTreeMap::new();
+    let mut problems = Vec::new();
+    for folder in folders {
+        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+        let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        paths.sort();
+        for path in paths.iter().filter(|path| path.extension().is_some_and(|ext| ext == "toml")) {
+            let Some(name) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
+            if units.contains_key(name) {
+                continue;
+            }
+            match std::fs::read_to_string(path).map_err(Into::into).and_then(|text| Unit::parse(&text)) {
+                Ok(unit) => drop(units.insert(name.to_owned(), unit)),
+                Err(error) => problems.push(format!("{}: {error:#}", path.display())),
+            }
+        }
+    }
+    (units, problems)
+}
+
+/// Orders the units so that each comes after what it names in `after` and `requires`.
+///
+/// # Errors
+/// A cycle; the message names the units in it.
+pub fn start_order(units: &BTreeMap<String, Unit>) -> Result<Vec<String>> {
+    fn visit<'a>(
+        name: &'a str,
+        units: &'a BTreeMap<String, Unit>,
+        done: &mut BTreeSet<&'a str>,
+        path: &mut Vec<&'a str>,
+        order: &mut Vec<String>,
+    ) -> Result<()> {
+        if done.contains(name) {
+            return Ok(());
+        }
+        if let Some(start) = path.iter().position(|on_path| *on_path == name) {
+            bail!("units wait for each other: {}", path[start..].join(" → "));
+        }
+        path.push(name);
+        for before in units[name].after.iter().chain(&units[name].requires) {
+            if let Some((before, _)) = units.get_key_value(before) {
+                visit(before, units, done, path, order).context("")?;
+            }
+        }
+        path.pop();
+        done.insert(name);
+        order.push(name.to_owned());
+        Ok(())
+    }
+
+    let mut order = Vec::new();
+    let mut done = BTreeSet::new();
+    for name in units.keys() {
+        visit(name, units, &mut done, &mut Vec::new(), &mut order)
+            .map_err(|error| anyhow::anyhow!("{}", error.root_cause()))?;
+    }
+    Ok(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(after: &[&str]) -> Unit {
+        let mut unit = Unit::parse("exec = ['/bin/true']").unwrap();
+        unit.after = after.iter().map(|name| (*name).to_owned()).collect();
+        unit
+    }
+
+    fn units(list: &[(&str, &[&str])]) -> BTreeMap<String, Unit> {
+        list.iter().map(|(name, after)| ((*name).to_owned(), unit(after))).collect()
+    }
+
+    #[test]
+    fn unknown_keys_and_relative_programs_are_refused() {
+        assert!(Unit::parse("exec = ['/bin/true']\nrestrat = 'never'").is_err());
+        assert!(Unit::parse("exec = ['true']").is_err());
+        assert!(Unit::parse("exec = []").is_err());
+    }
+
+    #[test]
+    fn each_unit_follows_what_it_waits_for() {
+        let order = start_order(&units(&[("a", &["b"]), ("b", &["c", "absent"]), ("c", &[])])).unwrap();
+        assert_eq!(order, ["c", "b", "a"]);
+    }
+
+    #[test]
+    fn a_cycle_is_named() {
+        let error = start_order(&units(&[("a", &["b"]), ("b", &["a"])])).unwrap_err();
+        assert!(error.to_string().contains("a → b"), "{error}");
+    }
+
+    #[test]
+    fn restart_delays_double_up_to_their_maximum() {
+        let unit = unit(&[]);
+        assert_eq!(unit.restart_delay(0), Duration::from_millis(100));
+        assert_eq!(unit.restart_delay(3), Duration::from_millis(800));
+        assert_eq!(unit.restart_delay(60), Duration::from_millis(10_000));
+    }
+}
