@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod errno;
+pub mod tty;
 pub mod sched;
 pub mod signal;
 pub mod time;
