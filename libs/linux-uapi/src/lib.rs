@@ -7,9 +7,9 @@
 #![deny(unsafe_code)]
 
 mod errno;
-pub mod tty;
 pub mod sched;
 pub mod signal;
+pub mod stat;
 pub mod time;
 
 pub use errno::Errno;

@@ -1,1 +1,0 @@
-//! Debian's own kernel, to run the same image beside Ursa.
