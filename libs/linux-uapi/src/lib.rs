@@ -7,10 +7,12 @@
 #![deny(unsafe_code)]
 
 mod errno;
+
 pub mod sched;
 pub mod signal;
 pub mod stat;
 pub mod time;
+pub mod tty;
 
 pub use errno::Errno;
 pub use linux_raw_sys as raw;

@@ -1,0 +1,93 @@
+//! From the boot CPU's first moment above `hal` to the first program.
+//!
+//! [`start`] brings the subsystems up in the order of their needs, starts the other CPUs, and lets a kernel task unpack
+//! the boot archive and start `init`. What can go wrong for a person (no archive, a damaged one, no init, too little
+//! memory, a misspelt option) is said plainly on the console.
+
+use alloc::vec::Vec;
+
+use ursa_hal::{boot::BootInfo, power};
+
+use crate::{Errno, Result, fs, mm, process, sched, time, tty};
+
+/// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.
+const OPTIONS: &[&str] =
+    &["init", "rdinit", "ktest", "panic", "loglevel", "quiet", "console", "rescue", "mask", "maxcpus", "root", "ro", "rw"];
+
+/// Programs that are tried as the first process, in this order.
+const INITS: [&str; 4] = ["/init", "/sbin/init", "/bin/bash", "/bin/sh"];
+
+/// The least memory that a system with any root can start in, in bytes.
+const MEMORY_MIN: u64 = 48 << 20;
+
+/// Called on the boot CPU, on its idle task, with interrupts on; never returns.
+pub fn start(info: &'static BootInfo) -> ! {
+    ursa_hal::info!("Ursa {} on {} CPUs, \"{}\"", env!("CARGO_PKG_VERSION"), ursa_hal::smp::cpu_count(), info.cmdline);
+    crate::hooks::install();
+    mm::init();
+    time::init();
+    sched::init();
+    fs::init();
+    tty::init();
+    process::init();
+    if sched::spawn_kernel("boot", move || finish(info)).is_none() {
+        give_up("there is not enough memory to start");
+    }
+    ursa_hal::smp::start_aps(sched::enter_idle);
+    sched::enter_idle()
+}
+
+/// The second half, in a task that may sleep.
+fn finish(info: &'static BootInfo) {
+    for word in info.cmdline.split_whitespace() {
+        let name = word.split_once('=').map_or(word, |(name, _)| name);
+        if !OPTIONS.contains(&name) && !name.contains('.') {
+            ursa_hal::warn!("boot option \"{word}\" is not known; it is passed over");
+        }
+    }
+    if ursa_hal::boot::option("ktest").is_some() {
+        ursa_hal::ktest::run_all();
+        power::off();
+    }
+    let total = ursa_hal::mm::stats().total as u64 * ursa_hal::PAGE_SIZE as u64;
+    if total < MEMORY_MIN {
+        give_up("there is too little memory: give the machine at least 64 MiB more than its boot archive");
+    }
+    let Some(module) = &info.module else {
+        give_up("there is no boot archive: pass one to the boot loader (QEMU: -initrd FILE, GRUB: module2 FILE)");
+    };
+    if let Err(problem) = fs::initramfs::unpack(module) {
+        ursa_hal::error!("the boot archive is damaged: {problem}");
+        ursa_hal::error!("what was unpacked before the damage is used");
+    }
+    match start_init() {
+        Ok(()) => {}
+        Err(errno) => {
+            ursa_hal::error!("no first program could be started ({errno}); the boot archive must hold one of {INITS:?}");
+            give_up("there is no first program");
+        }
+    }
+}
+
+fn start_init() -> Result {
+    let chosen = ursa_hal::boot::option("rdinit").or_else(|| ursa_hal::boot::option("init"));
+    let candidates: Vec<&str> = chosen.into_iter().chain(INITS).collect();
+    let mut last = Errno::ENOENT;
+    for path in candidates {
+        match process::spawn_init(path, &[path], &["HOME=/", "TERM=linux", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]) {
+            Ok(()) => return Ok(()),
+            Err(Errno::ENOENT) if chosen != Some(path) => {}
+            Err(errno) => {
+                ursa_hal::error!("{path} cannot be started: {errno}");
+                last = errno;
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Says what is wrong and stops the machine: a person, or a test, must see it.
+fn give_up(reason: &str) -> ! {
+    ursa_hal::error!("The system cannot start: {reason}.");
+    ursa_hal::panic::stop()
+}

@@ -1,0 +1,101 @@
+//! The boot archive: an image's root, this checkout's programs over it, and files that the caller adds.
+//!
+//! For Ursa these are cpio archives one behind the other, as the kernel's `-initrd`; later entries replace earlier ones.
+//! For Linux the programs and added files are the initramfs, and the agent lays them over the root disk.
+
+use crate::build::Programs;
+use crate::image::cpio;
+use crate::image::tree::{Inode, Kind, Tree};
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A file or folder to put into the guest: `HOST:GUEST`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addition {
+    /// On the host.
+    pub host: PathBuf,
+    /// In the guest, absolute.
+    pub guest: PathBuf,
+}
+
+impl FromStr for Addition {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (host, guest) = text.rsplit_once(':').ok_or("must be HOST:GUEST")?;
+        if host.is_empty() || !guest.starts_with('/') || guest.split('/').any(|part| part == "..") {
+            return Err("HOST must not be empty and GUEST must be an absolute path without `..`".into());
+        }
+        let mut guest = guest.to_owned();
+        if guest.ends_with('/') {
+            let name = Path::new(host).file_name().ok_or("HOST has no file name to put into the folder GUEST")?;
+            guest += &name.to_string_lossy();
+        }
+        Ok(Addition { host: host.into(), guest: guest.into() })
+    }
+}
+
+/// The tree of programs and additions. `prefix` is where it begins: empty for Ursa, `add` in Linux's initramfs.
+pub fn overlay(programs: &Programs, additions: &[Addition], prefix: &str) -> Result<Tree> {
+    let mut tree = Tree::default();
+    let at = |path: &str| Path::new(prefix).join(path);
+    add_program(&mut tree, &at("usr/sbin/ursa-agent"), &programs.agent)?;
+    if let Some(init) = &programs.init {
+        add_program(&mut tree, &at("usr/sbin/ursa-init"), init)?;
+    }
+    for addition in additions {
+        let guest = addition.guest.strip_prefix("/").unwrap_or(&addition.guest);
+        if guest.as_os_str().is_empty() {
+            bail!("{} cannot replace the guest's root", addition.host.display());
+        }
+        tree.from_host(&Path::new(prefix).join(guest), &addition.host)?;
+    }
+    Ok(tree)
+}
+
+/// Adds a program as root's, executable.
+pub fn add_program(tree: &mut Tree, name: &Path, program: &Path) -> Result<()> {
+    let contents = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    tree.file(name, 0o755, contents);
+    Ok(())
+}
+
+/// Adds a device node of root's.
+pub fn add_character(tree: &mut Tree, name: &str, mode: u32, major: u32, minor: u32) {
+    tree.insert(name, Inode { kind: Kind::Character(major, minor), mode, uid: 0, gid: 0, mtime: 0, links: 1 });
+}
+
+/// Writes Ursa's boot archive.
+pub fn write_for_ursa(root: &Path, programs: &Programs, additions: &[Addition], output: &Path) -> Result<()> {
+    let mut tree = overlay(programs, additions, "")?;
+    // The kernel starts /init. A relative link would do as well, but this is what a person looks for.
+    tree.symlink("init", if programs.init.is_some() { "/usr/sbin/ursa-init" } else { "/usr/sbin/ursa-agent" });
+    let staging = tempfile::NamedTempFile::new_in(output.parent().context("an archive has a folder")?)?;
+    io::copy(&mut File::open(root)?, &mut staging.as_file())?;
+    let mut writer = BufWriter::new(staging.as_file());
+    cpio::write(&tree, &mut writer)?;
+    writer.into_inner().map_err(|e| e.into_error())?;
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    staging.as_file().set_permissions(readable)?;
+    staging.persist(output).with_context(|| format!("cannot write {}", output.display()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn additions_name_both_sides() {
+        let addition: Addition = "a/b:/usr/c".parse().unwrap();
+        assert_eq!((addition.host, addition.guest), ("a/b".into(), "/usr/c".into()));
+        let addition: Addition = "a/b:/tmp/".parse().unwrap();
+        assert_eq!(addition.guest, Path::new("/tmp/b"));
+        for bad in ["a", "a:b", ":/b", "a:/../b"] {
+            assert!(bad.parse::<Addition>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Debian's own kernel, to run the same image beside Ursa.
