@@ -10,8 +10,10 @@ use std::process::ExitCode;
 
 mod archive;
 mod build;
+mod guest;
 mod hosttools;
 mod image;
+mod machine;
 mod paths;
 mod shell;
 mod toolchain;
@@ -32,6 +34,8 @@ enum Command {
     Build(build::Options),
     /// Make an image from its recipe in `image/`.
     Image(image::Options),
+    /// Run a command in a fresh machine; its output and exit status are passed on.
+    Guest(guest::Options),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         Command::Toolchain => toolchain::show(),
         Command::Build(options) => build::run(&options).map(|_| ExitCode::SUCCESS),
         Command::Image(options) => image::run(&options),
+        Command::Guest(options) => guest::run(options),
     };
     result.unwrap_or_else(|problem| {
         eprintln!("error: {problem:#}");

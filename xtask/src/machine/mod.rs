@@ -1,0 +1,236 @@
+//! A virtual machine: what is in it, how QEMU is told so, and what comes out of it.
+//!
+//! [`Options`] is what a person may choose, [`Boot`] what is booted, [`command`] the QEMU command line for both, and
+//! [`Machine`] a running one whose serial lines this process holds.
+
+use crate::archive::{self, Addition};
+use crate::build::{self, Profile};
+use crate::image::linux::Linux;
+use crate::{image, paths};
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub mod accel;
+pub mod link;
+pub mod qmp;
+mod running;
+
+pub use running::{Event, Machine};
+
+/// Port and width of QEMU's isa-debug-exit device, and what the kernel writes: QEMU ends with `2 * value + 1`.
+const DEBUG_EXIT: &str = "isa-debug-exit,iobase=0xf4,iosize=0x04";
+
+/// QEMU's exit status after an in-kernel test run that ended.
+pub const EXIT_TESTS_DONE: i32 = 2 * 0x10 + 1;
+
+/// Whose kernel.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// Ours.
+    Ursa,
+    /// Debian's.
+    Linux,
+}
+
+impl Kernel {
+    /// How the first words of its panic message read.
+    pub fn panic_marker(self) -> &'static str {
+        match self {
+            Kernel::Ursa => "KERNEL PANIC:",
+            Kernel::Linux => "Kernel panic - not syncing",
+        }
+    }
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kernel::Ursa => "ursa",
+            Kernel::Linux => "linux",
+        }
+    }
+}
+
+/// A display device.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gpu {
+    /// virtio-gpu.
+    Virtio,
+    /// QEMU's bochs-display.
+    Bochs,
+    /// The standard VGA card.
+    Std,
+    /// None.
+    None,
+}
+
+/// What a person may choose about a machine.
+#[derive(clap::Args, Debug, Clone)]
+#[group(skip)]
+pub struct Options {
+    /// The image, a recipe in `image/`.
+    #[arg(long, default_value = "base")]
+    pub image: String,
+    /// Whose kernel.
+    #[arg(long, value_enum, default_value_t = Kernel::Ursa)]
+    pub kernel: Kernel,
+    /// How our kernel is built.
+    #[arg(long, value_enum, default_value_t = Profile::Kernel)]
+    pub profile: Profile,
+    /// Put a host file or folder into the guest.
+    #[arg(long = "add", value_name = "HOST:GUEST")]
+    pub additions: Vec<Addition>,
+    /// Number of CPUs.
+    #[arg(long, default_value_t = 2)]
+    pub smp: u32,
+    /// Memory, as QEMU takes it.
+    #[arg(long, default_value = "4G")]
+    pub mem: String,
+    /// CPU model, as QEMU takes it.
+    #[arg(long, default_value = "max")]
+    pub cpu: String,
+    /// One more word for QEMU's command line.
+    #[arg(long = "qemu", value_name = "ARG", allow_hyphen_values = true)]
+    pub qemu: Vec<String>,
+    /// More words for the kernel's command line.
+    #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
+    pub append: String,
+}
+
+impl Options {
+    /// The defaults, for a machine that no person asked for.
+    pub fn of(image: &str, kernel: Kernel) -> Options {
+        Options {
+            image: image.into(),
+            kernel,
+            profile: Profile::Kernel,
+            additions: Vec::new(),
+            smp: 2,
+            mem: "4G".into(),
+            cpu: "max".into(),
+            qemu: Vec::new(),
+            append: String::new(),
+        }
+    }
+}
+
+/// Files to boot from.
+#[derive(Debug)]
+pub struct Boot {
+    kind: Kernel,
+    kernel: PathBuf,
+    initrd: Option<PathBuf>,
+    disk: Option<PathBuf>,
+    append: String,
+}
+
+impl Boot {
+    /// Builds what is needed for these options: programs, kernel, image and archive. The archive is put into `folder`.
+    pub fn prepare(options: &Options, gpu: Gpu, folder: &Path) -> Result<Boot> {
+        let programs = build::programs()?;
+        let image = image::get(&options.image)?;
+        match options.kernel {
+            Kernel::Ursa => {
+                let kernel = build::kernel(options.profile)?;
+                let initrd = if options.additions.is_empty() {
+                    standard_archive(&image, &programs)?
+                } else {
+                    let path = folder.join("boot.cpio");
+                    archive::write_for_ursa(&image.archive(), &programs, &options.additions, &path)?;
+                    path
+                };
+                let append = options.append.clone();
+                Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), disk: None, append })
+            }
+            Kernel::Linux => {
+                let linux = Linux::get()?;
+                let mut modules = vec!["virtio_rng", "evdev", "virtio_input"];
+                modules.extend(match gpu {
+                    Gpu::Virtio => Some("virtio_gpu"),
+                    Gpu::Bochs | Gpu::Std => Some("bochs"),
+                    Gpu::None => None,
+                });
+                let initrd = folder.join("initramfs.cpio");
+                let modules = if gpu == Gpu::None { &[] } else { modules.as_slice() };
+                linux.initramfs(&programs, modules, &options.additions, &initrd)?;
+                // tsc=unstable: an emulator passes the host's time stamp counter through, and one short calibration of
+                // it on a busy host makes the guest's clock wrong by any factor.
+                let append = format!(
+                    "console=ttyS0,115200 quiet loglevel=4 mitigations=off tsc=unstable panic=-1 {}",
+                    options.append
+                );
+                let disk = Some(image.disk()?);
+                Ok(Boot { kind: Kernel::Linux, kernel: linux.kernel(), initrd: Some(initrd), disk, append })
+            }
+        }
+    }
+
+    /// Our kernel alone, for tests that it holds itself.
+    pub fn kernel_only(kernel: PathBuf, append: String) -> Boot {
+        Boot { kind: Kernel::Ursa, kernel, initrd: None, disk: None, append }
+    }
+
+    /// Whose kernel it is.
+    pub fn kind(&self) -> Kernel {
+        self.kind
+    }
+}
+
+/// The archive of an image and this checkout's programs without additions, kept beside the image while neither changes.
+fn standard_archive(image: &image::Image, programs: &build::Programs) -> Result<PathBuf> {
+    let mut hash = Sha256::new();
+    for program in std::iter::once(&programs.agent).chain(&programs.init) {
+        hash.update(std::fs::read(program).with_context(|| program.display().to_string())?);
+    }
+    let key: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let folder = image.folder().join("boot");
+    std::fs::create_dir_all(&folder)?;
+    let _lock = paths::lock(&folder)?;
+    let path = folder.join(format!("{key}.cpio"));
+    if !path.exists() {
+        remove_stale(&folder)?;
+        archive::write_for_ursa(&image.archive(), programs, &[], &path)?;
+    }
+    Ok(path)
+}
+
+/// Removes all but the newest few archives: every build of the programs makes one.
+fn remove_stale(folder: &Path) -> Result<()> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path()).collect();
+    files.sort_by_key(|path| path.metadata().and_then(|data| data.modified()).ok());
+    for path in files.iter().rev().skip(5) {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+/// QEMU's command line for a machine, but for its serial lines.
+pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-M", "q35", "-nodefaults", "-no-reboot", "-display", "none"]);
+    command.args(accel.arguments()).args(["-cpu", &options.cpu, "-m", &options.mem]);
+    command.args(["-smp", &options.smp.to_string()]);
+    command.arg("-kernel").arg(&boot.kernel);
+    if let Some(initrd) = &boot.initrd {
+        command.arg("-initrd").arg(initrd);
+    }
+    if let Some(disk) = &boot.disk {
+        command.arg("-drive");
+        command.arg(format!("file={},if=virtio,format=raw,snapshot=on,cache=unsafe", disk.display()));
+    }
+    command.args(["-append", boot.append.trim()]);
+    command.args(["-device", DEBUG_EXIT, "-device", "virtio-rng-pci"]);
+    match gpu {
+        Gpu::Virtio => drop(command.args(["-vga", "none", "-device", "virtio-gpu-pci,xres=1280,yres=800"])),
+        Gpu::Bochs => drop(command.args(["-vga", "none", "-device", "bochs-display,xres=1280,yres=800,edid=on"])),
+        Gpu::Std => drop(command.args(["-vga", "std"])),
+        Gpu::None => drop(command.args(["-vga", "none"])),
+    }
+    if gpu != Gpu::None {
+        command.args(["-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci"]);
+    }
+    command.args(&options.qemu);
+    command
+}
