@@ -20,3 +20,6 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
     }
     crate::cpu::halt_forever()
 }
+
+/// An NMI arrived.
+pub(crate) fn nmi(_: &crate::trap::TrapFrame) {}

@@ -1,0 +1,759 @@
+//! User page tables.
+//!
+//! A [`UserSpace`] is a four-level table whose lower half maps frames for a program and whose upper half is the
+//! kernel's. Leaf entries own one frame reference each, except device pages. One spin lock per space guards the tables;
+//! the hardware sets accessed and dirty bits behind its back, so entries of a space that may be running are taken out with
+//! atomic exchanges.
+//!
+//! Table frames keep the number of their used entries in their metadata; an empty table leaves with the pages.
+//! Whole empty subtrees are skipped when a range is walked.
+//!
+//! Pages and tables leave only after the TLB flush on every CPU that runs the space ([`super::tlb`]); callbacks for pages
+//! that leave run after that, outside the lock.
+//!
+//! Reference: Intel SDM vol. 3A, 4.5 and 4.10 (paging-structure caches: `INVLPG` and CR3 loads drop them too).
+
+use super::frame::{Frame, free_pfn, get_ref, meta, put_ref};
+use super::kernel::{copy_top, entry, index};
+use super::pte::{A, ADDR, CacheMode, D, DEVICE, P, Prot, RIGHTS, TABLE, W, prot_of, user_bits};
+use super::{copy, tlb};
+use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
+use crate::percpu;
+use crate::sync::{SpinGuard, SpinLock};
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Bytes that a leaf table maps.
+const LEAF_SPAN: u64 = 512 * PAGE;
+
+/// Why a page was not mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// No frame for a page table.
+    NoMemory,
+    /// Something is mapped there.
+    AlreadyMapped,
+}
+
+/// What is mapped at an address.
+#[derive(Debug)]
+pub struct Mapping {
+    /// A reference to the frame; `None` for device memory.
+    pub frame: Option<Frame>,
+    /// The physical address of the page.
+    pub phys: PhysAddr,
+    /// User rights.
+    pub prot: Prot,
+    /// Cache mode.
+    pub cache: CacheMode,
+    /// Used since the bit was last cleared.
+    pub accessed: bool,
+    /// Written since the bit was last cleared.
+    pub dirty: bool,
+}
+
+/// Page tables of a program.
+pub struct UserSpace {
+    root: PhysAddr,
+    lock: SpinLock<()>,
+    /// CPUs that may hold TLB entries of this space.
+    pub(crate) cpus: AtomicU64,
+    /// Table frames, the root included.
+    tables: AtomicUsize,
+}
+
+/// Pages on their way out: address and entry. The list fills a frame if there is one, else a few slots on the stack.
+struct Gather {
+    page: Option<Frame>,
+    few: [(u64, u64); 8],
+    n: usize,
+    /// First table frame to free, linked through `Meta::prev`.
+    tables: u32,
+    n_tables: usize,
+    /// Range that must be flushed.
+    start: u64,
+    end: u64,
+}
+
+impl Gather {
+    fn new() -> Self {
+        Self { page: Frame::alloc_kernel(), few: [(0, 0); 8], n: 0, tables: 0, n_tables: 0, start: u64::MAX, end: 0 }
+    }
+    fn slots(&mut self) -> &mut [(u64, u64)] {
+        match &self.page {
+            // SAFETY: the frame is unique and not shown to anybody: 4 KiB of plain memory, aligned, and the slots are
+            // written before they are read. Borrowed from `self`, so there is one reference at a time.
+            Some(f) => unsafe { core::slice::from_raw_parts_mut(f.ptr().cast(), PAGE_SIZE / size_of::<(u64, u64)>()) },
+            None => &mut self.few,
+        }
+    }
+    #[inline]
+    fn is_full(&mut self) -> bool {
+        self.n == self.slots().len()
+    }
+    #[inline]
+    fn note(&mut self, va: u64) {
+        self.start = self.start.min(va);
+        self.end = self.end.max(va + PAGE);
+    }
+    #[inline]
+    fn push(&mut self, va: u64, pte: u64) {
+        let n = self.n;
+        self.slots()[n] = (va, pte);
+        self.n = n + 1;
+        self.note(va);
+    }
+    fn push_table(&mut self, table: PhysAddr, va: u64) {
+        meta(table.pfn()).prev.store(self.tables, Ordering::Relaxed);
+        self.tables = table.pfn() as u32;
+        self.n_tables += 1;
+        self.note(va);
+    }
+    /// Flushes, frees tables, and hands the pages to `f`.
+    fn finish(&mut self, space: &UserSpace, f: &mut dyn FnMut(VirtAddr, Frame, bool)) {
+        if self.start < self.end {
+            tlb::flush_user(&space.cpus, self.start, self.end);
+        }
+        while self.tables != 0 {
+            let pfn = u64::from(self.tables);
+            self.tables = meta(pfn).prev.swap(0, Ordering::Relaxed);
+            free_table(PhysAddr(pfn << PAGE_SHIFT));
+        }
+        space.tables.fetch_sub(self.n_tables, Ordering::Relaxed);
+        let n = core::mem::take(&mut self.n);
+        for i in 0..n {
+            let (va, pte) = self.slots()[i];
+            if pte & DEVICE == 0 {
+                // SAFETY: the entry owned a reference and was taken out of the table.
+                let frame = unsafe { Frame::from_raw(PhysAddr(pte & ADDR)) };
+                f(VirtAddr(va), frame, pte & D != 0);
+            }
+        }
+        (self.start, self.end, self.n_tables) = (u64::MAX, 0, 0);
+    }
+}
+
+fn free_table(table: PhysAddr) {
+    meta(table.pfn()).next.store(0, Ordering::Relaxed);
+    if put_ref(table.pfn()) {
+        free_pfn(table.pfn());
+    }
+}
+
+/// Number of used entries in a table.
+#[inline(always)]
+fn used(table: PhysAddr) -> &'static core::sync::atomic::AtomicU32 {
+    &meta(table.pfn()).next
+}
+
+/// Adds to a counter that a lock guards.
+#[inline(always)]
+fn bump(c: &core::sync::atomic::AtomicU32, by: i32) -> u32 {
+    let v = c.load(Ordering::Relaxed).wrapping_add_signed(by);
+    c.store(v, Ordering::Relaxed);
+    v
+}
+
+#[track_caller]
+fn check_range(range: &Range<VirtAddr>) {
+    assert!(
+        range.start.is_page_aligned()
+            && range.end.is_page_aligned()
+            && range.start <= range.end
+            && range.end.0 <= USER_END,
+        "bad user range {:#x}..{:#x}",
+        range.start,
+        range.end
+    );
+}
+
+#[inline]
+#[track_caller]
+fn check_page(va: VirtAddr) {
+    assert!(va.is_page_aligned() && va.0 < USER_END, "bad user page {va:#x}");
+}
+
+impl UserSpace {
+    /// Empty tables. `None` when memory is short.
+    pub fn new() -> Option<Self> {
+        let root = new_table()?;
+        copy_top(root);
+        Some(Self { root, lock: SpinLock::new(()), cpus: AtomicU64::new(0), tables: AtomicUsize::new(1) })
+    }
+
+    /// Physical address of the top-level table.
+    pub(crate) fn root(&self) -> PhysAddr {
+        self.root
+    }
+    /// Memory taken by the tables, in frames.
+    pub fn table_frames(&self) -> usize {
+        self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Runs this space's user half on this CPU from now on; the same as `task::switch_space`.
+    pub fn activate(self: &alloc::sync::Arc<Self>) {
+        crate::task::switch_space(self);
+    }
+
+    /// The leaf table for `va`, made if it is not there.
+    #[inline]
+    fn leaf_or_new(&self, va: u64) -> Option<PhysAddr> {
+        let mut table = self.root;
+        for level in (2..=4).rev() {
+            let e = entry(table, index(va, level));
+            let v = e.load(Ordering::Relaxed);
+            table = if v & P != 0 {
+                PhysAddr(v & ADDR)
+            } else {
+                let t = new_table()?;
+                self.tables.fetch_add(1, Ordering::Relaxed);
+                e.store(t.0 | TABLE, Ordering::Release);
+                if level != 4 {
+                    bump(used(table), 1);
+                }
+                t
+            };
+        }
+        Some(table)
+    }
+
+    /// The leaf table for `va`, if it is there.
+    #[inline]
+    fn leaf(&self, va: u64) -> Option<PhysAddr> {
+        let mut table = self.root;
+        for level in (2..=4).rev() {
+            let v = entry(table, index(va, level)).load(Ordering::Relaxed);
+            if v & P == 0 {
+                return None;
+            }
+            table = PhysAddr(v & ADDR);
+        }
+        Some(table)
+    }
+
+    /// The first leaf table that maps anything at or after `va` and before `end`, with the address where to go on.
+    fn next_leaf(&self, mut va: u64, end: u64) -> Option<(u64, PhysAddr)> {
+        'top: while va < end {
+            let mut table = self.root;
+            for level in (2..=4).rev() {
+                let v = entry(table, index(va, level)).load(Ordering::Relaxed);
+                if v & P == 0 {
+                    let span = PAGE << (9 * (level - 1));
+                    va = (va & !(span - 1)) + span;
+                    continue 'top;
+                }
+                table = PhysAddr(v & ADDR);
+            }
+            return Some((va, table));
+        }
+        None
+    }
+
+    /// Unlinks the leaf table for `va` if it is empty, and the tables above it that become so.
+    fn prune(&self, va: u64, leaf: PhysAddr, gather: &mut Gather) {
+        if used(leaf).load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        let mut path = [self.root; 3];
+        let mut table = self.root;
+        for level in (2..=4).rev() {
+            path[4 - level as usize] = table;
+            table = PhysAddr(entry(table, index(va, level)).load(Ordering::Relaxed) & ADDR);
+        }
+        let mut child = leaf;
+        for level in 2..=4 {
+            let parent = path[4 - level as usize];
+            entry(parent, index(va, level)).store(0, Ordering::Release);
+            gather.push_table(child, va);
+            if level == 4 || bump(used(parent), -1) != 0 {
+                return;
+            }
+            child = parent;
+        }
+    }
+
+    /// Maps `frame` at `va`.
+    #[inline]
+    #[track_caller]
+    pub fn map(&self, va: VirtAddr, frame: Frame, prot: Prot, cache: CacheMode) -> Result<(), MapError> {
+        check_page(va);
+        let _guard = self.lock.lock();
+        let leaf = self.leaf_or_new(va.0).ok_or(MapError::NoMemory)?;
+        let e = entry(leaf, index(va.0, 1));
+        if e.load(Ordering::Relaxed) != 0 {
+            return Err(MapError::AlreadyMapped);
+        }
+        e.store(frame.into_raw().0 | user_bits(prot) | cache.bits(), Ordering::Release);
+        bump(used(leaf), 1);
+        Ok(())
+    }
+
+    /// Maps the pages that `pages` yields, with one lock and, for neighbours, one walk. Pages that are mapped already are
+    /// skipped. Returns how many were mapped; stops early when there is no memory for a table.
+    #[track_caller]
+    pub fn map_many(&self, prot: Prot, cache: CacheMode, pages: impl IntoIterator<Item = (VirtAddr, Frame)>) -> usize {
+        let bits = user_bits(prot) | cache.bits();
+        let _guard = self.lock.lock();
+        let mut at: Option<(u64, PhysAddr)> = None;
+        let mut mapped = 0;
+        for (va, frame) in pages {
+            check_page(va);
+            let leaf = match at {
+                Some((span, leaf)) if span == va.0 / LEAF_SPAN => leaf,
+                _ => match self.leaf_or_new(va.0) {
+                    Some(l) => l,
+                    None => break,
+                },
+            };
+            at = Some((va.0 / LEAF_SPAN, leaf));
+            let e = entry(leaf, index(va.0, 1));
+            if e.load(Ordering::Relaxed) == 0 {
+                e.store(frame.into_raw().0 | bits, Ordering::Release);
+                bump(used(leaf), 1);
+                mapped += 1;
+            }
+        }
+        mapped
+    }
+
+    /// Maps a page of device memory, for which no reference is held. Panics for RAM that the kernel manages: that is mapped
+    /// as [`Frame`]s.
+    #[track_caller]
+    pub fn map_phys(&self, va: VirtAddr, phys: PhysAddr, prot: Prot, cache: CacheMode) -> Result<(), MapError> {
+        check_page(va);
+        assert!(phys.is_page_aligned() && phys.0 & !ADDR == 0 && !super::overlaps_ram(phys, PAGE), "{phys:#x} is RAM");
+        let _guard = self.lock.lock();
+        let leaf = self.leaf_or_new(va.0).ok_or(MapError::NoMemory)?;
+        let e = entry(leaf, index(va.0, 1));
+        if e.load(Ordering::Relaxed) != 0 {
+            return Err(MapError::AlreadyMapped);
+        }
+        e.store(phys.0 | DEVICE | user_bits(prot) | cache.bits(), Ordering::Release);
+        bump(used(leaf), 1);
+        Ok(())
+    }
+
+    /// What is mapped at `va`.
+    pub fn query(&self, va: VirtAddr) -> Option<Mapping> {
+        if va.0 >= USER_END {
+            return None;
+        }
+        let _guard = self.lock.lock();
+        let pte = entry(self.leaf(va.0)?, index(va.0, 1)).load(Ordering::Relaxed);
+        if pte == 0 {
+            return None;
+        }
+        let phys = PhysAddr(pte & ADDR);
+        let frame = (pte & DEVICE == 0).then(|| {
+            get_ref(phys.pfn());
+            // SAFETY: the entry holds a reference, the lock keeps it there, and one was added.
+            unsafe { Frame::from_raw(phys) }
+        });
+        Some(Mapping {
+            frame,
+            phys,
+            prot: prot_of(pte),
+            cache: CacheMode::of(pte),
+            accessed: pte & A != 0,
+            dirty: pte & D != 0,
+        })
+    }
+
+    /// Puts `frame` at `va` in place of what is there (copy-on-write break), or maps it if nothing is. The old frame leaves
+    /// after the flush.
+    #[track_caller]
+    pub fn replace(&self, va: VirtAddr, frame: Frame, prot: Prot) -> Result<(), MapError> {
+        check_page(va);
+        let old = {
+            let _guard = self.lock.lock();
+            let leaf = self.leaf_or_new(va.0).ok_or(MapError::NoMemory)?;
+            let e = entry(leaf, index(va.0, 1));
+            let old = e.swap(frame.into_raw().0 | user_bits(prot), Ordering::AcqRel);
+            if old == 0 {
+                bump(used(leaf), 1);
+                return Ok(());
+            }
+            old
+        };
+        tlb::flush_user(&self.cpus, va.0, va.0 + PAGE);
+        if old & DEVICE == 0 {
+            // SAFETY: the entry owned a reference and was taken out of the table; no TLB knows it any more.
+            drop(unsafe { Frame::from_raw(PhysAddr(old & ADDR)) });
+        }
+        Ok(())
+    }
+
+    /// Takes all pages in `range` out. `f` gets each frame, after the TLBs have forgotten it, with whether it was written to.
+    #[track_caller]
+    pub fn unmap(&self, range: Range<VirtAddr>, mut f: impl FnMut(VirtAddr, Frame, bool)) {
+        check_range(&range);
+        let (mut va, end) = (range.start.0, range.end.0);
+        if va == end {
+            return;
+        }
+        let mut gather = None;
+        while va < end {
+            {
+                let _guard = self.lock.lock();
+                while let Some((at, leaf)) = self.next_leaf(va, end) {
+                    va = at;
+                    let gather = gather.get_or_insert_with(Gather::new);
+                    let stop = end.min((va & !(LEAF_SPAN - 1)) + LEAF_SPAN);
+                    let mut left = used(leaf).load(Ordering::Relaxed);
+                    let before = left;
+                    while va < stop && left > 0 {
+                        let e = entry(leaf, index(va, 1));
+                        if e.load(Ordering::Relaxed) != 0 {
+                            if gather.is_full() {
+                                break;
+                            }
+                            gather.push(va, e.swap(0, Ordering::AcqRel));
+                            left -= 1;
+                        }
+                        va += PAGE;
+                    }
+                    bump(used(leaf), left as i32 - before as i32);
+                    if left == 0 {
+                        self.prune(va.min(stop - PAGE).max(at), leaf, gather);
+                        va = stop;
+                    } else if va < stop {
+                        break;
+                    }
+                }
+            }
+            let Some(g) = &mut gather else { return };
+            let more = g.is_full();
+            g.finish(self, &mut f);
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Changes rights: `f` gets each mapped page with its present rights and returns the new ones. Device pages are not shown
+    /// and keep theirs; use [`UserSpace::protect_all`] where the frames do not matter.
+    #[track_caller]
+    pub fn protect(&self, range: Range<VirtAddr>, mut f: impl FnMut(VirtAddr, &Frame, Prot) -> Prot) {
+        self.change(range, |va, pte| {
+            if pte & DEVICE != 0 {
+                return prot_of(pte);
+            }
+            // SAFETY: the entry holds a reference and the lock keeps it; `ManuallyDrop` leaves it with the entry.
+            let frame = core::mem::ManuallyDrop::new(unsafe { Frame::from_raw(PhysAddr(pte & ADDR)) });
+            f(VirtAddr(va), &frame, prot_of(pte))
+        });
+    }
+
+    /// Restricts or widens every page in `range`, device pages included, to what `f` makes of its rights.
+    #[track_caller]
+    pub fn protect_all(&self, range: Range<VirtAddr>, mut f: impl FnMut(Prot) -> Prot) {
+        self.change(range, |_, pte| f(prot_of(pte)));
+    }
+
+    #[inline]
+    #[track_caller]
+    fn change(&self, range: Range<VirtAddr>, mut f: impl FnMut(u64, u64) -> Prot) {
+        check_range(&range);
+        let (mut start, mut last) = (u64::MAX, 0);
+        {
+            let _guard = self.lock.lock();
+            self.for_each(&range, |va, e, pte| {
+                let bits = user_bits(f(va, pte));
+                if (pte ^ bits) & RIGHTS == 0 {
+                    return;
+                }
+                let mut now = pte;
+                loop {
+                    // Keep what hardware sets meanwhile.
+                    match e.compare_exchange_weak(now, now & !RIGHTS | bits, Ordering::AcqRel, Ordering::Relaxed) {
+                        Ok(_) => break,
+                        Err(v) => now = v,
+                    }
+                }
+                if pte & P != 0 {
+                    start = start.min(va);
+                    last = va + PAGE;
+                }
+            });
+        }
+        if start < last {
+            tlb::flush_user(&self.cpus, start, last);
+        }
+    }
+
+    /// Widens the rights of one page, if it is still mapped with `frame`. Other CPUs may fault once more and find the new
+    /// rights: no shoot-down. False when something else is mapped.
+    #[track_caller]
+    pub fn widen(&self, va: VirtAddr, frame: &Frame, prot: Prot) -> bool {
+        check_page(va);
+        let _guard = self.lock.lock();
+        let Some(leaf) = self.leaf(va.0) else { return false };
+        let e = entry(leaf, index(va.0, 1));
+        let bits = user_bits(prot);
+        let mut now = e.load(Ordering::Relaxed);
+        loop {
+            if now == 0 || now & ADDR != frame.phys().0 || now & DEVICE != 0 || !prot.contains(prot_of(now)) {
+                return false;
+            }
+            match e.compare_exchange_weak(now, now & !RIGHTS | bits, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(v) => now = v,
+            }
+        }
+    }
+
+    /// Visits used leaf entries. The lock is held.
+    #[inline]
+    fn for_each(&self, range: &Range<VirtAddr>, mut f: impl FnMut(u64, &'static AtomicU64, u64)) {
+        let (mut va, end) = (range.start.0, range.end.0);
+        while let Some((at, leaf)) = self.next_leaf(va, end) {
+            va = at;
+            let stop = end.min((va & !(LEAF_SPAN - 1)) + LEAF_SPAN);
+            while va < stop {
+                let e = entry(leaf, index(va, 1));
+                let pte = e.load(Ordering::Relaxed);
+                if pte != 0 {
+                    f(va, e, pte);
+                }
+                va += PAGE;
+            }
+        }
+    }
+
+    /// Shares all pages of `range` with `dst`, which must have nothing mapped there. Unless `share`, both sides lose the right to
+    /// write (copy on write). On `NoMemory` `dst` has some of the pages; the caller throws it away.
+    #[track_caller]
+    pub fn fork_cow(&self, dst: &UserSpace, range: Range<VirtAddr>, share: bool) -> Result<(), MapError> {
+        check_range(&range);
+        assert!(!core::ptr::eq(self, dst));
+        let (mut start, mut last) = (u64::MAX, 0);
+        let mut result = Ok(());
+        {
+            let (_a, _b) = lock_two(self, dst);
+            // Alone: no other CPU sets accessed or dirty bits while this one is here.
+            let alone = self.cpus.load(Ordering::SeqCst) & !(1 << percpu::cpu_id()) == 0;
+            let drop_bits = if share { A | D } else { A | D | W };
+            let (mut va, end) = (range.start.0, range.end.0);
+            'leaves: while let Some((at, leaf)) = self.next_leaf(va, end) {
+                va = at;
+                let stop = end.min((va & !(LEAF_SPAN - 1)) + LEAF_SPAN);
+                let mut left = used(leaf).load(Ordering::Relaxed);
+                if left == 0 {
+                    va = stop;
+                    continue;
+                }
+                let Some(to) = dst.leaf_or_new(va) else {
+                    result = Err(MapError::NoMemory);
+                    break;
+                };
+                let mut copied = 0;
+                while va < stop && left > 0 {
+                    let i = index(va, 1);
+                    let e = entry(leaf, i);
+                    let pte = e.load(Ordering::Relaxed);
+                    if pte != 0 {
+                        left -= 1;
+                        let d = entry(to, i);
+                        if d.load(Ordering::Relaxed) != 0 {
+                            result = Err(MapError::AlreadyMapped);
+                            bump(used(to), copied);
+                            break 'leaves;
+                        }
+                        if pte & DEVICE == 0 {
+                            get_ref((pte & ADDR) >> PAGE_SHIFT);
+                        }
+                        if !share && pte & W != 0 {
+                            if alone {
+                                e.store(pte & !W, Ordering::Relaxed);
+                            } else {
+                                e.fetch_and(!W, Ordering::AcqRel);
+                            }
+                            start = start.min(va);
+                            last = va + PAGE;
+                        }
+                        d.store(pte & !drop_bits, Ordering::Relaxed);
+                        copied += 1;
+                    }
+                    va += PAGE;
+                }
+                bump(used(to), copied);
+                va = stop;
+            }
+        }
+        if start < last {
+            tlb::flush_user(&self.cpus, start, last);
+        }
+        result
+    }
+
+    /// Shows `f` each page of `range` with its accessed and dirty bits, which are then cleared as asked. After it, clean means
+    /// clean on every CPU (dirty bits are flushed from TLBs); a cleared accessed bit may be set late.
+    #[track_caller]
+    pub fn harvest(
+        &self,
+        range: Range<VirtAddr>,
+        clear_accessed: bool,
+        clear_dirty: bool,
+        mut f: impl FnMut(VirtAddr, &Frame, bool, bool),
+    ) {
+        check_range(&range);
+        let clear = if clear_accessed { A } else { 0 } | if clear_dirty { D } else { 0 };
+        let (mut start, mut last) = (u64::MAX, 0);
+        {
+            let _guard = self.lock.lock();
+            self.for_each(&range, |va, e, pte| {
+                if pte & DEVICE != 0 {
+                    return;
+                }
+                let pte = if pte & clear != 0 { e.fetch_and(!clear, Ordering::AcqRel) } else { pte };
+                if pte & clear & D != 0 {
+                    start = start.min(va);
+                    last = va + PAGE;
+                }
+                // SAFETY: as in `protect`.
+                let frame = core::mem::ManuallyDrop::new(unsafe { Frame::from_raw(PhysAddr(pte & ADDR)) });
+                f(VirtAddr(va), &frame, pte & A != 0, pte & D != 0);
+            });
+        }
+        if start < last {
+            tlb::flush_user(&self.cpus, start, last);
+        }
+    }
+
+    /// Moves the pages of `[old, old+len)` to `[new, new+len)`, which must be empty and must not overlap (mremap). On `NoMemory`
+    /// nothing has moved.
+    #[track_caller]
+    pub fn move_range(&self, old: VirtAddr, new: VirtAddr, len: u64) -> Result<(), MapError> {
+        let from = old..VirtAddr(old.0.saturating_add(len));
+        let to = new..VirtAddr(new.0.saturating_add(len));
+        check_range(&from);
+        check_range(&to);
+        assert!(from.end <= to.start || to.end <= from.start, "ranges overlap");
+        let shift = new.0.wrapping_sub(old.0);
+        let mut gather = Gather::new();
+        let result = {
+            let _guard = self.lock.lock();
+            // First the tables, so that the move itself cannot fail.
+            let mut result = Ok(());
+            let mut last_leaf = u64::MAX;
+            self.for_each(&from, |va, _, _| {
+                let to = va.wrapping_add(shift);
+                if result.is_err() || to / LEAF_SPAN == last_leaf {
+                    return;
+                }
+                last_leaf = to / LEAF_SPAN;
+                if self.leaf_or_new(to).is_none() {
+                    result = Err(MapError::NoMemory);
+                }
+            });
+            if result.is_ok() {
+                self.for_each(&to, |_, _, _| result = Err(MapError::AlreadyMapped));
+            }
+            if result.is_ok() {
+                let mut va = from.start.0;
+                while let Some((at, leaf)) = self.next_leaf(va, from.end.0) {
+                    va = at;
+                    let stop = from.end.0.min((va & !(LEAF_SPAN - 1)) + LEAF_SPAN);
+                    while va < stop {
+                        let pte = entry(leaf, index(va, 1)).swap(0, Ordering::AcqRel);
+                        if pte != 0 {
+                            bump(used(leaf), -1);
+                            gather.note(va);
+                            let dst = va.wrapping_add(shift);
+                            if let Some(l) = self.leaf(dst) {
+                                entry(l, index(dst, 1)).store(pte, Ordering::Release);
+                                bump(used(l), 1);
+                            }
+                        }
+                        va += PAGE;
+                    }
+                    self.prune(stop - PAGE, leaf, &mut gather);
+                    va = stop;
+                }
+            }
+            result
+        };
+        gather.finish(self, &mut |_, _, _| {});
+        result
+    }
+
+    /// Number of pages mapped in `range`, device pages included.
+    #[track_caller]
+    pub fn count(&self, range: Range<VirtAddr>) -> usize {
+        check_range(&range);
+        let _guard = self.lock.lock();
+        let mut n = 0;
+        let (mut va, end) = (range.start.0, range.end.0);
+        while let Some((at, leaf)) = self.next_leaf(va, end) {
+            let next = (at & !(LEAF_SPAN - 1)) + LEAF_SPAN;
+            if at.is_multiple_of(LEAF_SPAN) && next <= end {
+                n += used(leaf).load(Ordering::Relaxed) as usize;
+            } else {
+                let mut va = at;
+                while va < end.min(next) {
+                    n += usize::from(entry(leaf, index(va, 1)).load(Ordering::Relaxed) != 0);
+                    va += PAGE;
+                }
+            }
+            va = next;
+        }
+        n
+    }
+}
+
+fn lock_two<'a>(a: &'a UserSpace, b: &'a UserSpace) -> (SpinGuard<'a, ()>, SpinGuard<'a, ()>) {
+    // By address, so that two forks between the same two spaces cannot deadlock.
+    if a.root < b.root {
+        let ga = a.lock.lock();
+        (ga, b.lock.lock())
+    } else {
+        let gb = b.lock.lock();
+        (a.lock.lock(), gb)
+    }
+}
+
+fn new_table() -> Option<PhysAddr> {
+    let f = Frame::alloc()?;
+    // SAFETY: 4 KiB of RAM in the direct map, ours alone.
+    unsafe { copy::zero_page(f.ptr()) };
+    meta(f.pfn()).next.store(0, Ordering::Relaxed);
+    Some(f.into_raw())
+}
+
+impl Drop for UserSpace {
+    fn drop(&mut self) {
+        // No CPU runs it: each that does owns an `Arc`. So no TLB knows its entries and nobody changes them.
+        debug_assert!(self.cpus.load(Ordering::Relaxed) == 0);
+        for i in 0..256 {
+            let v = entry(self.root, i).load(Ordering::Relaxed);
+            if v & P != 0 {
+                drop_table(PhysAddr(v & ADDR), 3);
+            }
+        }
+        free_table(self.root);
+    }
+}
+
+/// Frees a table with everything below it.
+fn drop_table(table: PhysAddr, level: u32) {
+    let mut left = used(table).load(Ordering::Relaxed);
+    let mut i = 0;
+    while left > 0 && i < 512 {
+        let v = entry(table, i).load(Ordering::Relaxed);
+        i += 1;
+        if v == 0 {
+            continue;
+        }
+        left -= 1;
+        if level > 1 {
+            drop_table(PhysAddr(v & ADDR), level - 1);
+        } else if v & DEVICE == 0 {
+            let pfn = (v & ADDR) >> PAGE_SHIFT;
+            if put_ref(pfn) {
+                free_pfn(pfn);
+            }
+        }
+    }
+    free_table(table);
+}
