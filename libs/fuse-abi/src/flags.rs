@@ -1,5 +1,7 @@
 //! Flag words of requests and replies; the flags carry the names of the C header, which documents them.
 
+#![expect(missing_docs, reason = "the flags carry the names of the C header, which documents them")]
+
 use bitflags::bitflags;
 
 bitflags! {
