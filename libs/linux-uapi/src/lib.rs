@@ -8,7 +8,6 @@
 
 mod errno;
 
-pub mod process;
 pub mod sched;
 pub mod signal;
 pub mod stat;

@@ -1,1 +1,80 @@
-//! Address spaces and memory objects.
+//! Memory: objects that can be mapped, address spaces that map them, faults, limits, reclaim.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`object`] | [`MemoryObject`]: page index → frame; shmem, page cache, dma-buf, device |
+//! | [`page_tree`] | the radix tree in an object |
+//! | [`rmap`] | where an object is mapped |
+//! | [`vma`], [`flags`] | one mapping; the ordered set of them; what `PROT_*` and `MAP_*` mean |
+//! | [`layout`] | where stack, heap and mmap area are, with randomisation |
+//! | [`space`] | [`AddressSpace`]; its lock and its rules |
+//! | [`fault`] | demand paging, copy on write |
+//! | [`map`], [`remap`], [`advise`], [`lock`] | the `mmap` family |
+//! | [`edit`] | splitting and merging under the mm lock |
+//! | [`fork`], [`exec`], [`remote`] | what process creation, `execve` and debuggers use |
+//! | [`account`], [`reclaim`], [`oom`] | who pays, what is freed, who ends |
+//! | [`memfd`] | `memfd_create` |
+//! | [`syscall`] | the handlers |
+//!
+//! Pages of private anonymous memory live in the page tables alone; everything else belongs to an object. The lock order is in
+//! [`space`] and [`object`].
+
+pub mod account;
+pub mod advise;
+pub mod edit;
+pub mod exec;
+pub mod fault;
+pub mod flags;
+pub mod fork;
+pub mod layout;
+pub mod lock;
+pub mod map;
+pub mod object;
+pub mod oom;
+pub mod page_tree;
+pub mod reclaim;
+pub mod remap;
+pub mod remote;
+mod rmap;
+pub mod space;
+pub mod syscall;
+pub mod vma;
+
+use alloc::sync::Arc;
+
+pub use account::Charge;
+pub use exec::Segment;
+pub use fault::{Fault, handle_kernel_fault};
+pub use flags::{MapFlags, VmFlags};
+pub use layout::{Layout, MMAP_MIN_ADDR};
+pub use map::{MapBacking, MapRequest};
+pub use object::{MemoryObject, Pager, Seals};
+pub use remote::FutexKey;
+pub use space::{AddressSpace, Usage, Vmas};
+pub use vma::{Backing, Vma};
+
+use crate::process::Resource;
+
+/// The open file that a mapping came from.
+pub type FileRef = Arc<crate::fs::File>;
+
+/// Tag of a frame that is private anonymous memory of one or (after `fork`) several address spaces.
+const TAG_ANON: u32 = 1;
+/// Tag of a frame that belongs or belonged to an object.
+const TAG_OBJECT: u32 = 2;
+/// Tag of the page of zeroes.
+const TAG_ZERO: u32 = 3;
+
+/// The soft limit of the running process; none in the kernel's own threads.
+fn limit(resource: Resource) -> u64 {
+    crate::process::try_current().map_or(u64::MAX, |thread| thread.process().rlimits.soft(resource))
+}
+
+/// Sets up what faults need before the first program runs, and the reserve for the kernel.
+pub fn init() {
+    let total = ursa_hal::mm::stats().total;
+    // 1/64 of memory, at least 2 MiB, at most 64 MiB.
+    ursa_hal::mm::set_reserve((total / 64).clamp(512, 16384));
+    fault::zero_frame();
+    AddressSpace::empty();
+}

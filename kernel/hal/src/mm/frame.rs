@@ -47,6 +47,7 @@ pub(crate) struct Meta {
     pub(super) kind: AtomicU32,
     /// List link (free block, slab), or the number of used entries of a page table.
     pub(super) next: AtomicU32,
+    /// List link (free block, slab, page tables on their way out), or the tag of an allocated frame ([`Frame::tag`]).
     pub(super) prev: AtomicU32,
 }
 
@@ -280,6 +281,17 @@ impl Frame {
     #[inline]
     pub fn is_unique(&self) -> bool {
         self.ref_count() == 1
+    }
+
+    /// A number for the owner's use, shared by all references (what kind of page this is). Unspecified until it is set.
+    #[inline]
+    pub fn tag(&self) -> u32 {
+        meta(self.pfn()).prev.load(Ordering::Relaxed)
+    }
+    /// Sets [`Frame::tag`].
+    #[inline]
+    pub fn set_tag(&self, tag: u32) {
+        meta(self.pfn()).prev.store(tag, Ordering::Relaxed);
     }
 
     #[inline]

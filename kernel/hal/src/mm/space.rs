@@ -36,6 +36,17 @@ pub enum MapError {
     AlreadyMapped,
 }
 
+/// What a store to a private mapping needs; see [`UserSpace::write_fault`].
+#[derive(Debug)]
+pub enum WriteFault {
+    /// Nothing is mapped there.
+    NotMapped,
+    /// The page can be written now.
+    Done,
+    /// Others hold this page, too: the caller copies it.
+    Shared(Frame),
+}
+
 /// What is mapped at an address.
 #[derive(Debug)]
 pub struct Mapping {
@@ -503,6 +514,58 @@ impl UserSpace {
         }
     }
 
+    /// Settles a store to the page at `va` of a private mapping in place, where that is possible: a page that carries `tag` and
+    /// that only this entry holds becomes accessible as `prot` says (copy-on-write without a copy). Otherwise says what
+    /// the caller has to do. No shoot-down: other CPUs may fault once more and find the new rights.
+    #[track_caller]
+    pub fn write_fault(&self, va: VirtAddr, tag: u32, prot: Prot) -> WriteFault {
+        check_page(va);
+        let _guard = self.lock.lock();
+        let Some(leaf) = self.leaf(va.0) else { return WriteFault::NotMapped };
+        let e = entry(leaf, index(va.0, 1));
+        let mut now = e.load(Ordering::Relaxed);
+        if now == 0 {
+            return WriteFault::NotMapped;
+        }
+        if now & (DEVICE | W) != 0 {
+            return WriteFault::Done;
+        }
+        let m = meta((now & ADDR) >> PAGE_SHIFT);
+        // One reference is this entry's: nobody can add one, since that takes a reference or this lock.
+        if m.refs.load(Ordering::Acquire) != 1 || m.prev.load(Ordering::Relaxed) != tag {
+            get_ref((now & ADDR) >> PAGE_SHIFT);
+            // SAFETY: the entry holds a reference, the lock keeps it there, and one was added.
+            return WriteFault::Shared(unsafe { Frame::from_raw(PhysAddr(now & ADDR)) });
+        }
+        let bits = user_bits(prot);
+        while let Err(v) = e.compare_exchange_weak(now, now & !RIGHTS | bits, Ordering::AcqRel, Ordering::Relaxed) {
+            now = v;
+        }
+        WriteFault::Done
+    }
+
+    /// Puts `new` at `va` if `old` is still mapped there without the right to write (a copy-on-write break that raced with nobody). The
+    /// old frame's reference leaves after the flush. False when something else is there by now; `new` is dropped then.
+    #[track_caller]
+    pub fn replace_if(&self, va: VirtAddr, old: &Frame, new: Frame, prot: Prot) -> bool {
+        check_page(va);
+        {
+            let _guard = self.lock.lock();
+            let Some(leaf) = self.leaf(va.0) else { return false };
+            let e = entry(leaf, index(va.0, 1));
+            let now = e.load(Ordering::Relaxed);
+            if now == 0 || now & (DEVICE | W) != 0 || now & ADDR != old.phys().0 {
+                return false;
+            }
+            // Without the right to write, hardware sets the accessed bit at most; a swap loses nothing that matters.
+            e.swap(new.into_raw().0 | user_bits(prot), Ordering::AcqRel);
+        }
+        tlb::flush_user(&self.cpus, va.0, va.0 + PAGE);
+        // SAFETY: the entry owned a reference and was taken out of the table; no TLB knows it any more.
+        drop(unsafe { Frame::from_raw(old.phys()) });
+        true
+    }
+
     /// Visits used leaf entries. The lock is held.
     #[inline]
     fn for_each(&self, range: &Range<VirtAddr>, mut f: impl FnMut(u64, &'static AtomicU64, u64)) {
@@ -522,9 +585,16 @@ impl UserSpace {
     }
 
     /// Shares all pages of `range` with `dst`, which must have nothing mapped there. Unless `share`, both sides lose the right to
-    /// write (copy on write). On `NoMemory` `dst` has some of the pages; the caller throws it away.
+    /// write (copy on write). `see` gets the tag of each page's frame. On `NoMemory` `dst` has some of the pages; the caller
+    /// throws it away.
     #[track_caller]
-    pub fn fork_cow(&self, dst: &UserSpace, range: Range<VirtAddr>, share: bool) -> Result<(), MapError> {
+    pub fn fork_cow(
+        &self,
+        dst: &UserSpace,
+        range: Range<VirtAddr>,
+        share: bool,
+        mut see: impl FnMut(u32),
+    ) -> Result<(), MapError> {
         check_range(&range);
         assert!(!core::ptr::eq(self, dst));
         let (mut start, mut last) = (u64::MAX, 0);
@@ -561,7 +631,9 @@ impl UserSpace {
                             break 'leaves;
                         }
                         if pte & DEVICE == 0 {
-                            get_ref((pte & ADDR) >> PAGE_SHIFT);
+                            let pfn = (pte & ADDR) >> PAGE_SHIFT;
+                            get_ref(pfn);
+                            see(meta(pfn).prev.load(Ordering::Relaxed));
                         }
                         if !share && pte & W != 0 {
                             if alone {

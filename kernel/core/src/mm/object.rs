@@ -1,0 +1,812 @@
+//! Memory objects: [`MemoryObject`], the one type behind everything that can be mapped.
+//!
+//! An object maps page indices to frames. Its kinds differ in where a missing page comes from: *shmem* (memfd, tmpfs files,
+//! shared anonymous memory) fills with zeroes; *pager-backed* (the page cache of a file server's file) reads from a
+//! [`Pager`] and writes back to it; *fixed* has all its frames from the start (a dma-buf); *device* is a physical range that
+//! is mapped without frames. Private anonymous memory has no object: its pages live in the page tables alone.
+//!
+//! ## Locking
+//! `pages` is a spin lock over the tree. A fault looks pages up **and maps them** under it; truncation takes pages out
+//! under it and unmaps them afterwards through the reverse map. So a page that has left the tree is never mapped anew, and
+//! whatever mapped it before is found. Order: inode lock → mm lock → `rmap` → `pages` → page table lock → frame allocator.
+//! Input from a pager happens with none of these held; who reads a range is recorded in `filling`, others wait for it.
+//!
+//! References: Linux `mm/filemap.c`, `mm/shmem.c`, `mm/truncate.c`; memfd_create(2), fcntl(2) for the seals.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use bitflags::bitflags;
+use ursa_hal::PhysAddr;
+use ursa_hal::mm::{CacheMode, Frame};
+use ursa_hal::sync::{RwSpinLock, SpinLock};
+
+use super::account::{self, Charge, PageKind};
+use super::page_tree::{Mark, PageTree};
+use super::rmap::ReverseMap;
+use super::vma::PAGE;
+use crate::fs::{Sink, Source};
+use crate::wait::{Mutex, WaitQueue};
+use crate::{Errno, Result};
+
+/// The largest size of an object, as Linux's `MAX_LFS_FILESIZE`.
+pub const MAX_SIZE: u64 = i64::MAX as u64;
+/// The most pages that one read-ahead asks a pager for (128 KiB, Linux's default).
+const READ_AHEAD_MAX: u64 = 32;
+/// The first window of a stream that may turn out to be sequential.
+const READ_AHEAD_START: u64 = 4;
+
+bitflags! {
+    /// `F_SEAL_*` of fcntl(2).
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Seals: u32 {
+        /// No more seals.
+        const SEAL = 0x1;
+        /// The size may not decrease.
+        const SHRINK = 0x2;
+        /// The size may not increase.
+        const GROW = 0x4;
+        /// The contents may not change.
+        const WRITE = 0x8;
+        /// No new way to write; existing writable mappings stay.
+        const FUTURE_WRITE = 0x10;
+        /// The execute bits of the mode may not change.
+        const EXEC = 0x20;
+    }
+}
+
+/// Where the pages of a pager-backed object come from and go to. Called without locks; may sleep.
+pub trait Pager: Send + Sync {
+    /// Fills `frames`, the pages from index `first` on. Returns how many were filled, at least one; bytes past the end of
+    /// the file are zeroes.
+    fn read_pages(&self, first: u64, frames: &[Frame]) -> Result<usize>;
+
+    /// Makes `frames`, the pages from index `first` on, durable in the pager. `size` is the object's size in bytes: what lies beyond
+    /// in the last page does not belong to the file.
+    fn write_pages(&self, first: u64, frames: &[Frame], size: u64) -> Result;
+}
+
+enum Kind {
+    Shmem,
+    Pager(Arc<dyn Pager>),
+    Fixed,
+    Device { base: PhysAddr, cache: CacheMode },
+}
+
+/// A range of pages that someone is reading from the pager.
+struct Filling {
+    first: u64,
+    end: u64,
+}
+
+/// Something that can be mapped. See the module documentation.
+pub struct MemoryObject {
+    id: u64,
+    kind: Kind,
+    size: AtomicU64,
+    pub(super) pages: RwSpinLock<PageTree>,
+    pub(super) rmap: Mutex<ReverseMap>,
+    seals: AtomicU32,
+    /// Who pays for the pages: the process that made the object (for the OOM killer), a file system's limit.
+    owner: Option<Arc<Charge>>,
+    quota: Option<Arc<Charge>>,
+    /// Pages counted towards the commit limit for the whole life of the object.
+    committed: AtomicU64,
+    filling: SpinLock<Vec<Filling>>,
+    filled: WaitQueue,
+    /// Counts removals of pages, so that a read that was under way when its range was cut off is thrown away.
+    cuts: AtomicU64,
+    /// The page that a sequential reader would miss next.
+    ahead_next: AtomicU64,
+    ahead_window: AtomicU64,
+    /// The first error of a write-back since the last `sync`.
+    write_error: AtomicU32,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl MemoryObject {
+    fn new(kind: Kind, size: u64, owner: Option<Arc<Charge>>, quota: Option<Arc<Charge>>) -> MemoryObject {
+        MemoryObject {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            kind,
+            size: AtomicU64::new(size),
+            pages: RwSpinLock::new(PageTree::new()),
+            rmap: Mutex::new(ReverseMap::new()),
+            // Only memfd_create with MFD_ALLOW_SEALING opens this.
+            seals: AtomicU32::new(Seals::SEAL.bits()),
+            owner,
+            quota,
+            committed: AtomicU64::new(0),
+            filling: SpinLock::new(Vec::new()),
+            filled: WaitQueue::new(),
+            cuts: AtomicU64::new(0),
+            ahead_next: AtomicU64::new(0),
+            ahead_window: AtomicU64::new(0),
+            write_error: AtomicU32::new(0),
+        }
+    }
+
+    /// Memory that fills with zeroes on demand, `size` bytes long, charged to no process.
+    pub fn new_shmem(size: u64) -> Arc<MemoryObject> {
+        Arc::new(Self::new(Kind::Shmem, size, None, None))
+    }
+
+    /// As [`MemoryObject::new_shmem`], with who pays: `owner` for the OOM killer, `quota` a limit (`ENOSPC` beyond it).
+    pub fn new_shmem_charged(size: u64, owner: Option<Arc<Charge>>, quota: Option<Arc<Charge>>) -> Arc<MemoryObject> {
+        Arc::new(Self::new(Kind::Shmem, size, owner, quota))
+    }
+
+    /// The page cache of a file of `size` bytes whose contents `pager` has.
+    pub fn with_pager(pager: Arc<dyn Pager>, size: u64) -> Arc<MemoryObject> {
+        let object = Arc::new(Self::new(Kind::Pager(pager), size, None, None));
+        super::reclaim::register(&object);
+        object
+    }
+
+    /// An object of exactly these frames (a dma-buf).
+    pub fn fixed(frames: impl IntoIterator<Item = Frame>) -> Arc<MemoryObject> {
+        let object = Self::new(Kind::Fixed, 0, None, None);
+        let mut index = 0;
+        {
+            let mut pages = object.pages.write();
+            for frame in frames {
+                pages.insert(index, frame);
+                index += 1;
+            }
+        }
+        object.size.store(index * PAGE, Ordering::Relaxed);
+        Arc::new(object)
+    }
+
+    /// A physical range that the frame allocator does not own (a BAR). `base` and `len` are multiples of the page size.
+    pub fn device(base: PhysAddr, len: u64, cache: CacheMode) -> Result<Arc<MemoryObject>> {
+        if !base.is_page_aligned() || !len.is_multiple_of(PAGE) || base.as_u64().checked_add(len).is_none() {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Arc::new(Self::new(Kind::Device { base, cache }, len, None, None)))
+    }
+
+    /// A number that no other object ever has: with the offset it is the key of a shared futex.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn size_pages(&self) -> u64 {
+        self.size().div_ceil(PAGE)
+    }
+
+    /// Whether this fills with zeroes (memfd, tmpfs, shared anonymous memory).
+    pub fn is_shmem(&self) -> bool {
+        matches!(self.kind, Kind::Shmem)
+    }
+
+    /// Whether it is mapped without frames.
+    pub fn is_device(&self) -> bool {
+        matches!(self.kind, Kind::Device { .. })
+    }
+
+    /// Whether a store through a mapping has to be noticed, to be written back.
+    pub(super) fn tracks_dirty(&self) -> bool {
+        matches!(self.kind, Kind::Pager(_))
+    }
+
+    /// Whether mappings have to be found again. All kinds can be revoked, truncated or written back.
+    pub(super) fn is_revocable(&self) -> bool {
+        true
+    }
+
+    pub(super) fn page_kind(&self) -> PageKind {
+        if self.is_shmem() { PageKind::Shmem } else { PageKind::File }
+    }
+
+    /// Pages present.
+    pub fn resident_pages(&self) -> usize {
+        self.pages.read().len()
+    }
+
+    /// How many VMAs show the object.
+    pub fn mapping_count(&self) -> usize {
+        self.rmap.lock().len()
+    }
+
+    /// Whether the page at `index` is present (`mincore`).
+    pub fn is_resident(&self, index: u64) -> bool {
+        match self.kind {
+            Kind::Device { .. } => true,
+            _ => self.pages.read().get(index).is_some(),
+        }
+    }
+
+    /// The page at `index` if it is present; never sleeps.
+    pub fn peek(&self, index: u64) -> Option<Frame> {
+        self.pages.read().get(index).cloned()
+    }
+
+    /// The next offset at or after `from` with data (`SEEK_DATA`) or without (`SEEK_HOLE`). The end counts as a hole.
+    pub fn seek(&self, from: u64, data: bool) -> Result<u64> {
+        let size = self.size();
+        if from >= size {
+            return Err(Errno::ENXIO);
+        }
+        if !self.is_shmem() {
+            return Ok(if data { from } else { size });
+        }
+        let found = self.pages.read().next(from / PAGE, size.div_ceil(PAGE), data);
+        match found {
+            Some(index) => Ok((index * PAGE).max(from).min(size)),
+            None if data => Err(Errno::ENXIO),
+            None => Ok(size),
+        }
+    }
+
+    /// The page at `index`: from the tree, filled with zeroes, or read from the pager. `write` says that it is going to be
+    /// changed (it is marked dirty). May sleep.
+    ///
+    /// # Errors
+    /// `EFAULT` past the end, `ENOMEM`, `ENOSPC` at the file system's limit, or what the pager says.
+    pub fn get_page(&self, index: u64, write: bool) -> Result<Frame> {
+        loop {
+            {
+                let pages = self.pages.read();
+                if let Some(frame) = pages.get(index)
+                    && index < self.size_pages()
+                {
+                    let frame = frame.clone();
+                    drop(pages);
+                    if write && self.tracks_dirty() {
+                        self.pages.write().set_mark(index, Mark::Dirty, true);
+                    }
+                    return Ok(frame);
+                }
+            }
+            self.bring_in(index)?;
+        }
+    }
+
+    /// Makes the page at `index` present. May sleep.
+    pub(super) fn bring_in(&self, index: u64) -> Result {
+        if index >= self.size_pages() {
+            return Err(Errno::EFAULT);
+        }
+        match &self.kind {
+            Kind::Shmem => {
+                let frame = super::reclaim::alloc_zeroed()?;
+                self.insert_missing(index, frame)
+            }
+            Kind::Pager(pager) => self.read_ahead(&**pager, index),
+            Kind::Fixed | Kind::Device { .. } => Err(Errno::EFAULT),
+        }
+    }
+
+    /// Inserts a page unless there is one by now or the index is past the end by now.
+    fn insert_missing(&self, index: u64, frame: Frame) -> Result {
+        self.charge(1)?;
+        let mut pages = self.pages.write();
+        if index >= self.size_pages() {
+            drop(pages);
+            self.uncharge(1);
+            return Err(Errno::EFAULT);
+        }
+        if pages.get(index).is_some() {
+            drop(pages);
+            self.uncharge(1);
+            return Ok(());
+        }
+        pages.insert(index, frame);
+        Ok(())
+    }
+
+    fn charge(&self, count: u64) -> Result {
+        if let Some(quota) = &self.quota
+            && !quota.try_add(count)
+        {
+            return Err(Errno::ENOSPC);
+        }
+        if let Some(owner) = &self.owner {
+            owner.add(count);
+        }
+        account::add_pages(self.page_kind(), count as i64);
+        Ok(())
+    }
+
+    fn uncharge(&self, count: u64) {
+        if count == 0 {
+            return;
+        }
+        if let Some(quota) = &self.quota {
+            quota.sub(count);
+        }
+        if let Some(owner) = &self.owner {
+            owner.sub(count);
+        }
+        account::add_pages(self.page_kind(), -(count as i64));
+    }
+
+    /// Puts `frame` at `index`, replacing what is there; the object grows to include it. For adopting pages (the boot
+    /// archive, `splice`, a device server's answer to a fault). Mappings of a replaced page are taken away.
+    pub fn insert_page(&self, index: u64, frame: Frame) -> Result {
+        let end = index.checked_add(1).and_then(|n| n.checked_mul(PAGE)).filter(|&n| n <= MAX_SIZE);
+        let end = end.ok_or(Errno::EFBIG)?;
+        self.charge(1)?;
+        let old = {
+            let mut pages = self.pages.write();
+            self.size.fetch_max(end, Ordering::Release);
+            let old = pages.insert(index, frame);
+            if matches!(self.kind, Kind::Pager(_)) {
+                pages.set_mark(index, Mark::Dirty, true);
+            }
+            old
+        };
+        if old.is_some() {
+            self.uncharge(1);
+            self.unmap(index, index + 1, Reach::ObjectPages);
+        }
+        Ok(())
+    }
+
+    /// Reads the page at `index` and, for a sequential reader, a growing window after it.
+    fn read_ahead(&self, pager: &dyn Pager, index: u64) -> Result {
+        let window = if self.ahead_next.load(Ordering::Relaxed) == index {
+            (self.ahead_window.load(Ordering::Relaxed) * 2).clamp(READ_AHEAD_START, READ_AHEAD_MAX)
+        } else {
+            READ_AHEAD_START
+        };
+        let Some(range) = self.claim(index, window) else {
+            // Someone else is reading it: wait for them, then let the caller look again.
+            self.filled.wait_killable(|| {
+                let filling = self.filling.lock();
+                (!filling.iter().any(|f| f.first <= index && index < f.end)).then_some(())
+            })?;
+            return Ok(());
+        };
+        self.ahead_next.store(range.end, Ordering::Relaxed);
+        self.ahead_window.store(window, Ordering::Relaxed);
+        let result = self.fill(pager, range.first, range.end);
+        self.filling.lock().retain(|f| f.first != range.first);
+        self.filled.wake_all();
+        result
+    }
+
+    /// Claims the run of missing pages from `index` on, at most `window` long. None if someone else is reading `index`.
+    fn claim(&self, index: u64, window: u64) -> Option<Filling> {
+        let mut end = (index + window).min(self.size_pages()).max(index + 1);
+        let mut filling = self.filling.lock();
+        if filling.iter().any(|f| f.first <= index && index < f.end) {
+            return None;
+        }
+        for f in filling.iter().filter(|f| f.first > index) {
+            end = end.min(f.first);
+        }
+        let present = self.pages.read().next(index, end, true);
+        // Present already (it came between the caller's look and now): read one page again, which `fill` then drops.
+        end = present.unwrap_or(end).max(index + 1);
+        filling.push(Filling { first: index, end });
+        Some(Filling { first: index, end })
+    }
+
+    fn fill(&self, pager: &dyn Pager, first: u64, end: u64) -> Result {
+        let cuts = self.cuts.load(Ordering::Acquire);
+        let mut frames = Vec::with_capacity((end - first) as usize);
+        frames.push(super::reclaim::alloc()?);
+        // Read-ahead is a bonus: it takes what is free and no more.
+        frames.extend((first + 1..end).map_while(|_| Frame::alloc()));
+        let count = pager.read_pages(first, &frames)?.min(frames.len());
+        if count == 0 {
+            return Err(Errno::EIO);
+        }
+        let mut pages = self.pages.write();
+        if self.cuts.load(Ordering::Acquire) != cuts {
+            return Ok(());
+        }
+        let mut inserted = 0;
+        for (index, frame) in (first..).zip(frames).take(count) {
+            if index < self.size_pages() && pages.get(index).is_none() {
+                pages.insert(index, frame);
+                inserted += 1;
+            }
+        }
+        drop(pages);
+        account::add_pages(PageKind::File, inserted);
+        Ok(())
+    }
+
+    /// Reads from `offset` into `dst` until that is full or the object ends; the count is in `dst` too. Holes of shmem read
+    /// as zeroes without taking memory.
+    pub fn read(&self, offset: u64, dst: &mut Sink<'_>) -> Result<usize> {
+        let start = dst.done();
+        let mut at = offset;
+        while dst.remaining() > 0 {
+            let size = self.size();
+            if at >= size {
+                break;
+            }
+            let within = (at % PAGE) as usize;
+            let len = (size - at).min(PAGE - within as u64).min(dst.remaining() as u64) as usize;
+            let page =
+                if self.is_shmem() { Ok(self.peek(at / PAGE)) } else { self.get_page(at / PAGE, false).map(Some) };
+            let moved = match page {
+                Ok(Some(frame)) => dst.put_frame(&frame, within, len),
+                Ok(None) => dst.put_zeros(len),
+                // Truncated meanwhile.
+                Err(Errno::EFAULT) if at >= self.size() => break,
+                Err(error) => Err(error),
+            };
+            match moved {
+                Ok(n) => {
+                    at += n as u64;
+                    if n < len {
+                        break;
+                    }
+                }
+                Err(_) if dst.done() > start => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(dst.done() - start)
+    }
+
+    /// Writes all of `src` at `offset`, growing the object. The caller holds the inode lock, so that writers do not
+    /// interleave. Returns how much was written if that is more than nothing.
+    pub fn write(&self, offset: u64, src: &mut Source<'_>) -> Result<usize> {
+        let seals = self.seals();
+        if seals.intersects(Seals::WRITE | Seals::FUTURE_WRITE) {
+            return Err(Errno::EPERM);
+        }
+        let start = src.done();
+        let mut at = offset;
+        let limit = if seals.contains(Seals::GROW) { self.size() } else { MAX_SIZE };
+        if src.remaining() > 0 && at >= limit {
+            return Err(if limit == MAX_SIZE { Errno::EFBIG } else { Errno::EPERM });
+        }
+        while src.remaining() > 0 && at < limit {
+            let within = (at % PAGE) as usize;
+            let len = (limit - at).min(PAGE - within as u64).min(src.remaining() as u64) as usize;
+            let moved = self.write_in_page(at / PAGE, within, len, src);
+            match moved {
+                Ok(n) => {
+                    at += n as u64;
+                    if n < len {
+                        break;
+                    }
+                }
+                Err(_) if src.done() > start => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(src.done() - start)
+    }
+
+    fn write_in_page(&self, index: u64, within: usize, len: usize, src: &mut Source<'_>) -> Result<usize> {
+        let from = index * PAGE + within as u64;
+        let known = self.peek(index).filter(|_| index < self.size_pages());
+        let whole = within == 0 && (len as u64 == PAGE || from + len as u64 >= self.size());
+        let frame = match known {
+            Some(frame) => {
+                let n = src.take_to_frame(&frame, within, len)?;
+                self.size.fetch_max(from + n as u64, Ordering::Release);
+                if self.tracks_dirty() {
+                    self.pages.write().set_mark(index, Mark::Dirty, true);
+                }
+                return Ok(n);
+            }
+            None if whole || self.is_shmem() || index >= self.size_pages() => super::reclaim::alloc()?,
+            None => {
+                let frame = self.get_page(index, true)?;
+                let n = src.take_to_frame(&frame, within, len)?;
+                self.size.fetch_max(from + n as u64, Ordering::Release);
+                return Ok(n);
+            }
+        };
+        // A page that nobody sees yet: fill it, then show it, so that neither zeroing nor stale contents are needed.
+        self.charge(1)?;
+        let moved = src.take_to_frame(&frame, within, len);
+        let n = match moved {
+            Ok(n) if n > 0 => n,
+            other => {
+                self.uncharge(1);
+                return other;
+            }
+        };
+        frame.fill(0, within, 0);
+        frame.fill(within + n, PAGE as usize - within - n, 0);
+        let mut pages = self.pages.write();
+        if let Some(present) = pages.get(index) {
+            // A fault was faster: give it the bytes.
+            present.copy_range_from(within, &frame, within, n);
+            self.uncharge(1);
+        } else {
+            pages.insert(index, frame);
+        }
+        if self.tracks_dirty() {
+            pages.set_mark(index, Mark::Dirty, true);
+        }
+        self.size.fetch_max(from + n as u64, Ordering::Release);
+        Ok(n)
+    }
+
+    /// Sets the size (`ftruncate`): what lies beyond is unmapped everywhere and freed, the tail of the last page is zeroed.
+    pub fn set_size(&self, size: u64) -> Result {
+        if size > MAX_SIZE {
+            return Err(Errno::EFBIG);
+        }
+        let old = self.size();
+        let seals = self.seals();
+        if size < old && seals.contains(Seals::SHRINK) || size > old && seals.contains(Seals::GROW) {
+            return Err(Errno::EPERM);
+        }
+        if matches!(self.kind, Kind::Fixed | Kind::Device { .. }) {
+            return Err(Errno::EINVAL);
+        }
+        if size >= old {
+            self.size.store(size, Ordering::Release);
+            return Ok(());
+        }
+        let first = size.div_ceil(PAGE);
+        let mut removed = Vec::new();
+        {
+            let mut pages = self.pages.write();
+            self.size.store(size, Ordering::Release);
+            self.cuts.fetch_add(1, Ordering::Release);
+            pages.remove_range(first, u64::MAX, |_, frame| removed.push(frame));
+            let tail = (size % PAGE) as usize;
+            if tail != 0
+                && let Some(frame) = pages.get(size / PAGE)
+            {
+                frame.fill(tail, PAGE as usize - tail, 0);
+            }
+        }
+        self.unmap(first, u64::MAX, Reach::AlsoPrivateCopies);
+        self.uncharge(removed.len() as u64);
+        Ok(())
+    }
+
+    /// Frees the pages wholly inside `offset..offset+len` and zeroes the rest of the range (`FALLOC_FL_PUNCH_HOLE`,
+    /// `MADV_REMOVE`).
+    pub fn punch_hole(&self, offset: u64, len: u64) -> Result {
+        if self.seals().intersects(Seals::WRITE | Seals::FUTURE_WRITE) {
+            return Err(Errno::EPERM);
+        }
+        if !self.is_shmem() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let end = offset.checked_add(len).ok_or(Errno::EINVAL)?;
+        let (first, last) = (offset.div_ceil(PAGE), end / PAGE);
+        let mut removed = Vec::new();
+        {
+            let mut pages = self.pages.write();
+            let zero = |pages: &PageTree, from: u64, to: u64| {
+                if from < to
+                    && let Some(frame) = pages.get(from / PAGE)
+                {
+                    frame.fill((from % PAGE) as usize, (to - from) as usize, 0);
+                }
+            };
+            if first > last {
+                zero(&pages, offset, end);
+            } else {
+                zero(&pages, offset, first * PAGE);
+                zero(&pages, last * PAGE, end);
+                pages.remove_range(first, last, |_, frame| removed.push(frame));
+            }
+        }
+        if first < last {
+            self.unmap(first, last, Reach::ObjectPages);
+        }
+        self.uncharge(removed.len() as u64);
+        Ok(())
+    }
+
+    /// Makes every page of `offset..offset+len` present (`fallocate`); grows the object unless `keep_size`.
+    pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result {
+        let end = offset.checked_add(len).filter(|&end| end <= MAX_SIZE).ok_or(Errno::EFBIG)?;
+        if end > self.size() && !keep_size {
+            if self.seals().contains(Seals::GROW) {
+                return Err(Errno::EPERM);
+            }
+            self.size.fetch_max(end, Ordering::Release);
+        }
+        // Linux keeps pages beyond the end for KEEP_SIZE; they would be invisible, so only what can be seen is allocated here.
+        for index in offset / PAGE..end.div_ceil(PAGE).min(self.size_pages()) {
+            if !self.is_resident(index) {
+                self.bring_in(index)?;
+            }
+            if crate::process::current().has_fatal_signal() {
+                return Err(Errno::EINTR);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the pages of `first..end` away from every mapping: the next touch asks the object again. For revocation the
+    /// object's pages go too, so that the next touch reaches the pager.
+    pub fn revoke(&self, first: u64, end: u64) {
+        let mut removed = Vec::new();
+        if matches!(self.kind, Kind::Pager(_)) {
+            self.cuts.fetch_add(1, Ordering::Release);
+            self.pages.write().remove_range(first, end, |_, frame| removed.push(frame));
+        }
+        self.unmap(first, end, Reach::ObjectPages);
+        self.uncharge(removed.len() as u64);
+    }
+
+    /// Unmaps pages `first..end` wherever they are mapped. Returns when no CPU can reach them.
+    fn unmap(&self, first: u64, end: u64, reach: Reach) {
+        let map = self.rmap.lock();
+        for entry in map.iter() {
+            let Some((start, stop)) = entry.range(first, end) else { continue };
+            entry.unmap(start, stop, reach);
+        }
+    }
+
+    /// Write-protects pages `first..end` in shared mappings, so that the next store is noticed.
+    fn write_protect(&self, first: u64, end: u64) {
+        let map = self.rmap.lock();
+        for entry in map.iter().filter(|entry| entry.shared) {
+            let Some((start, stop)) = entry.range(first, end) else { continue };
+            entry.space.protect(start..stop, |_, _, prot| prot - ursa_hal::mm::Prot::W);
+        }
+    }
+
+    /// Marks a page dirty: a store through a shared mapping is about to be allowed. False if the page is gone.
+    pub(super) fn mark_dirty(&self, index: u64) -> bool {
+        let mut pages = self.pages.write();
+        if pages.get(index).is_none() {
+            return false;
+        }
+        pages.set_mark(index, Mark::Dirty, true);
+        true
+    }
+
+    /// Writes the dirty pages of `first..end` to the pager and waits for it (`msync`, `fsync`, reclaim). Nothing to do for
+    /// objects without one. The first error since the last call is returned once.
+    pub fn sync(&self, first: u64, end: u64) -> Result {
+        let Kind::Pager(pager) = &self.kind else { return Ok(()) };
+        let mut at = first;
+        let mut result = Ok(());
+        while let Some((start, frames)) = self.take_dirty_run(at, end) {
+            let count = frames.len() as u64;
+            self.write_protect(start, start + count);
+            let written = pager.write_pages(start, &frames, self.size());
+            let mut pages = self.pages.write();
+            for index in start..start + count {
+                pages.set_mark(index, Mark::Writeback, false);
+                if written.is_err() {
+                    pages.set_mark(index, Mark::Dirty, true);
+                }
+            }
+            drop(pages);
+            self.filled.wake_all();
+            if let Err(error) = written {
+                result = Err(error);
+                break;
+            }
+            at = start + count;
+        }
+        // Pages that another caller is writing now are part of the promise, too.
+        self.filled.wait_until(|| {
+            let mut busy = false;
+            self.pages.read().for_each_marked(Mark::Writeback, first, end, |_, _| {
+                busy = true;
+                false
+            });
+            (!busy).then_some(())
+        });
+        result
+    }
+
+    /// The next run of dirty pages, now marked as being written instead.
+    fn take_dirty_run(&self, first: u64, end: u64) -> Option<(u64, Vec<Frame>)> {
+        let mut pages = self.pages.write();
+        let (mut start, mut frames) = (0, Vec::new());
+        pages.for_each_marked(Mark::Dirty, first, end, |index, frame| {
+            if frames.is_empty() {
+                start = index;
+            } else if index != start + frames.len() as u64 || frames.len() == READ_AHEAD_MAX as usize {
+                return false;
+            }
+            frames.push(frame.clone());
+            true
+        });
+        for index in start..start + frames.len() as u64 {
+            pages.set_mark(index, Mark::Dirty, false);
+            pages.set_mark(index, Mark::Writeback, true);
+        }
+        (!frames.is_empty()).then_some((start, frames))
+    }
+
+    /// Frees clean pages of a pager-backed object that nobody maps or uses, at most `target`. Returns how many.
+    pub(super) fn reclaim(&self, target: usize) -> usize {
+        if !matches!(self.kind, Kind::Pager(_)) {
+            return 0;
+        }
+        let mut victims = Vec::new();
+        let mut pages = self.pages.write();
+        pages.for_each(0, u64::MAX, |index, frame| {
+            if frame.is_unique() && !pages.has_mark(index, Mark::Dirty) && !pages.has_mark(index, Mark::Writeback) {
+                victims.push(index);
+            }
+            victims.len() < target
+        });
+        for &index in &victims {
+            pages.remove(index);
+        }
+        drop(pages);
+        account::add_pages(PageKind::File, -(victims.len() as i64));
+        victims.len()
+    }
+
+    /// Where page `index` of a device object is.
+    pub(super) fn device_page(&self, index: u64) -> Option<(PhysAddr, CacheMode)> {
+        match self.kind {
+            Kind::Device { base, cache } if index < self.size_pages() => {
+                Some((PhysAddr::new(base.as_u64() + index * PAGE), cache))
+            }
+            _ => None,
+        }
+    }
+
+    /// The seals.
+    pub fn seals(&self) -> Seals {
+        Seals::from_bits_truncate(self.seals.load(Ordering::Acquire))
+    }
+
+    /// Allows `F_ADD_SEALS` (`MFD_ALLOW_SEALING`), before anyone else knows the object.
+    pub fn allow_sealing(&self) {
+        self.seals.store(0, Ordering::Release);
+    }
+
+    /// `F_ADD_SEALS`: `EPERM` if sealed against it, `EBUSY` for [`Seals::WRITE`] while a writable shared mapping exists.
+    pub fn add_seals(&self, seals: Seals) -> Result {
+        // The reverse map's lock orders this against new mappings.
+        let map = self.rmap.lock();
+        if self.seals().contains(Seals::SEAL) {
+            return Err(Errno::EPERM);
+        }
+        if seals.contains(Seals::WRITE) && !self.seals().contains(Seals::WRITE) && map.writable > 0 {
+            return Err(Errno::EBUSY);
+        }
+        let mut seals = seals;
+        if seals.contains(Seals::EXEC) {
+            // An executable memfd that may not change its mode may not change its contents either (Linux 6.3).
+            seals |= Seals::SHRINK | Seals::GROW | Seals::WRITE | Seals::FUTURE_WRITE;
+        }
+        self.seals.fetch_or(seals.bits(), Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Counts `pages` towards the commit limit until the object dies.
+    pub(super) fn commit(&self, pages: u64) -> Result {
+        account::commit(pages)?;
+        self.committed.fetch_add(pages, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Drop for MemoryObject {
+    fn drop(&mut self) {
+        let count = self.pages.get_mut().len() as u64;
+        if !matches!(self.kind, Kind::Fixed) {
+            self.uncharge(count);
+        }
+        account::uncommit(*self.committed.get_mut());
+        if self.tracks_dirty() {
+            super::reclaim::unregister(self.id);
+        }
+    }
+}
+
+/// Which pages of private mappings an unmapping takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reach {
+    /// Only pages of the object.
+    ObjectPages,
+    /// Private copies too (`even_cows`): what lies past the end of a file is gone for everyone.
+    AlsoPrivateCopies,
+}

@@ -1,0 +1,96 @@
+//! Getting memory back: clean page cache first, then the OOM killer.
+//!
+//! [`alloc`] and [`alloc_zeroed`] are what allocations that may sleep use. A fault that finds no frame calls [`make_room`]
+//! without locks and starts over. The frame allocator keeps a reserve that only the kernel's own structures may use, so that the
+//! kernel makes progress while programs wait.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use ursa_hal::mm::Frame;
+use ursa_hal::sync::SpinLock;
+
+use super::MemoryObject;
+use crate::{Errno, Result};
+
+/// Pages that one pass tries to free.
+const BATCH: usize = 256;
+
+/// Every pager-backed object that lives, by number.
+static CACHES: SpinLock<BTreeMap<u64, Weak<MemoryObject>>> = SpinLock::new(BTreeMap::new());
+/// The object where the next pass starts: passes go round.
+static HAND: AtomicU64 = AtomicU64::new(0);
+
+/// Makes an object a candidate for reclaim.
+pub(super) fn register(object: &Arc<MemoryObject>) {
+    CACHES.lock().insert(object.id(), Arc::downgrade(object));
+}
+
+/// A pager-backed object goes.
+pub(super) fn unregister(id: u64) {
+    CACHES.lock().remove(&id);
+}
+
+/// A frame with unspecified contents. May sleep, reclaim, and end a process.
+pub(super) fn alloc() -> Result<Frame> {
+    loop {
+        match Frame::alloc() {
+            Some(frame) => return Ok(frame),
+            None => make_room()?,
+        }
+    }
+}
+
+/// A frame of zeroes. May sleep, reclaim, and end a process.
+pub(super) fn alloc_zeroed() -> Result<Frame> {
+    let frame = alloc()?;
+    frame.zero();
+    Ok(frame)
+}
+
+/// Frees memory, or has a process end that holds some, and waits for it.
+///
+/// # Errors
+/// `ENOMEM` if the caller is the one to end, or nothing can be had.
+pub(super) fn make_room() -> Result {
+    if reclaim_caches(BATCH) > 0 {
+        return Ok(());
+    }
+    super::oom::out_of_memory()
+}
+
+/// Frees up to `target` pages of the page cache. Dirty pages are written back first.
+pub fn reclaim_caches(target: usize) -> usize {
+    let mut freed = 0;
+    let start = HAND.load(Relaxed);
+    let objects: Vec<Arc<MemoryObject>> = {
+        let caches = CACHES.lock();
+        let (after, before) = (caches.range(start..), caches.range(..start));
+        after.chain(before).filter_map(|(_, weak)| weak.upgrade()).take(64).collect()
+    };
+    for object in &objects {
+        if freed >= target {
+            break;
+        }
+        freed += object.reclaim(target - freed);
+        HAND.store(object.id() + 1, Relaxed);
+    }
+    freed
+}
+
+/// Writes all dirty page cache back (`sync(2)`).
+///
+/// # Errors
+/// The first error of a pager; the others are still written.
+pub fn sync_all() -> Result {
+    let objects: Vec<Arc<MemoryObject>> = CACHES.lock().values().filter_map(Weak::upgrade).collect();
+    let mut result = Ok(());
+    for object in objects {
+        if let Err(error) = object.sync(0, u64::MAX) {
+            result = result.and(Err(error));
+        }
+    }
+    result.map_err(|error: Errno| error)
+}

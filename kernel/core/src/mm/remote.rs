@@ -1,0 +1,105 @@
+//! Reaching into an address space from outside: ptrace, `/proc/PID/mem`, `process_vm_readv`, exec; futex keys.
+
+use alloc::sync::Arc;
+
+use ursa_hal::VirtAddr;
+
+use super::space::AddressSpace;
+use super::vma::PAGE;
+use super::{MemoryObject, VmFlags};
+use crate::{Errno, Result};
+
+/// Where a futex is, independent of who asks: see futex(2).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum FutexKey {
+    /// In private memory: address space and address.
+    Private(u64, u64),
+    /// In a shared mapping: object and byte offset.
+    Shared(u64, u64),
+}
+
+impl AddressSpace {
+    /// Copies from `va` on into `buf`; `force` as in [`AddressSpace::page_for`]. Returns how much could be copied.
+    ///
+    /// # Errors
+    /// Those of the first page.
+    pub fn read_remote(&self, va: VirtAddr, buf: &mut [u8], force: bool) -> Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            let Some(at) = va.checked_add(done as u64) else { break };
+            let within = at.page_offset();
+            let n = (buf.len() - done).min(PAGE as usize - within);
+            match self.page_for(at, false, force) {
+                Ok(frame) => frame.read(within, &mut buf[done..done + n]),
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+            done += n;
+        }
+        Ok(done)
+    }
+
+    /// Copies `data` to `va` on; `force` as in [`AddressSpace::page_for`]. Returns how much could be copied.
+    ///
+    /// # Errors
+    /// Those of the first page.
+    pub fn write_remote(&self, va: VirtAddr, data: &[u8], force: bool) -> Result<usize> {
+        let mut done = 0;
+        while done < data.len() {
+            let Some(at) = va.checked_add(done as u64) else { break };
+            let within = at.page_offset();
+            let n = (data.len() - done).min(PAGE as usize - within);
+            match self.page_for(at, true, force) {
+                Ok(frame) => frame.write(within, &data[done..done + n]),
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+            done += n;
+        }
+        Ok(done)
+    }
+
+    /// Sets `len` bytes at `va` to zero, in full (the tail of a program's data segment).
+    ///
+    /// # Errors
+    /// `EFAULT`, `ENOMEM`; what came before is zeroed.
+    pub fn zero_remote(&self, va: VirtAddr, len: u64) -> Result {
+        let mut done = 0;
+        while done < len {
+            let at = va.checked_add(done).ok_or(Errno::EFAULT)?;
+            let within = at.page_offset();
+            let n = (len - done).min(PAGE - within as u64);
+            self.page_for(at, true, true)?.fill(within, n as usize, 0);
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// The key of the futex at `va` (a multiple of 4). `private` says that the caller knows it to be private memory.
+    ///
+    /// # Errors
+    /// `EFAULT` if nothing is mapped there.
+    pub fn futex_key(&self, va: VirtAddr, private: bool) -> Result<FutexKey> {
+        let own = FutexKey::Private(self.id(), va.as_u64());
+        if private {
+            return Ok(own);
+        }
+        Ok(match self.object_at(va)? {
+            Some((object, offset)) => FutexKey::Shared(object.id(), offset),
+            None => own,
+        })
+    }
+
+    /// The object and the byte offset in it that a shared mapping shows at `va`; `None` for private memory.
+    ///
+    /// # Errors
+    /// `EFAULT` if nothing is mapped there.
+    pub fn object_at(&self, va: VirtAddr) -> Result<Option<(Arc<MemoryObject>, u64)>> {
+        let inner = self.inner.read();
+        let vma = inner.vmas.find(va.as_u64()).ok_or(Errno::EFAULT)?;
+        Ok(vma.object().filter(|_| vma.flags.contains(VmFlags::MAYSHARE)).map(|object| {
+            let offset = vma.index_of(va.page_down().as_u64()) * PAGE + va.page_offset() as u64;
+            (object.clone(), offset)
+        }))
+    }
+}
