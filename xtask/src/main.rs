@@ -16,6 +16,7 @@ mod image;
 mod machine;
 mod paths;
 mod shell;
+mod test;
 mod toolchain;
 
 /// Builds, boots, tests and measures Ursa.
@@ -36,6 +37,8 @@ enum Command {
     Image(image::Options),
     /// Run a command in a fresh machine; its output and exit status are passed on.
     Guest(guest::Options),
+    /// Run the tests.
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&options).map(|_| ExitCode::SUCCESS),
         Command::Image(options) => image::run(&options),
         Command::Guest(options) => guest::run(options),
+        Command::Test(options) => test::run(&options),
     };
     result.unwrap_or_else(|problem| {
         eprintln!("error: {problem:#}");

@@ -10,7 +10,7 @@
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 
-use linux_uapi::zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use linux_uapi::zerocopy::{FromBytes, Immutable, IntoBytes};
 use ursa_hal::user as hal_user;
 
 use crate::{Errno, Result};

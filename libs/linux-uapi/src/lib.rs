@@ -8,6 +8,7 @@
 
 mod errno;
 
+pub mod process;
 pub mod sched;
 pub mod signal;
 pub mod stat;

@@ -1,5 +1,6 @@
 //! A command that the host started: its process, its pipes and the input that waits for it.
 
+use crate::accounts::User;
 use guest_protocol::{JobId, Spawn, Status};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -57,6 +58,11 @@ impl Job {
     pub fn start(spawn: &Spawn) -> Result<Job, io::Error> {
         if spawn.argv.is_empty() {
             return Err(io::Error::from_raw_os_error(Errno::EINVAL as i32));
+        }
+        if let Some(user) = &spawn.user
+            && User::find(user).is_none()
+        {
+            return Err(io::Error::other(format!("no user {user} in /etc/passwd")));
         }
         let mut command = session_command(spawn.user.as_deref().unwrap_or("root"), spawn.cwd.as_deref(), "-");
         command.args(spawn.argv.iter().map(|word| OsStr::from_bytes(word)));

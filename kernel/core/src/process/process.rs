@@ -69,6 +69,8 @@ pub struct Process {
     pub child_wait: WaitQueue,
     /// Woken when the process becomes a zombie and when it is reaped (pidfds).
     pub exit_wait: WaitQueue,
+    /// A thread that executes a program waits here for the others to end.
+    pub(super) exec_wait: WaitQueue,
     pub(super) zombie: AtomicBool,
     pub(super) reaped: AtomicBool,
     /// wait(2)'s status of a zombie.
@@ -110,6 +112,20 @@ pub(super) struct ProcessParts {
     pub flags: u32,
 }
 
+/// Bits of [`Process::flags`]: membarrier's registrations, then `PR_SET_MDWE`'s, then `PR_SET_THP_DISABLE`.
+pub(super) mod process_flags {
+    #![expect(missing_docs, reason = "named after what sets them")]
+    pub const MEMBARRIER_GLOBAL_EXPEDITED: u32 = 1;
+    pub const MEMBARRIER_PRIVATE_EXPEDITED: u32 = 2;
+    pub const MEMBARRIER_SYNC_CORE: u32 = 4;
+    pub const MEMBARRIER_RSEQ: u32 = 8;
+    pub const THP_DISABLE: u32 = 16;
+    pub const TSC_SIGSEGV: u32 = 32;
+}
+
+/// The flags that a new program inherits.
+pub(super) const FLAGS_KEPT_ON_EXEC: u32 = process_flags::THP_DISABLE;
+
 static TREE: SpinLock<()> = SpinLock::new(());
 
 /// Locks the family tree and group membership.
@@ -135,6 +151,7 @@ impl Process {
             rlimits: parts.rlimits,
             child_wait: WaitQueue::new(),
             exit_wait: WaitQueue::new(),
+            exec_wait: WaitQueue::new(),
             zombie: AtomicBool::new(false),
             reaped: AtomicBool::new(false),
             exit_status: AtomicI32::new(0),

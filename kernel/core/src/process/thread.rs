@@ -1,7 +1,7 @@
 //! [`Thread`], the unit of scheduling and of identity, and [`current`].
 //!
-//! A thread is the extension of a hal task ([`ursa_hal::task::Task::ext`]), so `current()` is a read of per-CPU data
-//! and a downcast, without a reference count. What a thread shares by `clone` flags hangs on it as an `Arc` (files,
+//! A thread hangs on the extension of its hal task ([`sched::TaskExt`]), so `current()` is a read of per-CPU data and a
+//! downcast, without a reference count. What a thread shares by `clone` flags hangs on it as an `Arc` (files,
 //! file-system context, credentials); what all threads of a process share is in [`Process`].
 //!
 //! Locking: each slot has a short leaf lock; only the thread itself replaces its slots, others read them.
@@ -16,15 +16,16 @@ use ursa_hal::sync::{Once, SpinLock};
 use ursa_hal::task::{self, Task};
 
 use super::cred::{Credentials, UserAccount};
-use super::fork::VforkDone;
+use super::fork::{ThreadSlot, VforkDone};
 use super::pid::{Pid, PidNumber};
 use super::process::Process;
 use super::rseq::Rseq;
 use super::usage::Usage;
 use crate::fs::{FdTable, File, FsContext};
 use crate::mm::AddressSpace;
-use crate::signal::{self, ThreadSignals};
-use crate::{Errno, Result};
+use crate::sched;
+use crate::signal::ThreadSignals;
+use crate::Result;
 
 /// The longest thread name, with its NUL (`TASK_COMM_LEN`).
 pub const NAME_LEN: usize = 16;
@@ -83,8 +84,13 @@ pub struct Thread {
     pub(super) rseq: SpinLock<Option<Rseq>>,
     /// That [`Thread::rseq`] is registered: a flag for the way back to user mode.
     pub(super) has_rseq: AtomicBool,
+    /// That the area must be brought up to date before user mode.
+    pub(super) rseq_pending: AtomicBool,
     pub(super) vfork_done: SpinLock<Option<Arc<VforkDone>>>,
     account: SpinLock<Arc<UserAccount>>,
+    /// That a change of uid went beyond `RLIMIT_NPROC`: the next exec fails.
+    pub(super) over_nproc: AtomicBool,
+    _slot: ThreadSlot,
     start_ns: u64,
     in_exec: AtomicBool,
     exit_requested: AtomicBool,
@@ -95,6 +101,7 @@ pub struct Thread {
 /// What a new thread starts with.
 pub(super) struct ThreadParts {
     pub number: PidNumber,
+    pub slot: ThreadSlot,
     pub process: Arc<Process>,
     pub name: [u8; NAME_LEN],
     pub cred: Arc<Credentials>,
@@ -131,8 +138,11 @@ impl Thread {
             io_priority: AtomicU32::new(parts.io_priority),
             rseq: SpinLock::new(None),
             has_rseq: AtomicBool::new(false),
+            rseq_pending: AtomicBool::new(false),
             vfork_done: SpinLock::new(None),
             account: SpinLock::new(account),
+            over_nproc: AtomicBool::new(false),
+            _slot: parts.slot,
             start_ns: ursa_hal::time::boot_ns(),
             in_exec: AtomicBool::new(false),
             exit_requested: AtomicBool::new(false),
@@ -211,9 +221,10 @@ impl Thread {
         self.cred.get()
     }
 
-    /// Reads the credentials without a reference of one's own; `f` must be short (a spin lock is held).
+    /// Runs `f` on the credentials.
+    #[inline]
     pub fn with_cred<R>(&self, f: impl FnOnce(&Credentials) -> R) -> R {
-        self.cred.with(f)
+        f(&self.cred.get())
     }
 
     /// Publishes new credentials; counts move to the account of the new real user.
@@ -316,9 +327,15 @@ pub struct CurrentThread(task::Current);
 impl Deref for CurrentThread {
     type Target = Thread;
 
+    #[inline]
     fn deref(&self) -> &Thread {
-        self.0.ext::<Thread>().unwrap_or_else(|| panic!("current() in a kernel task"))
+        thread_of(&self.0).unwrap_or_else(|| panic!("current() in a kernel task"))
     }
+}
+
+#[inline]
+fn thread_of(task: &Task) -> Option<&Thread> {
+    sched::ext_of(task).thread().map(|t| &**t)
 }
 
 /// Returns the running thread.
@@ -332,7 +349,7 @@ pub fn current() -> CurrentThread {
 /// Returns the running thread, or `None` in a kernel task.
 pub fn try_current() -> Option<CurrentThread> {
     let current = task::current();
-    current.ext::<Thread>()?;
+    thread_of(&current)?;
     Some(CurrentThread(current))
 }
 

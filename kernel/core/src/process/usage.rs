@@ -25,6 +25,10 @@ pub struct Usage {
     pub read_bytes: AtomicU64,
     /// Bytes that write calls took.
     pub written_bytes: AtomicU64,
+    /// Bytes that came from storage.
+    pub storage_read_bytes: AtomicU64,
+    /// Bytes that went to storage.
+    pub storage_written_bytes: AtomicU64,
     /// Read calls.
     pub read_calls: AtomicU64,
     /// Write calls.
@@ -43,6 +47,8 @@ pub struct UsageTotals {
     pub involuntary_switches: u64,
     pub read_bytes: u64,
     pub written_bytes: u64,
+    pub storage_read_bytes: u64,
+    pub storage_written_bytes: u64,
     pub read_calls: u64,
     pub write_calls: u64,
     /// Largest resident set, in pages; a sum takes the maximum.
@@ -61,6 +67,8 @@ impl Usage {
             involuntary_switches: self.involuntary_switches.load(Relaxed),
             read_bytes: self.read_bytes.load(Relaxed),
             written_bytes: self.written_bytes.load(Relaxed),
+            storage_read_bytes: self.storage_read_bytes.load(Relaxed),
+            storage_written_bytes: self.storage_written_bytes.load(Relaxed),
             read_calls: self.read_calls.load(Relaxed),
             write_calls: self.write_calls.load(Relaxed),
             max_rss_pages: 0,
@@ -79,6 +87,8 @@ impl UsageTotals {
         self.involuntary_switches = self.involuntary_switches.saturating_add(other.involuntary_switches);
         self.read_bytes = self.read_bytes.saturating_add(other.read_bytes);
         self.written_bytes = self.written_bytes.saturating_add(other.written_bytes);
+        self.storage_read_bytes = self.storage_read_bytes.saturating_add(other.storage_read_bytes);
+        self.storage_written_bytes = self.storage_written_bytes.saturating_add(other.storage_written_bytes);
         self.read_calls = self.read_calls.saturating_add(other.read_calls);
         self.write_calls = self.write_calls.saturating_add(other.write_calls);
         self.max_rss_pages = self.max_rss_pages.max(other.max_rss_pages);

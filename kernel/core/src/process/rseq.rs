@@ -1,0 +1,179 @@
+//! Restartable sequences: [`register`], and [`on_return_to_user`], which keeps the CPU number in user memory current and
+//! aborts a critical section that was interrupted.
+//!
+//! The scheduler and signal delivery call [`interrupted`]; the way back to user mode then does the work once, whatever
+//! came together. A bad area is the program's error: SIGSEGV, as on Linux. References: rseq(2), Linux `kernel/rseq.c`.
+
+use core::sync::atomic::Ordering::*;
+
+use linux_uapi::process::RseqCs;
+use ursa_hal::trap::UserContext;
+
+use super::thread::Thread;
+use crate::user::{self, UserAddr, UserPtr};
+use crate::{Errno, Result};
+
+/// Bytes of the first version of `struct rseq`.
+pub const RSEQ_SIZE: u32 = 32;
+/// Bytes that the kernel fills (`AT_RSEQ_FEATURE_SIZE`): up to and with `mm_cid`.
+pub const RSEQ_FEATURE_SIZE: u32 = 28;
+/// Alignment (`AT_RSEQ_ALIGN`).
+pub const RSEQ_ALIGN: u32 = 32;
+const FLAG_UNREGISTER: u32 = 1;
+const CPU_ID_UNINITIALIZED: u32 = u32::MAX;
+/// Offsets in `struct rseq`.
+const CPU_ID_START: u64 = 0;
+const CPU_ID: u64 = 4;
+const RSEQ_CS: u64 = 8;
+const NODE_ID: u64 = 20;
+const MM_CID: u64 = 24;
+
+/// A registration.
+#[derive(Clone, Copy, Debug)]
+pub struct Rseq {
+    addr: u64,
+    len: u32,
+    signature: u32,
+}
+
+/// `mm_cid`s in use would need a per-process allocator; CPU numbers are a valid choice of concurrency ids, since they
+/// are unique among the threads that run at one time.
+fn concurrency_id(cpu: u32) -> u32 {
+    cpu
+}
+
+/// Registers or unregisters the area at `addr` for the thread.
+///
+/// # Errors
+/// As rseq(2) lists them.
+pub fn register(thread: &Thread, addr: u64, len: u32, flags: u32, signature: u32) -> Result {
+    let mut slot = thread.rseq.lock();
+    if flags & FLAG_UNREGISTER != 0 {
+        if flags != FLAG_UNREGISTER {
+            return Err(Errno::EINVAL);
+        }
+        let current = slot.filter(|r| r.addr == addr && r.len == len).ok_or(Errno::EINVAL)?;
+        if current.signature != signature {
+            return Err(Errno::EPERM);
+        }
+        drop(slot);
+        reset_area(&current)?;
+        *thread.rseq.lock() = None;
+        thread.has_rseq.store(false, Relaxed);
+        return Ok(());
+    }
+    if flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if let Some(current) = *slot {
+        if current.addr != addr || current.len != len {
+            return Err(Errno::EINVAL);
+        }
+        return Err(if current.signature == signature { Errno::EBUSY } else { Errno::EPERM });
+    }
+    let aligned = addr % RSEQ_ALIGN as u64 == 0;
+    if len < RSEQ_SIZE || !aligned {
+        return Err(Errno::EINVAL);
+    }
+    if addr.checked_add(len as u64).is_none_or(|end| end > ursa_hal::USER_END) {
+        return Err(Errno::EFAULT);
+    }
+    *slot = Some(Rseq { addr, len, signature });
+    drop(slot);
+    thread.has_rseq.store(true, Relaxed);
+    interrupted(thread);
+    Ok(())
+}
+
+fn reset_area(rseq: &Rseq) -> Result {
+    let put = |offset, value| UserPtr::<u32>::new(rseq.addr + offset).write(&value);
+    put(CPU_ID_START, 0)?;
+    put(CPU_ID, CPU_ID_UNINITIALIZED)?;
+    put(NODE_ID, 0)?;
+    put(MM_CID, 0)
+}
+
+/// A forked process has its parent's registration, in its copy of the memory.
+pub(super) fn inherit(parent: &Thread, child: &Thread) {
+    let registration = *parent.rseq.lock();
+    *child.rseq.lock() = registration;
+    child.has_rseq.store(registration.is_some(), Relaxed);
+    child.rseq_pending.store(registration.is_some(), Relaxed);
+}
+
+/// Drops the registration (exit, exec).
+pub(super) fn forget(thread: &Thread) {
+    *thread.rseq.lock() = None;
+    thread.has_rseq.store(false, Relaxed);
+}
+
+/// Notes that the thread was preempted, moved to another CPU, or is about to run a signal handler.
+#[inline]
+pub fn interrupted(thread: &Thread) {
+    if thread.has_rseq.load(Relaxed) {
+        thread.rseq_pending.store(true, Relaxed);
+    }
+}
+
+/// Brings the area up to date before the thread runs in user mode (or before a signal frame saves its registers).
+///
+/// # Errors
+/// `EFAULT` and `EINVAL` for an area that cannot be used: the caller sends SIGSEGV.
+#[inline]
+pub fn on_return_to_user(thread: &Thread, regs: &mut UserContext) -> Result {
+    if !thread.rseq_pending.load(Relaxed) {
+        return Ok(());
+    }
+    update(thread, regs)
+}
+
+#[cold]
+fn update(thread: &Thread, regs: &mut UserContext) -> Result {
+    thread.rseq_pending.store(false, Relaxed);
+    let Some(rseq) = *thread.rseq.lock() else { return Ok(()) };
+    abort_critical_section(&rseq, regs)?;
+    // A copy that faults may sleep and move us: the number written must be of the CPU that we return on, and a move sets
+    // the pending flag again.
+    let cpu = ursa_hal::smp::current_cpu() as u32;
+    let put = |offset, value| UserPtr::<u32>::new(rseq.addr + offset).write(&value);
+    put(CPU_ID_START, cpu)?;
+    put(CPU_ID, cpu)?;
+    put(NODE_ID, 0)?;
+    put(MM_CID, concurrency_id(cpu))
+}
+
+fn abort_critical_section(rseq: &Rseq, regs: &mut UserContext) -> Result {
+    let pointer = UserPtr::<u64>::new(rseq.addr + RSEQ_CS);
+    let section = pointer.read()?;
+    if section == 0 {
+        return Ok(());
+    }
+    if section >= ursa_hal::USER_END {
+        return Err(Errno::EINVAL);
+    }
+    let cs = UserPtr::<RseqCs>::new(section).read()?;
+    let end = cs.start_ip.checked_add(cs.post_commit_offset).ok_or(Errno::EINVAL)?;
+    if cs.start_ip >= ursa_hal::USER_END
+        || end >= ursa_hal::USER_END
+        || cs.abort_ip >= ursa_hal::USER_END
+        || cs.version != 0
+        || cs.flags != 0
+        || cs.abort_ip.wrapping_sub(cs.start_ip) < cs.post_commit_offset
+        || cs.abort_ip < 4
+    {
+        return Err(Errno::EINVAL);
+    }
+    // The four bytes before the handler are the signature: an attacker's pointer must not make any code a handler.
+    let mut signature = [0; 4];
+    user::read_bytes(UserAddr::new(cs.abort_ip - 4), &mut signature)?;
+    if u32::from_le_bytes(signature) != rseq.signature {
+        return Err(Errno::EINVAL);
+    }
+    let inside = regs.regs.rip.wrapping_sub(cs.start_ip) < cs.post_commit_offset;
+    pointer.write(&0)?;
+    if inside {
+        regs.regs.rip = cs.abort_ip;
+    }
+    Ok(())
+}
+

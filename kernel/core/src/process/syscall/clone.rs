@@ -1,0 +1,139 @@
+//! clone(2), clone3(2), fork(2), vfork(2), unshare(2), exit(2), exit_group(2).
+
+use alloc::sync::Arc;
+
+use linux_uapi::process::CloneArgs;
+use linux_uapi::zerocopy::{FromZeros, IntoBytes};
+
+use crate::process::fork::{self, CloneFlags, CloneRequest};
+use crate::process::pid::Pid;
+use crate::process::Cap;
+use crate::syscall::Cx;
+use crate::user::{self, UserAddr, UserPtr};
+use crate::{Errno, Result};
+
+/// Makes a thread or process. x86-64's argument order: flags, stack, parent_tid, child_tid, tls.
+pub fn sys_clone(cx: &mut Cx<'_>, flags: u64, stack: u64, parent_tid: u64, child_tid: u64, tls: u64) -> Result<Pid> {
+    let request = fork::legacy_request(flags & 0xffff_ffff, stack, parent_tid, child_tid, tls);
+    // The parent's tid and the pidfd would go to the same place.
+    if request.flags.contains(CloneFlags::PIDFD | CloneFlags::PARENT_SETTID) {
+        return Err(Errno::EINVAL);
+    }
+    fork::clone(cx.thread, cx.regs, &request)
+}
+
+/// Makes a copy of the process.
+pub fn sys_fork(cx: &mut Cx<'_>) -> Result<Pid> {
+    fork::clone(cx.thread, cx.regs, &fork::fork_request(CloneFlags::empty()))
+}
+
+/// Makes a child that borrows the memory until it executes a program or exits.
+pub fn sys_vfork(cx: &mut Cx<'_>) -> Result<Pid> {
+    fork::clone(cx.thread, cx.regs, &fork::fork_request(CloneFlags::VM | CloneFlags::VFORK))
+}
+
+/// As clone, with an extensible structure.
+pub fn sys_clone3(cx: &mut Cx<'_>, args: UserAddr, size: usize) -> Result<Pid> {
+    let args = read_clone_args(args, size)?;
+    fork::clone(cx.thread, cx.regs, &decode_clone3(cx, &args)?)
+}
+
+/// Copies an extensible structure in: what is missing is zero, what is unknown must be (`copy_struct_from_user`).
+fn read_clone_args(addr: UserAddr, size: usize) -> Result<CloneArgs> {
+    const KNOWN: usize = size_of::<CloneArgs>();
+    if size > 4096 {
+        return Err(Errno::E2BIG);
+    }
+    if size < CloneArgs::SIZE_VER0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut args = CloneArgs::new_zeroed();
+    user::read_bytes(addr, &mut args.as_mut_bytes()[..size.min(KNOWN)])?;
+    let mut at = KNOWN;
+    while at < size {
+        let mut rest = [0; 64];
+        let n = rest.len().min(size - at);
+        user::read_bytes(UserAddr::new(addr.as_u64().wrapping_add(at as u64)), &mut rest[..n])?;
+        if rest[..n].iter().any(|&b| b != 0) {
+            return Err(Errno::E2BIG);
+        }
+        at += n;
+    }
+    Ok(args)
+}
+
+fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs) -> Result<CloneRequest> {
+    let flags = CloneFlags::from_bits(args.flags).ok_or(Errno::EINVAL)?;
+    if flags.contains(CloneFlags::DETACHED) || args.exit_signal > 64 {
+        return Err(Errno::EINVAL);
+    }
+    if flags.intersects(CloneFlags::THREAD | CloneFlags::PARENT) && args.exit_signal != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if (args.stack == 0) != (args.stack_size == 0) {
+        return Err(Errno::EINVAL);
+    }
+    let stack_pointer = args.stack.checked_add(args.stack_size).filter(|sp| *sp <= ursa_hal::USER_END);
+    if (args.set_tid == 0) != (args.set_tid_size == 0) || args.set_tid_size > 32 {
+        return Err(Errno::EINVAL);
+    }
+    let set_tid = match args.set_tid_size {
+        0 => None,
+        // One number for each nested pid namespace; there is one.
+        1 => {
+            cx.thread.with_cred(|c| c.has_cap(Cap::SysAdmin) || c.has_cap(Cap::CheckpointRestore)).then_some(()).ok_or(Errno::EPERM)?;
+            Some(UserPtr::<Pid>::new(args.set_tid).read()?)
+        }
+        _ => return Err(Errno::EINVAL),
+    };
+    Ok(CloneRequest {
+        flags,
+        exit_signal: args.exit_signal as i32,
+        stack_pointer: stack_pointer.ok_or(Errno::EINVAL)?,
+        tls: args.tls,
+        parent_tid: UserPtr::new(args.parent_tid),
+        child_tid: UserPtr::new(args.child_tid),
+        pidfd: UserPtr::new(args.pidfd),
+        set_tid,
+    })
+}
+
+/// Gives the thread its own copy of what it shares.
+pub fn sys_unshare(cx: &mut Cx<'_>, flags: u64) -> Result {
+    use CloneFlags as F;
+    let allowed = F::THREAD | F::FS | F::FILES | F::SIGHAND | F::VM | F::SYSVSEM | F::NAMESPACES;
+    let flags = F::from_bits(flags).filter(|f| allowed.contains(*f)).ok_or(Errno::EINVAL)?;
+    let thread = cx.thread;
+    if flags.intersects(F::THREAD | F::SIGHAND | F::VM) && thread.process().live_threads() > 1 {
+        return Err(Errno::EINVAL);
+    }
+    if flags.intersects(F::VM) && Arc::strong_count(&thread.vm()) > 2 {
+        return Err(Errno::EINVAL);
+    }
+    if flags.intersects(F::NAMESPACES) {
+        let privileged = flags.contains(F::NEWUSER) || thread.with_cred(|c| c.has_cap(Cap::SysAdmin));
+        return Err(if privileged { Errno::EINVAL } else { Errno::EPERM });
+    }
+    let fs = flags.contains(F::FS).then(|| thread.fs().fork());
+    let files = if flags.contains(F::FILES) { Some(thread.files().fork()?) } else { None };
+    if let Some(fs) = fs {
+        drop(thread.set_fs(fs));
+    }
+    if let Some(files) = files {
+        drop(thread.set_files(files));
+    }
+    Ok(())
+}
+
+/// Ends the thread.
+pub fn sys_exit(cx: &mut Cx<'_>, status: i32) -> Result {
+    cx.thread.request_exit((status & 0xff) << 8);
+    crate::signal::note_exit(cx.thread);
+    Ok(())
+}
+
+/// Ends the process.
+pub fn sys_exit_group(cx: &mut Cx<'_>, status: i32) -> Result {
+    cx.thread.process().exit_group((status & 0xff) << 8);
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! Guest tests as files: `tests/guest/NAME.toml`.
+//!
+//! ```toml
+//! image = "mini"              # for all cases of the file; so are smp, mem, cpu, append and add
+//! [[case]]
+//! name = "pipe_passes_bytes"
+//! run = "echo a | cat"        # a script for bash
+//! stdout = "a\n"              # what must come out; without it, anything may
+//! ```
+
+use crate::archive::Addition;
+use crate::machine::Kernel;
+use crate::paths;
+use anyhow::{Context, Result, bail};
+use guest_protocol::Status;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::fs;
+
+/// A file of cases, and the machine they share.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// The file's name without its ending.
+    #[serde(skip)]
+    pub name: String,
+    /// The image.
+    pub image: String,
+    /// CPUs.
+    #[serde(default = "two")]
+    pub smp: u32,
+    /// Memory.
+    #[serde(default = "gigabytes")]
+    pub mem: String,
+    /// CPU model.
+    #[serde(default = "max")]
+    pub cpu: String,
+    /// Words for the kernel's command line.
+    #[serde(default)]
+    pub append: String,
+    /// Files to put in, relative to the checkout.
+    #[serde(default)]
+    pub add: Vec<String>,
+    /// The cases.
+    #[serde(rename = "case")]
+    pub cases: Vec<Case>,
+}
+
+fn two() -> u32 {
+    2
+}
+
+fn gigabytes() -> String {
+    "4G".into()
+}
+
+fn max() -> String {
+    "max".into()
+}
+
+/// One test.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Case {
+    /// After behaviour and outcome.
+    pub name: String,
+    /// The script.
+    pub run: String,
+    /// Who runs it.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Standard input.
+    #[serde(default)]
+    pub stdin: Option<String>,
+    /// The exit status as a shell gives it.
+    #[serde(default)]
+    pub status: i32,
+    /// All of standard output.
+    #[serde(default)]
+    pub stdout: Option<String>,
+    /// All of standard error.
+    #[serde(default)]
+    pub stderr: Option<String>,
+    /// What standard output must hold.
+    #[serde(default)]
+    pub stdout_has: Vec<String>,
+    /// What standard error must hold.
+    #[serde(default)]
+    pub stderr_has: Vec<String>,
+    /// Seconds.
+    #[serde(default = "minute")]
+    pub timeout: u64,
+    /// Whether it has a machine of its own, because it harms its surroundings.
+    #[serde(default)]
+    pub alone: bool,
+    /// On which kernels: both without it.
+    #[serde(default)]
+    pub kernels: Option<Vec<KernelName>>,
+}
+
+fn minute() -> u64 {
+    60
+}
+
+/// A kernel's name in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelName {
+    /// Ours.
+    Ursa,
+    /// Debian's.
+    Linux,
+}
+
+impl File {
+    /// The files to put in.
+    pub fn additions(&self) -> Result<Vec<Addition>> {
+        let parse = |text: &String| {
+            let mut addition: Addition = text.parse().map_err(|e| anyhow::anyhow!("{}: {text:?} {e}", self.name))?;
+            addition.host = paths::root().join(addition.host);
+            Ok(addition)
+        };
+        self.add.iter().map(parse).collect()
+    }
+}
+
+impl Case {
+    /// Whether it is meant for this kernel.
+    pub fn runs_on(&self, kernel: Kernel) -> bool {
+        let name = if kernel == Kernel::Ursa { KernelName::Ursa } else { KernelName::Linux };
+        self.kernels.as_ref().is_none_or(|kernels| kernels.contains(&name))
+    }
+
+    /// What is wrong with a result; nothing if it is as expected.
+    pub fn judge(&self, status: Status, stdout: &[u8], stderr: &[u8]) -> Vec<String> {
+        let (out, err) = (String::from_utf8_lossy(stdout), String::from_utf8_lossy(stderr));
+        let mut complaints = Vec::new();
+        if status.shell_code() != self.status {
+            complaints.push(format!("exit status {} (expected {})", status.shell_code(), self.status));
+        }
+        for (what, found, expected) in [("stdout", &out, &self.stdout), ("stderr", &err, &self.stderr)] {
+            if let Some(expected) = expected
+                && found.as_ref() != expected
+            {
+                complaints.push(format!("{what} differs; expected:\n{}", indent(expected)));
+            }
+        }
+        for (what, found, parts) in [("stdout", &out, &self.stdout_has), ("stderr", &err, &self.stderr_has)] {
+            for part in parts.iter().filter(|part| !found.contains(*part)) {
+                complaints.push(format!("{what} does not hold {part:?}"));
+            }
+        }
+        if !complaints.is_empty() {
+            complaints.push(format!("stdout was:\n{}", indent(&out)));
+            complaints.push(format!("stderr was:\n{}", indent(&err)));
+        }
+        complaints
+    }
+}
+
+/// The last lines of a text, set in.
+fn indent(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| format!("        {line}")).collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
+
+/// Reads all files.
+pub fn load() -> Result<Vec<File>> {
+    let folder = paths::root().join("tests/guest");
+    let mut files = Vec::new();
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(&folder)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|ending| ending != "toml") {
+            continue;
+        }
+        let text = fs::read_to_string(&path)?;
+        let mut file: File = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        file.name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        for case in &file.cases {
+            if !names.insert(format!("{}::{}", file.name, case.name)) {
+                bail!("{}: two cases are called {}", path.display(), case.name);
+            }
+        }
+        files.push(file);
+    }
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_in_the_tree_parses() {
+        for file in load().unwrap() {
+            file.additions().unwrap();
+            assert!(!file.cases.is_empty(), "{} has no cases", file.name);
+        }
+    }
+
+    #[test]
+    fn results_are_judged_by_all_that_is_expected() {
+        let file: File = toml::from_str(
+            "image = 'mini'\n[[case]]\nname = 'x'\nrun = 'x'\nstatus = 3\nstdout = \"a\\n\"\nstderr-has = ['bad']\n",
+        )
+        .unwrap();
+        let case = &file.cases[0];
+        assert!(case.judge(Status::Exited(3), b"a\n", b"too bad\n").is_empty());
+        assert!(!case.judge(Status::Exited(0), b"a\n", b"bad").is_empty());
+        assert!(!case.judge(Status::Exited(3), b"a", b"bad").is_empty());
+        assert!(!case.judge(Status::Exited(3), b"a\n", b"good").is_empty());
+        assert!(!case.judge(Status::Signaled(3), b"a\n", b"bad").is_empty());
+    }
+}

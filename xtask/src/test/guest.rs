@@ -1,0 +1,147 @@
+//! Runs guest tests: those of `tests/guest` through one machine a file, and those of this program itself.
+//!
+//! A machine is kept from case to case. When a case breaks it (panic, time limit without a kill, lost line), the next case
+//! gets a new one.
+
+use super::cases::{self, Case, File};
+use super::{Tally, unit};
+use crate::guest::{show_log, wait_for_agent};
+use crate::machine::link::{Link, Outcome, Output, Request};
+use crate::machine::{Boot, Gpu, Kernel, Machine, Options};
+use crate::toolchain::host_cargo;
+use anyhow::{Context, Result};
+use std::io::Cursor;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// The cargo test target that holds the tests of `cargo xtask guest` itself.
+const OWN_TESTS: &str = "guest";
+
+/// Runs them.
+pub fn run(filter: Option<&str>, kernels: &[Kernel]) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for file in cases::load()? {
+        for &kernel in kernels {
+            run_file(&file, kernel, filter, &mut tally)?;
+        }
+    }
+    let own = run_own_tests(filter, kernels)?;
+    Ok(Tally { passed: tally.passed + own.passed, failed: tally.failed + own.failed })
+}
+
+/// The tests of `cargo xtask guest`. They are marked as ignored, so that they only run here, one after the other.
+fn run_own_tests(filter: Option<&str>, kernels: &[Kernel]) -> Result<Tally> {
+    let mut command = host_cargo("test");
+    command.args(["--package", "xtask", "--test", OWN_TESTS, "--", "--ignored", "--test-threads=1"]);
+    let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name()).collect();
+    command.env("URSA_TEST_KERNELS", names.join(",")).args(filter);
+    unit::run_and_count(&mut command)
+}
+
+fn run_file(file: &File, kernel: Kernel, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
+    let full = |case: &Case| format!("{}::{}", file.name, case.name);
+    let wanted = |case: &&Case| case.runs_on(kernel) && filter.is_none_or(|filter| full(case).contains(filter));
+    let wanted: Vec<&Case> = file.cases.iter().filter(wanted).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let options = Options {
+        additions: file.additions()?,
+        smp: file.smp,
+        mem: file.mem.clone(),
+        cpu: file.cpu.clone(),
+        append: file.append.clone(),
+        ..Options::of(&file.image, kernel)
+    };
+    let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
+    let boot = Boot::prepare(&options, Gpu::None, folder.path())?;
+    let (alone, shared): (Vec<&Case>, Vec<&Case>) = wanted.into_iter().partition(|case| case.alone);
+    for batch in std::iter::once(shared).chain(alone.into_iter().map(|case| vec![case])) {
+        let mut rest = batch.as_slice();
+        while !rest.is_empty() {
+            let done = run_batch(&options, &boot, rest, |case, problem, time| {
+                let name = format!("{} {}", kernel.name(), full(case));
+                tally.count(problem.is_none());
+                match problem {
+                    None => println!("guest {name} ... ok ({:.1} s)", time.as_secs_f64()),
+                    Some(problem) => println!("guest {name} ... FAILED: {problem}"),
+                }
+            });
+            match done {
+                Ok(done) => rest = &rest[done..],
+                Err(problem) => {
+                    for case in rest {
+                        tally.count(false);
+                        println!("guest {} {} ... FAILED: no machine: {problem:#}", kernel.name(), full(case));
+                    }
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs cases in one machine until they are done or the machine is of no more use. Returns how many were run.
+fn run_batch(
+    options: &Options,
+    boot: &Boot,
+    cases: &[&Case],
+    mut report: impl FnMut(&Case, Option<String>, Duration),
+) -> Result<usize> {
+    let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
+    let machine = Machine::start(options, boot, Gpu::None, folder.path(), false)?;
+    let mut link = match wait_for_agent(&machine)? {
+        Ok(link) => link,
+        Err(panic) => {
+            show_log(&machine.console());
+            anyhow::bail!("the kernel panicked while it booted: {panic}");
+        }
+    };
+    for (number, case) in cases.iter().enumerate() {
+        let start = Instant::now();
+        let (problem, usable) = run_case(&machine, &mut link, case)?;
+        if !usable {
+            show_log(&machine.console());
+        }
+        report(case, problem, start.elapsed());
+        if !usable {
+            return Ok(number + 1);
+        }
+    }
+    Ok(cases.len())
+}
+
+/// Runs one case: what is wrong with it, and whether the machine can take another.
+fn run_case(machine: &Machine, link: &mut Link<&UnixStream>, case: &Case) -> Result<(Option<String>, bool)> {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut collect = |output, data: &[u8]| match output {
+        Output::Stdout => stdout.extend_from_slice(data),
+        Output::Stderr => stderr.extend_from_slice(data),
+    };
+    let request = Request {
+        argv: ["bash", "-c", &case.run].map(|word| word.as_bytes().to_vec()).to_vec(),
+        env: Vec::new(),
+        user: case.user.clone(),
+        cwd: Some("/tmp".into()),
+        stdin: case.stdin.clone().map(|text| Box::new(Cursor::new(text)) as Box<dyn std::io::Read + Send>),
+        timeout: Duration::from_secs(case.timeout),
+        output: &mut collect,
+    };
+    let outcome = link.run(machine, request).context("the line to the guest broke")?;
+    let shown = || {
+        let tail = |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(2000)..]).into_owned();
+        format!("\n      stdout: {}\n      stderr: {}", tail(&stdout), tail(&stderr))
+    };
+    Ok(match outcome {
+        Outcome::Ended(status) => {
+            let complaints = case.judge(status, &stdout, &stderr);
+            ((!complaints.is_empty()).then(|| complaints.join("\n      ")), true)
+        }
+        Outcome::NotStarted(what) => (Some(format!("could not be started: {what}")), true),
+        Outcome::TimedOut { killed } => (Some(format!("took more than {} s{}", case.timeout, shown())), killed),
+        Outcome::Panicked(text) => (Some(format!("the kernel panicked: {text}")), false),
+        Outcome::MachineEnded => (Some(format!("the machine ended{}", shown())), false),
+        Outcome::LineBroken => (Some("bytes were lost on the line".into()), false),
+    })
+}

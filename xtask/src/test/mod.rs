@@ -1,0 +1,96 @@
+//! `cargo xtask test`: host unit tests, tests inside the kernel, and tests in guests.
+//!
+//! The three kinds run one after the other ([`unit`], [`ktest`], [`guest`]); all of them run even if one fails, and the
+//! last line counts them together.
+
+use crate::machine::Kernel;
+use crate::shell::step;
+use anyhow::Result;
+use clap::ValueEnum;
+use std::process::ExitCode;
+
+pub mod cases;
+pub mod guest;
+mod ktest;
+mod unit;
+
+/// Options of `test`.
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+    /// Run guest tests on Debian's kernel too, where every one of them must pass first.
+    #[arg(long)]
+    linux: bool,
+    /// Run guest tests on these kernels only.
+    #[arg(long, value_enum, conflicts_with = "linux")]
+    kernel: Vec<Kernel>,
+    /// Only tests of this kind. May be given several times.
+    #[arg(long, value_enum)]
+    only: Vec<Kind>,
+}
+
+/// A kind of tests.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Beside the code, on the host.
+    Unit,
+    /// Inside the kernel.
+    Ktest,
+    /// Programs in a guest.
+    Guest,
+}
+
+/// How many tests passed and failed.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Passed.
+    pub passed: usize,
+    /// Failed.
+    pub failed: usize,
+}
+
+impl Tally {
+    /// Counts one more.
+    pub fn count(&mut self, passed: bool) {
+        if passed { self.passed += 1 } else { self.failed += 1 }
+    }
+
+    fn add(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+/// `cargo xtask test`.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let filter = options.filter.as_deref();
+    let kernels = match (options.linux, options.kernel.as_slice()) {
+        (true, _) => vec![Kernel::Linux, Kernel::Ursa],
+        (false, []) => vec![Kernel::Ursa],
+        (false, chosen) => chosen.to_vec(),
+    };
+    let mut total = Tally::default();
+    let wanted = |kind| options.only.is_empty() || options.only.contains(&kind);
+    let mut run = |kind, what: &str, tests: &mut dyn FnMut() -> Result<Tally>| {
+        if !wanted(kind) {
+            return;
+        }
+        step(what);
+        match tests() {
+            Ok(tally) => {
+                println!("{what}: {} passed, {} failed", tally.passed, tally.failed);
+                total.add(tally);
+            }
+            Err(problem) => {
+                println!("{what}: could not run: {problem:#}");
+                total.count(false);
+            }
+        }
+    };
+    run(Kind::Unit, "unit tests on the host", &mut || unit::run(filter));
+    run(Kind::Ktest, "tests inside the kernel", &mut || ktest::run(filter));
+    run(Kind::Guest, "tests in guests", &mut || guest::run(filter, &kernels));
+    println!("{} passed, {} failed", total.passed, total.failed);
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
