@@ -97,19 +97,27 @@ pub struct Row {
     pub handler: Handler,
 }
 
-/// Writes a family's table: `syscalls! { ROWS; 0 read => sys_read(0, 1, 2); … }`.
+/// Writes a family's table: `syscalls! { ROWS; 0 read => rw::sys_read(0, 1, 2); … }`.
 ///
-/// The numbers in parentheses say which argument registers the handler takes, in order, after its [`Cx`].
+/// The numbers in parentheses say which argument registers the handler takes, in order, after its [`Cx`]. The list may
+/// also stand behind a comma.
 #[macro_export]
 macro_rules! syscalls {
-    ($table:ident; $($nr:literal $name:ident => $handler:path $(, $($arg:literal)*)?;)*) => {
+    ($table:ident; $(
+        $nr:literal $name:ident => $($handler:ident)::+ $(($($arg:literal),*))? $(, $($more:literal)+)*;
+    )*) => {
         /// The system calls of this family.
         pub const $table: &[$crate::syscall::Row] = &[
             $($crate::syscall::Row {
                 nr: $nr,
                 name: stringify!($name),
                 handler: |_cx, _args| {
-                    Ok($handler(_cx $($(, $crate::syscall::FromArg::from_arg(_args[$arg]))*)?)?.into())
+                    let result = $($handler)::+(
+                        _cx
+                        $($(, $crate::syscall::FromArg::from_arg(_args[$arg]))*)?
+                        $($(, $crate::syscall::FromArg::from_arg(_args[$more]))+)*
+                    );
+                    result.map(Into::into)
                 },
             },)*
         ];
