@@ -13,45 +13,33 @@
 
 extern crate alloc;
 
+pub mod acpi;
 pub mod addr;
 pub mod boot;
+pub mod console;
 pub mod cpu;
 pub mod fpu;
+mod hooks;
+pub mod irq;
+#[macro_use]
+pub mod ktest;
 #[macro_use]
 pub mod log;
 pub mod mm;
 pub mod panic;
+pub mod pci;
 pub mod percpu;
-pub mod pio;
+pub(crate) mod pio;
 pub mod power;
+pub mod rand;
+pub mod rtc;
 pub mod serial;
+pub mod smp;
 pub mod sync;
 pub mod task;
+pub mod time;
 pub mod trap;
 pub mod user;
 
 pub use addr::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
-
-// Until the boot half of this crate brings these: what the memory and trap half calls.
-pub(crate) mod irq {
-    pub(crate) fn dispatch(vector: u8) {
-        panic!("interrupt {vector} before the interrupt controllers are set up");
-    }
-}
-pub(crate) mod smp {
-    pub(crate) enum Ipi {
-        TlbFlush,
-        Reschedule,
-    }
-    pub(crate) fn send_ipi(_: crate::percpu::CpuSet, _: Ipi) {
-        unreachable!("there is one CPU");
-    }
-}
-pub(crate) mod hooks {
-    pub(crate) trait Hooks {
-        fn user_fault(&self, addr: crate::VirtAddr, access: crate::trap::Access) -> bool;
-    }
-    pub(crate) fn hooks() -> Option<&'static dyn Hooks> {
-        None
-    }
-}
+pub use hooks::{Hooks, hooks, set_hooks};

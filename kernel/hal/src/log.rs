@@ -35,6 +35,9 @@ pub const RING_SIZE: usize = 256 * 1024;
 /// Longest line, prefix included; longer ones are cut.
 const LINE_MAX: usize = 1024;
 
+/// Bytes of `<N>` before the text.
+const PREFIX: usize = 3;
+
 struct Ring {
     bytes: [u8; RING_SIZE],
     /// Bytes ever written; the last `RING_SIZE` of them are there.
@@ -106,7 +109,7 @@ impl Write for Line {
 /// Logs one line. Use the macros.
 #[doc(hidden)]
 pub fn write(level: Level, args: fmt::Arguments<'_>) {
-    let us = crate::cpu::log_clock_us();
+    let us = crate::time::log_us();
     let mut line = Line { buf: [0; LINE_MAX], len: 0 };
     // Writing to a `Line` cannot fail.
     let _ = write!(line, "<{}>[{:5}.{:06}] ", level as u8, us / 1_000_000, us % 1_000_000);
@@ -116,7 +119,8 @@ pub fn write(level: Level, args: fmt::Arguments<'_>) {
     LOG.with(|ring| {
         ring.push(text);
         if level as u8 <= CONSOLE_LEVEL.load(Ordering::Relaxed) {
-            crate::serial::console_write(&text[3..]);
+            crate::serial::console_write(&text[PREFIX..]);
+            crate::console::write(&text[PREFIX..]);
         }
     });
 }
@@ -172,6 +176,30 @@ pub fn read_ring(from: u64, buf: &mut [u8]) -> (u64, usize) {
         buf[first..n].copy_from_slice(&ring.bytes[..n - first]);
         (from, n)
     })
+}
+
+/// Gives `f` the text of lines so far that belong on a console. For a console that comes up late, before other CPUs run.
+pub(crate) fn replay(mut f: impl FnMut(&[u8])) {
+    let (mut at, mut line, mut len) = (0, [0u8; LINE_MAX], 0);
+    let mut chunk = [0u8; 256];
+    loop {
+        let (from, n) = read_ring(at, &mut chunk);
+        if n == 0 {
+            return;
+        }
+        at = from + n as u64;
+        for b in &chunk[..n] {
+            line[len] = *b;
+            len += 1;
+            if *b == b'\n' || len == LINE_MAX {
+                let level = line[1].wrapping_sub(b'0');
+                if len > PREFIX && level <= CONSOLE_LEVEL.load(Ordering::Relaxed) {
+                    f(&line[PREFIX..len]);
+                }
+                len = 0;
+            }
+        }
+    }
 }
 
 /// Bytes ever logged: the position behind the newest line.

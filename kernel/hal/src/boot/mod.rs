@@ -8,12 +8,15 @@
 //! Key types: [`BootInfo`], [`MemoryRegion`], [`ModuleRange`], [`Framebuffer`].
 
 pub mod memmap;
+mod module;
 mod multiboot2;
 mod pvh;
 mod start;
 
 use crate::addr::PhysAddr;
 pub use memmap::{MemoryKind, MemoryRegion};
+pub use module::{BootModule, take as take_module};
+pub(crate) use start::KERNEL_OFFSET;
 pub use start::{info, kernel_image};
 
 /// What the loader told, in one shape for both loaders.

@@ -93,7 +93,18 @@ extern "C" fn start(magic: u32, at: u32) -> ! {
     for r in info.memory {
         crate::debug!("memory {:#014x}..{:#014x} {:?}", r.start.0, r.end().0, r.kind);
     }
-    crate::cpu::init_features();
+    crate::percpu::init_bsp();
+    crate::mm::init(info);
+    crate::trap::init_cpu();
+    crate::fpu::init_cpu();
+    crate::task::init_idle();
+    crate::console::init();
+    crate::acpi::init();
+    crate::smp::enumerate();
+    crate::irq::init();
+    crate::time::init();
+    crate::serial::init();
+    crate::cpu::irq_enable();
     kernel_main(info)
 }
 

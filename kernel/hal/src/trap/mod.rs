@@ -310,7 +310,7 @@ impl UserContext {
 /// Registers at a trap inside the kernel.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-pub struct TrapFrame(Regs);
+pub struct TrapFrame(pub(crate) Regs);
 
 impl TrapFrame {
     /// The registers.

@@ -1,6 +1,9 @@
 //! The CPU at hand: features, control instructions, halting.
 use core::arch::asm;
+pub mod features;
+
 use core::arch::x86_64::{__cpuid, __cpuid_count, _rdtsc, CpuidResult};
+pub use features::{Features, features};
 
 const RFLAGS_IF: u64 = 1 << 9;
 
@@ -43,9 +46,6 @@ impl core::fmt::Display for BrandString {
         Ok(())
     }
 }
-
-/// Reads and checks the CPU's features.
-pub(crate) fn init_features() {}
 
 /// Reads a model-specific register.
 ///
@@ -109,9 +109,27 @@ pub(crate) fn irq_restore(on: bool) {
     }
 }
 
-/// Microseconds for log lines; 0 until a clock runs.
-pub(crate) fn log_clock_us() -> u64 {
-    0
+/// The APIC id that CPUID gives, for before the APIC is mapped.
+pub(crate) fn initial_apic_id() -> u32 {
+    let topology = cpuid(0x0b, 0);
+    if topology.ebx != 0 { topology.edx } else { cpuid(1, 0).ebx >> 24 }
+}
+
+/// Waits for an interrupt, with interrupts on afterwards.
+pub fn wait_for_interrupt() {
+    halt_if(|| true);
+}
+
+/// Halts until an interrupt comes, unless `cond` says not to. Between the check and the halt no interrupt is lost: interrupts are
+/// off during `cond`, and STI takes effect only after the HLT behind it. Interrupts are on afterwards.
+pub fn halt_if(cond: impl FnOnce() -> bool) {
+    irq_disable();
+    if cond() {
+        // SAFETY: waits with interrupts on; the caller is in task context of an initialised CPU.
+        unsafe { asm!("sti", "hlt", options(nostack)) };
+    } else {
+        irq_enable();
+    }
 }
 
 /// Halts this CPU for good.
