@@ -6,6 +6,7 @@
 use crate::build::Programs;
 use crate::image::cpio;
 use crate::image::tree::{Inode, Kind, Tree};
+use crate::paths;
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
@@ -63,6 +64,15 @@ pub fn add_program(tree: &mut Tree, name: &Path, program: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Adds what the supervisor needs: its service files, and the names under which it is its own client.
+fn add_init(tree: &mut Tree) -> Result<()> {
+    tree.from_host(Path::new("usr/lib/ursa/services"), &paths::root().join("services/units"))?;
+    for name in ["initctl", "poweroff", "reboot", "halt"] {
+        tree.symlink(&format!("usr/sbin/{name}"), "ursa-init");
+    }
+    Ok(())
+}
+
 /// Adds a device node of root's.
 pub fn add_character(tree: &mut Tree, name: &str, mode: u32, major: u32, minor: u32) {
     tree.insert(name, Inode { kind: Kind::Character(major, minor), mode, uid: 0, gid: 0, mtime: 0, links: 1 });
@@ -71,6 +81,9 @@ pub fn add_character(tree: &mut Tree, name: &str, mode: u32, major: u32, minor: 
 /// Writes Ursa's boot archive.
 pub fn write_for_ursa(root: &Path, programs: &Programs, additions: &[Addition], output: &Path) -> Result<()> {
     let mut tree = overlay(programs, additions, "")?;
+    if programs.init.is_some() {
+        add_init(&mut tree)?;
+    }
     // The kernel starts /init. A relative link would do as well, but this is what a person looks for.
     tree.symlink("init", if programs.init.is_some() { "/usr/sbin/ursa-init" } else { "/usr/sbin/ursa-agent" });
     let staging = tempfile::NamedTempFile::new_in(output.parent().context("an archive has a folder")?)?;
