@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+mod coredump;
 pub mod fs;
 pub mod futex;
 pub mod ipc;
@@ -14,6 +15,7 @@ pub mod mm;
 pub mod net;
 pub mod poll;
 pub mod process;
+pub mod ptrace;
 pub mod sched;
 pub mod signal;
 pub mod syscall;
