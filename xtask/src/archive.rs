@@ -46,13 +46,17 @@ pub fn overlay(programs: &Programs, additions: &[Addition], prefix: &str) -> Res
     add_program(&mut tree, &at("usr/sbin/ursa-agent"), &programs.agent)?;
     if let Some(init) = &programs.init {
         add_program(&mut tree, &at("usr/sbin/ursa-init"), init)?;
+        for name in ["init", "initctl", "poweroff", "reboot", "halt"] {
+            tree.symlink(at("usr/sbin").join(name), "ursa-init");
+        }
+        tree.add_from_host(&at("usr/lib/ursa/services"), &paths::root().join("services/units"))?;
     }
     for addition in additions {
         let guest = addition.guest.strip_prefix("/").unwrap_or(&addition.guest);
         if guest.as_os_str().is_empty() {
             bail!("{} cannot replace the guest's root", addition.host.display());
         }
-        tree.from_host(&Path::new(prefix).join(guest), &addition.host)?;
+        tree.add_from_host(&Path::new(prefix).join(guest), &addition.host)?;
     }
     Ok(tree)
 }
@@ -64,15 +68,6 @@ pub fn add_program(tree: &mut Tree, name: &Path, program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Adds what the supervisor needs: its service files, and the names under which it is its own client.
-fn add_init(tree: &mut Tree) -> Result<()> {
-    tree.from_host(Path::new("usr/lib/ursa/services"), &paths::root().join("services/units"))?;
-    for name in ["initctl", "poweroff", "reboot", "halt"] {
-        tree.symlink(&format!("usr/sbin/{name}"), "ursa-init");
-    }
-    Ok(())
-}
-
 /// Adds a device node of root's.
 pub fn add_character(tree: &mut Tree, name: &str, mode: u32, major: u32, minor: u32) {
     tree.insert(name, Inode { kind: Kind::Character(major, minor), mode, uid: 0, gid: 0, mtime: 0, links: 1 });
@@ -81,11 +76,8 @@ pub fn add_character(tree: &mut Tree, name: &str, mode: u32, major: u32, minor: 
 /// Writes Ursa's boot archive.
 pub fn write_for_ursa(root: &Path, programs: &Programs, additions: &[Addition], output: &Path) -> Result<()> {
     let mut tree = overlay(programs, additions, "")?;
-    if programs.init.is_some() {
-        add_init(&mut tree)?;
-    }
-    // The kernel starts /init. A relative link would do as well, but this is what a person looks for.
-    tree.symlink("init", if programs.init.is_some() { "/usr/sbin/ursa-init" } else { "/usr/sbin/ursa-agent" });
+    // What the kernel starts if its command line does not say `init=/usr/sbin/ursa-init`: the least that runs a command.
+    tree.symlink("init", "/usr/sbin/ursa-agent");
     let staging = tempfile::NamedTempFile::new_in(output.parent().context("an archive has a folder")?)?;
     io::copy(&mut File::open(root)?, &mut staging.as_file())?;
     let mut writer = BufWriter::new(staging.as_file());

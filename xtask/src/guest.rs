@@ -72,10 +72,6 @@ fn run_inner(options: Options) -> Result<u8> {
             return Ok(PANIC);
         }
     };
-    let mut argv: Vec<Vec<u8>> = options.command.into_iter().map(OsString::into_vec).collect();
-    if argv.len() == 1 && argv[0].contains(&b' ') {
-        argv = vec![b"bash".to_vec(), b"-c".to_vec(), argv.remove(0)];
-    }
     let mut broken = None;
     let mut pass_on = |output, data: &[u8]| {
         let result = match output {
@@ -85,7 +81,7 @@ fn run_inner(options: Options) -> Result<u8> {
         broken = broken.take().or(result.err());
     };
     let request = Request {
-        argv,
+        argv: argv(options.command),
         env: Vec::new(),
         user: options.user,
         cwd: None,
@@ -98,6 +94,15 @@ fn run_inner(options: Options) -> Result<u8> {
         bail!("cannot pass the output on: {problem}");
     }
     report(outcome, &machine)
+}
+
+/// The words of a command. A single one with spaces is a line for bash.
+pub fn argv(command: Vec<OsString>) -> Vec<Vec<u8>> {
+    let mut argv: Vec<Vec<u8>> = command.into_iter().map(OsString::into_vec).collect();
+    if argv.len() == 1 && argv[0].contains(&b' ') {
+        argv = vec![b"bash".to_vec(), b"-c".to_vec(), argv.remove(0)];
+    }
+    argv
 }
 
 /// Turns an outcome into an exit status, with the log where something broke.

@@ -44,6 +44,9 @@ pub const DEBIAN_RUST: &[Tool] = &[
     tool("ld.lld", "lld"),
 ];
 
+/// To debug the kernel.
+pub const GDB: &[Tool] = &[tool("gdb", "gdb")];
+
 /// To build programs for the host and for guests.
 pub const COMPILER: &[Tool] = &[tool("cc", "gcc"), tool("/usr/include/stdio.h", "libc6-dev")];
 

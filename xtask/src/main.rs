@@ -10,14 +10,17 @@ use std::process::ExitCode;
 
 mod archive;
 mod build;
+mod check;
 mod guest;
 mod hosttools;
 mod image;
 mod machine;
 mod paths;
+mod run;
 mod shell;
 mod test;
 mod toolchain;
+mod vm;
 
 /// Builds, boots, tests and measures Ursa.
 #[derive(Parser)]
@@ -35,8 +38,14 @@ enum Command {
     Build(build::Options),
     /// Make an image from its recipe in `image/`.
     Image(image::Options),
+    /// Boot into a login shell on this terminal.
+    Run(run::Options),
+    /// Start, drive and stop a machine that stays.
+    Vm(vm::Options),
     /// Run a command in a fresh machine; its output and exit status are passed on.
     Guest(guest::Options),
+    /// Check format, lints, documentation, licences and the use of `unsafe`.
+    Check,
     /// Run the tests.
     Test(test::Options),
 }
@@ -48,6 +57,9 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&options).map(|_| ExitCode::SUCCESS),
         Command::Image(options) => image::run(&options),
         Command::Guest(options) => guest::run(options),
+        Command::Check => check::run(),
+        Command::Run(options) => run::run(options),
+        Command::Vm(options) => vm::run(options),
         Command::Test(options) => test::run(&options),
     };
     result.unwrap_or_else(|problem| {

@@ -62,6 +62,11 @@ fn is_executable(path: &Path) -> bool {
 
 /// Whether this process is root's.
 pub fn is_root() -> bool {
+    user_id() == 0
+}
+
+/// The user whose process this is.
+pub fn user_id() -> u32 {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self").is_ok_and(|data| data.uid() == 0)
+    std::fs::metadata("/proc/self").map_or(u32::MAX, |data| data.uid())
 }

@@ -133,8 +133,8 @@ mod tests {
         let mut decoder = Decoder::<ToGuest>::default();
         decoder.push(&frame[..100]);
         decoder.push(&vec![0; frame.len()]);
-        decoder.push(&encode(&ToGuest::Attach { version: 1 }));
+        decoder.push(&encode(&ToGuest::Attach { version: 1, nonce: 2 }));
         assert_eq!(decoder.next_event(), Some(Event::Garbled));
-        assert_eq!(decoder.next_event(), Some(Event::Message(ToGuest::Attach { version: 1 })));
+        assert_eq!(decoder.next_event(), Some(Event::Message(ToGuest::Attach { version: 1, nonce: 2 })));
     }
 }

@@ -64,6 +64,8 @@ pub enum ToGuest {
     Attach {
         /// The host's [`VERSION`].
         version: u32,
+        /// Comes back in the answer, so that the host knows which of several attempts was heard.
+        nonce: u32,
     },
     /// Run a command.
     Spawn(Spawn),
@@ -111,6 +113,8 @@ pub enum ToHost {
     Hello {
         /// The agent's [`VERSION`].
         version: u32,
+        /// That of the [`ToGuest::Attach`] that this answers; 0 at the agent's start.
+        nonce: u32,
         /// `uname`: system, release and version.
         kernel: String,
     },

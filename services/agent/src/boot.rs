@@ -72,7 +72,8 @@ fn is_mount_point(path: &str) -> bool {
     here.dev() != parent.dev()
 }
 
-/// From the initramfs to the root disk: modules, mount, added files, change of root, and this program once more.
+/// From the initramfs to the root disk: modules, mount, added files, change of root, and the program that `init=` names, or this
+/// one once more.
 fn enter_root() -> Result<(), String> {
     for name in fs::read_to_string("/modules/order").map_err(|e| format!("/modules/order: {e}"))?.lines() {
         let file = fs::File::open(format!("/modules/{name}")).map_err(|e| format!("module {name}: {e}"))?;
@@ -105,12 +106,13 @@ fn enter_root() -> Result<(), String> {
     fs::copy("/init", &program).map_err(|e| format!("{program}: {e}"))?;
     mount(Some("/dev"), format!("{root}/dev").as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
         .map_err(|e| format!("moving /dev: {e}"))?;
+    let next = option("init").unwrap_or_else(|| super::INSTALLED.to_owned());
     umount2("/proc", MntFlags::MNT_DETACH).map_err(|e| format!("/proc: {e}"))?;
     std::env::set_current_dir(root).map_err(|e| format!("{root}: {e}"))?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(|e| format!("moving the root: {e}"))?;
     nix::unistd::chroot(".").map_err(|e| format!("chroot: {e}"))?;
-    let failure = Command::new(super::INSTALLED).exec();
-    Err(format!("{}: {failure}", super::INSTALLED))
+    let failure = Command::new(&next).exec();
+    Err(format!("{next}: {failure}"))
 }
 
 /// Lays a tree over another: folders merge, all else replaces what was there. Modes, owners and links are kept.

@@ -86,7 +86,7 @@ impl Server {
 
     /// Serves until the line closes or the host wants the machine off.
     pub fn run(mut self) -> Result<(), String> {
-        self.hello()?;
+        self.hello(0)?;
         loop {
             let ready = self.wait()?;
             self.reap()?;
@@ -104,12 +104,12 @@ impl Server {
         }
     }
 
-    fn hello(&mut self) -> Result<(), String> {
+    fn hello(&mut self, nonce: u32) -> Result<(), String> {
         let kernel = nix::sys::utsname::uname().map_or_else(
             |e| format!("unknown ({e})"),
             |name| [name.sysname(), name.release(), name.version()].map(|part| part.to_string_lossy()).join(" "),
         );
-        self.send(&ToHost::Hello { version: VERSION, kernel })
+        self.send(&ToHost::Hello { version: VERSION, nonce, kernel })
     }
 
     fn send(&mut self, message: &ToHost) -> Result<(), String> {
@@ -187,7 +187,7 @@ impl Server {
 
     fn obey(&mut self, message: ToGuest) -> Result<(), String> {
         match message {
-            ToGuest::Attach { version } => {
+            ToGuest::Attach { version, nonce } => {
                 for job in self.jobs.drain(..) {
                     job.signal(Signal::SIGKILL as i32);
                 }
@@ -195,7 +195,7 @@ impl Server {
                 if version != VERSION {
                     eprintln!("ursa-agent: the host speaks version {version}, this agent {VERSION}");
                 }
-                self.hello()
+                self.hello(nonce)
             }
             ToGuest::Spawn(spawn) => match Job::start(&spawn) {
                 Ok(job) => {

@@ -31,7 +31,7 @@ pub fn set_up(tree: &mut Tree) -> Result<()> {
     let home = format!("home/{name}");
     tree.folder(&home, 0o755, id, id);
     for file in [".bashrc", ".profile", ".bash_logout"] {
-        if let Some(text) = tree.read(&format!("etc/skel/{file}"))? {
+        if let Some(text) = tree.read(format!("etc/skel/{file}"))? {
             let path = format!("{home}/{file}");
             tree.file(&path, 0o644, text);
             tree.set_owner(&path, id, id);

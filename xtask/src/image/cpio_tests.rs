@@ -88,7 +88,12 @@ fn contents_start_on_page_borders_whatever_stands_before() {
         if let Kind::File(_) = &inode.kind {
             assert_eq!(entry.data, tree.read(name).unwrap().unwrap());
             assert_eq!(entry.mode, 0o100640);
-            assert!(entry.data.is_empty() || entry.offset % 4096 == 0, "{} is at {}", name.display(), entry.offset);
+            assert!(
+                entry.data.is_empty() || entry.offset.is_multiple_of(4096),
+                "{} is at {}",
+                name.display(),
+                entry.offset
+            );
             files += 1;
         }
     }

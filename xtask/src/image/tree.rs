@@ -187,7 +187,7 @@ impl Tree {
     }
 
     /// Adds a file or a whole folder from the host, as root's.
-    pub fn from_host(&mut self, name: &Path, source: &Path) -> Result<()> {
+    pub fn add_from_host(&mut self, name: &Path, source: &Path) -> Result<()> {
         let data = source.metadata().with_context(|| format!("cannot add {}", source.display()))?;
         let attributes = |kind, data: &std::fs::Metadata| Inode {
             kind,
@@ -207,7 +207,7 @@ impl Tree {
                     let target = std::fs::read_link(&path)?.as_os_str().as_bytes().to_vec();
                     self.insert(inside, attributes(Kind::Symlink(target), &data));
                 } else {
-                    self.from_host(&inside, &path)?;
+                    self.add_from_host(&inside, &path)?;
                 }
             }
         } else if data.is_file() {

@@ -7,7 +7,7 @@ use crate::archive::{self, Addition};
 use crate::build::{self, Profile};
 use crate::image::linux::Linux;
 use crate::{image, paths};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -94,6 +94,9 @@ pub struct Options {
     /// One more word for QEMU's command line.
     #[arg(long = "qemu", value_name = "ARG", allow_hyphen_values = true)]
     pub qemu: Vec<String>,
+    /// Boot through Ursa's init and its services, instead of the agent alone.
+    #[arg(long)]
+    pub init: bool,
     /// More words for the kernel's command line.
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     pub append: String,
@@ -111,6 +114,7 @@ impl Options {
             mem: "4G".into(),
             cpu: "max".into(),
             qemu: Vec::new(),
+            init: false,
             append: String::new(),
         }
     }
@@ -131,6 +135,7 @@ impl Boot {
     pub fn prepare(options: &Options, gpu: Gpu, folder: &Path) -> Result<Boot> {
         let programs = build::programs()?;
         let image = image::get(&options.image)?;
+        let first = if options.init { "init=/usr/sbin/ursa-init ursa.agent=ttyS1" } else { "" };
         match options.kernel {
             Kernel::Ursa => {
                 let kernel = build::kernel(options.profile)?;
@@ -141,7 +146,7 @@ impl Boot {
                     archive::write_for_ursa(&image.archive(), &programs, &options.additions, &path)?;
                     path
                 };
-                let append = options.append.clone();
+                let append = format!("{first} {}", options.append);
                 Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), disk: None, append })
             }
             Kernel::Linux => {
@@ -158,7 +163,7 @@ impl Boot {
                 // tsc=unstable: an emulator passes the host's time stamp counter through, and one short calibration of
                 // it on a busy host makes the guest's clock wrong by any factor.
                 let append = format!(
-                    "console=ttyS0,115200 quiet loglevel=4 mitigations=off tsc=unstable panic=-1 {}",
+                    "console=ttyS0,115200 quiet loglevel=4 mitigations=off tsc=unstable panic=-1 {first} {}",
                     options.append
                 );
                 let disk = Some(image.disk()?);
@@ -181,8 +186,10 @@ impl Boot {
 /// The archive of an image and this checkout's programs without additions, kept beside the image while neither changes.
 fn standard_archive(image: &image::Image, programs: &build::Programs) -> Result<PathBuf> {
     let mut hash = Sha256::new();
-    for program in std::iter::once(&programs.agent).chain(&programs.init) {
-        hash.update(std::fs::read(program).with_context(|| program.display().to_string())?);
+    let overlay = archive::overlay(programs, &[], "")?;
+    for (name, _, _) in overlay.entries() {
+        hash.update(name.as_os_str().as_encoded_bytes());
+        hash.update(overlay.read(name)?.unwrap_or_default());
     }
     let key: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     let folder = image.folder().join("boot");

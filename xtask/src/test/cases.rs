@@ -35,6 +35,9 @@ pub struct File {
     /// CPU model.
     #[serde(default = "max")]
     pub cpu: String,
+    /// Whether to boot through Ursa's init.
+    #[serde(default)]
+    pub init: bool,
     /// Words for the kernel's command line.
     #[serde(default)]
     pub append: String,

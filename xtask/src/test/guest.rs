@@ -50,6 +50,7 @@ fn run_file(file: &File, kernel: Kernel, filter: Option<&str>, tally: &mut Tally
         smp: file.smp,
         mem: file.mem.clone(),
         cpu: file.cpu.clone(),
+        init: file.init,
         append: file.append.clone(),
         ..Options::of(&file.image, kernel)
     };

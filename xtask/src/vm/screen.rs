@@ -1,0 +1,81 @@
+//! Pictures of the screen: QEMU writes PPM, people want PNG.
+
+use crate::machine::qmp::Qmp;
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use std::fs;
+use std::io::BufWriter;
+use std::path::Path;
+
+/// A picture: width, height, and three bytes a pixel.
+struct Picture<'a> {
+    width: u32,
+    height: u32,
+    pixels: &'a [u8],
+}
+
+/// Saves the screen as PNG.
+pub fn save(qmp: &mut Qmp, folder: &Path, file: &Path) -> Result<()> {
+    let dump = dump(qmp, folder)?;
+    let picture = parse(&dump)?;
+    let output = fs::File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
+    let mut encoder = png::Encoder::new(BufWriter::new(output), picture.width, picture.height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(picture.pixels)?;
+    writer.finish()?;
+    Ok(())
+}
+
+/// Width and height of the screen.
+pub fn size(qmp: &mut Qmp, folder: &Path) -> Result<(u32, u32)> {
+    let dump = dump(qmp, folder)?;
+    let picture = parse(&dump)?;
+    Ok((picture.width, picture.height))
+}
+
+fn dump(qmp: &mut Qmp, folder: &Path) -> Result<Vec<u8>> {
+    let file = tempfile::Builder::new().suffix(".ppm").tempfile_in(folder)?;
+    let path = file.path().to_str().context("the path is not UTF-8")?;
+    qmp.execute("screendump", json!({ "filename": path }))?;
+    Ok(fs::read(path)?)
+}
+
+/// Reads a binary PPM of 8 bits, ppm(5).
+fn parse(bytes: &[u8]) -> Result<Picture<'_>> {
+    let mut at = 0;
+    let mut word = || {
+        while bytes.get(at).is_some_and(u8::is_ascii_whitespace) {
+            at += 1;
+        }
+        let start = at;
+        while bytes.get(at).is_some_and(|byte| !byte.is_ascii_whitespace()) {
+            at += 1;
+        }
+        std::str::from_utf8(&bytes[start..at]).unwrap_or("")
+    };
+    let (kind, width, height, depth) = (word(), word(), word(), word());
+    if kind != "P6" || depth != "255" {
+        bail!("not the picture format that was asked for");
+    }
+    let (width, height): (u32, u32) = (width.parse()?, height.parse()?);
+    let pixels = bytes.get(at + 1..).unwrap_or(&[]);
+    if pixels.len() as u64 != u64::from(width) * u64::from(height) * 3 {
+        bail!("the picture is cut off");
+    }
+    Ok(Picture { width, height, pixels })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ppm_is_read_and_a_cut_one_refused() {
+        let picture = parse(b"P6\n2 1\n255\n\x01\x02\x03\n \t").unwrap();
+        assert_eq!((picture.width, picture.height, picture.pixels), (2, 1, b"\x01\x02\x03\n \t".as_slice()));
+        assert!(parse(b"P6\n2 1\n255\n\x01\x02\x03").is_err());
+        assert!(parse(b"P5\n2 1\n255\n\x01\x02").is_err());
+    }
+}
