@@ -107,8 +107,9 @@ impl AddressSpace {
             return Ok(());
         }
         self.isolate(inner, start, end)?;
-        while let Some(at) = inner.vmas.overlapping(start, end).next().map(|vma| vma.start) {
-            let Some(mut vma) = inner.vmas.remove(at) else { break };
+        loop {
+            let first = inner.vmas.overlapping(start, end).next().map(|vma| vma.start);
+            let Some(mut vma) = first.and_then(|at| inner.vmas.remove(at)) else { break };
             self.unmap_pages(&vma, vma.start, vma.end);
             rmap::detach(&mut vma);
             inner.count(&vma, vma.pages(), -1);

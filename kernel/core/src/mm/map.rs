@@ -73,6 +73,15 @@ impl MapRequest {
     }
 }
 
+impl MapRequest {
+    /// Names `file` as what is mapped, unless its `mmap` operation named another one.
+    pub fn keep_open(&mut self, file: &FileRef) {
+        if let MapBacking::Object { file: slot, .. } = &mut self.backing {
+            slot.get_or_insert_with(|| file.clone());
+        }
+    }
+}
+
 /// What happened to the address of a request: the range it got.
 struct Placed {
     start: u64,
@@ -400,7 +409,7 @@ impl AddressSpace {
         if there {
             return Ok(());
         }
-        if crate::process::current().has_fatal_signal() {
+        if super::is_dying() {
             return Err(Errno::EINTR);
         }
         self.handle_fault(VirtAddr::new(va), access).map_err(|fault| match fault.signo as u32 {

@@ -43,7 +43,6 @@ pub mod vma;
 use alloc::sync::Arc;
 
 pub use account::Charge;
-pub use exec::Segment;
 pub use fault::{Fault, handle_kernel_fault};
 pub use flags::{MapFlags, VmFlags};
 pub use layout::{Layout, MMAP_MIN_ADDR};
@@ -70,11 +69,54 @@ fn limit(resource: Resource) -> u64 {
     crate::process::try_current().map_or(u64::MAX, |thread| thread.process().rlimits.soft(resource))
 }
 
+/// Whether the running thread is to die: whoever waits or works for long gives up.
+fn is_dying() -> bool {
+    crate::process::try_current().is_some() && crate::sched::fatal_signal_pending()
+}
+
+/// Memory of the machine in bytes, as sysinfo(2) and `/proc/meminfo` count it.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryTotals {
+    /// All that the kernel manages.
+    pub total: u64,
+    /// Unused.
+    pub free: u64,
+    /// Free or reclaimable for a new program.
+    pub available: u64,
+    /// Page cache, shmem included.
+    pub cached: u64,
+    /// Shmem: tmpfs, memfd, shared anonymous memory.
+    pub shared: u64,
+    /// Promised to programs.
+    pub committed: u64,
+    /// The most that may be promised in mode 2.
+    pub commit_limit: u64,
+}
+
+/// Reads the totals; each is exact, together they are a snapshot over some microseconds.
+pub fn memory_totals() -> MemoryTotals {
+    let stats = ursa_hal::mm::stats();
+    let bytes = |pages: u64| pages * vma::PAGE;
+    let (free, file, shmem) = (stats.free as u64, account::file_pages(), account::shmem_pages());
+    MemoryTotals {
+        total: bytes(stats.total as u64),
+        free: bytes(free),
+        available: bytes(free.saturating_sub(reserve(stats.total) as u64) + file),
+        cached: bytes(file + shmem),
+        shared: bytes(shmem),
+        committed: bytes(account::committed_pages()),
+        commit_limit: bytes(account::commit_limit()),
+    }
+}
+
+/// Frames kept for the kernel: 1/64 of memory, at least 2 MiB, at most 64 MiB.
+fn reserve(total: usize) -> usize {
+    (total / 64).clamp(512, 16384)
+}
+
 /// Sets up what faults need before the first program runs, and the reserve for the kernel.
 pub fn init() {
-    let total = ursa_hal::mm::stats().total;
-    // 1/64 of memory, at least 2 MiB, at most 64 MiB.
-    ursa_hal::mm::set_reserve((total / 64).clamp(512, 16384));
+    ursa_hal::mm::set_reserve(reserve(ursa_hal::mm::stats().total));
     fault::zero_frame();
     AddressSpace::empty();
 }

@@ -617,7 +617,7 @@ impl MemoryObject {
             if !self.is_resident(index) {
                 self.bring_in(index)?;
             }
-            if crate::process::current().has_fatal_signal() {
+            if super::is_dying() {
                 return Err(Errno::EINTR);
             }
         }

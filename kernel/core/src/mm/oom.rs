@@ -12,6 +12,8 @@ use ursa_hal::time;
 
 use super::AddressSpace;
 use crate::process::{self, Process};
+use crate::signal::SigInfo;
+use crate::time::Deadline;
 use crate::wait::WaitQueue;
 use crate::{Errno, Result};
 
@@ -51,8 +53,7 @@ pub fn score(vm: &AddressSpace) -> u64 {
 /// # Errors
 /// `ENOMEM` if the caller is dying itself and has to give up what it wanted.
 pub(super) fn out_of_memory() -> Result {
-    let Some(me) = process::try_current() else { return Err(Errno::ENOMEM) };
-    if me.has_fatal_signal() {
+    if process::try_current().is_none() || super::is_dying() {
         return Err(Errno::ENOMEM);
     }
     let now = time::monotonic_ns();
@@ -75,13 +76,13 @@ pub(super) fn out_of_memory() -> Result {
             vm.oom_score_adj()
         );
         drop(vm);
-        crate::signal::kill_process(&victim, uapi::SIGKILL as i32);
-        if me.has_fatal_signal() {
+        crate::signal::send_to_process(&victim, SigInfo::kernel(uapi::SIGKILL));
+        if super::is_dying() {
             return Err(Errno::ENOMEM);
         }
     }
     // Interrupted by a fatal signal: give up; by the time: try again.
-    let deadline = crate::time::Deadline::after_ns(RETRY_NS);
+    let deadline = Deadline::after(RETRY_NS);
     match RETRY.wait_killable_until(Some(deadline), || (!ursa_hal::mm::low()).then_some(())) {
         Err(Errno::EINTR) => Err(Errno::ENOMEM),
         _ => Ok(()),
@@ -92,17 +93,17 @@ pub(super) fn out_of_memory() -> Result {
 fn choose() -> Option<(Arc<Process>, Arc<AddressSpace>)> {
     let total = ursa_hal::mm::stats().total as u64;
     let mut worst: Option<(i64, Arc<Process>, Arc<AddressSpace>)> = None;
-    process::for_each_process(|process| {
+    for process in process::processes() {
         if process.pid() == 1 || process.is_zombie() {
-            return;
+            continue;
         }
-        let Some(vm) = process.try_vm() else { return };
+        let Some(vm) = process.try_vm() else { continue };
         if let Some(points) = badness(&vm, total)
             && worst.as_ref().is_none_or(|(most, ..)| points > *most)
         {
-            worst = Some((points, process.clone(), vm));
+            worst = Some((points, process, vm));
         }
-    });
+    }
     worst.map(|(_, process, vm)| (process, vm))
 }
 

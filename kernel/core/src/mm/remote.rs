@@ -19,17 +19,17 @@ pub enum FutexKey {
 }
 
 impl AddressSpace {
-    /// Copies from `va` on into `buf`; `force` as in [`AddressSpace::page_for`]. Returns how much could be copied.
+    /// Copies from `va` on into `buf`, whatever `mprotect` says (a debugger's right). Returns how much could be copied.
     ///
     /// # Errors
     /// Those of the first page.
-    pub fn read_remote(&self, va: VirtAddr, buf: &mut [u8], force: bool) -> Result<usize> {
+    pub fn read_remote(&self, va: VirtAddr, buf: &mut [u8]) -> Result<usize> {
         let mut done = 0;
         while done < buf.len() {
             let Some(at) = va.checked_add(done as u64) else { break };
             let within = at.page_offset();
             let n = (buf.len() - done).min(PAGE as usize - within);
-            match self.page_for(at, false, force) {
+            match self.page_for(at, false, true) {
                 Ok(frame) => frame.read(within, &mut buf[done..done + n]),
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
@@ -39,17 +39,17 @@ impl AddressSpace {
         Ok(done)
     }
 
-    /// Copies `data` to `va` on; `force` as in [`AddressSpace::page_for`]. Returns how much could be copied.
+    /// Copies `data` to `va` on, whatever `mprotect` says; a read-only private page is copied first. Returns how much could be copied.
     ///
     /// # Errors
     /// Those of the first page.
-    pub fn write_remote(&self, va: VirtAddr, data: &[u8], force: bool) -> Result<usize> {
+    pub fn write_remote(&self, va: VirtAddr, data: &[u8]) -> Result<usize> {
         let mut done = 0;
         while done < data.len() {
             let Some(at) = va.checked_add(done as u64) else { break };
             let within = at.page_offset();
             let n = (data.len() - done).min(PAGE as usize - within);
-            match self.page_for(at, true, force) {
+            match self.page_for(at, true, true) {
                 Ok(frame) => frame.write(within, &data[done..done + n]),
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
@@ -57,22 +57,6 @@ impl AddressSpace {
             done += n;
         }
         Ok(done)
-    }
-
-    /// Sets `len` bytes at `va` to zero, in full (the tail of a program's data segment).
-    ///
-    /// # Errors
-    /// `EFAULT`, `ENOMEM`; what came before is zeroed.
-    pub fn zero_remote(&self, va: VirtAddr, len: u64) -> Result {
-        let mut done = 0;
-        while done < len {
-            let at = va.checked_add(done).ok_or(Errno::EFAULT)?;
-            let within = at.page_offset();
-            let n = (len - done).min(PAGE - within as u64);
-            self.page_for(at, true, true)?.fill(within, n as usize, 0);
-            done += n;
-        }
-        Ok(())
     }
 
     /// The key of the futex at `va` (a multiple of 4). `private` says that the caller knows it to be private memory.

@@ -17,14 +17,14 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use ursa_hal::mm::UserSpace;
-use ursa_hal::sync::Once;
+use ursa_hal::sync::{Once, RwLockReadGuard};
 use ursa_hal::{USER_END, VirtAddr};
 
 use super::account::{self, Charge, PageKind};
 use super::layout::Layout;
 use super::vma::{PAGE, Vma, VmaSet};
 use super::{FileRef, VmFlags, rmap};
-use crate::wait::{RwLock, RwLockReadGuard};
+use crate::wait::{KernelPark, RwLock};
 use crate::{Errno, Result};
 
 /// Resident pages of an address space, by kind. Signed, since a counter may be decreased before its increase is seen.
@@ -80,6 +80,26 @@ impl Usage {
     }
 }
 
+/// The file that is being executed; writers are refused while it is.
+pub(super) struct Executable(FileRef);
+
+impl Executable {
+    fn new(file: FileRef) -> Result<Executable> {
+        if let Some(inode) = file.inode() {
+            inode.deny_write()?;
+        }
+        Ok(Executable(file))
+    }
+}
+
+impl Drop for Executable {
+    fn drop(&mut self) {
+        if let Some(inode) = self.0.inode() {
+            inode.allow_write();
+        }
+    }
+}
+
 /// What the mm lock protects.
 pub(super) struct Inner {
     pub vmas: VmaSet,
@@ -93,8 +113,8 @@ pub(super) struct Inner {
     pub exec: u64,
     /// Flags that `mlockall(MCL_FUTURE)` gives to new mappings.
     pub future: VmFlags,
-    /// The executable (`/proc/PID/exe`).
-    pub exe: Option<FileRef>,
+    /// The executable (`/proc/PID/exe`), shared with forked children.
+    pub exe: Option<Arc<Executable>>,
     /// The auxiliary vector as the program got it (`/proc/PID/auxv`).
     pub auxv: Vec<u8>,
 }
@@ -228,13 +248,18 @@ impl AddressSpace {
 
     /// The executable.
     pub fn exe(&self) -> Option<FileRef> {
-        self.inner.read().exe.clone()
+        self.inner.read().exe.as_ref().map(|exe| exe.0.clone())
     }
 
-    /// Sets the executable.
-    pub fn set_exe(&self, exe: Option<FileRef>) {
+    /// Sets the executable. Its file cannot be written while any address space runs it.
+    ///
+    /// # Errors
+    /// `ETXTBSY` while somebody has it open for writing.
+    pub fn set_exe(&self, file: Option<FileRef>) -> Result {
+        let exe = file.map(Executable::new).transpose()?.map(Arc::new);
         let old = core::mem::replace(&mut self.inner.write().exe, exe);
         drop(old);
+        Ok(())
     }
 
     /// The auxiliary vector.
@@ -306,7 +331,7 @@ impl AddressSpace {
         self.counters.peak_rss.fetch_max(self.counters.rss(), Relaxed);
         self.space.unmap(VirtAddr::new(0)..VirtAddr::new(USER_END), |_, _, _| {});
         let vmas = core::mem::take(&mut inner.vmas);
-        for mut vma in vmas.into_iter() {
+        for mut vma in vmas.into_vmas() {
             rmap::detach(&mut vma);
             if vma.flags.contains(VmFlags::ACCOUNT) {
                 account::uncommit(vma.pages());
@@ -323,7 +348,7 @@ impl Drop for AddressSpace {
     fn drop(&mut self) {
         // The page tables free their pages themselves when the last CPU has left them; here only the books are closed.
         let inner = self.inner.get_mut();
-        for mut vma in core::mem::take(&mut inner.vmas).into_iter() {
+        for mut vma in core::mem::take(&mut inner.vmas).into_vmas() {
             rmap::detach(&mut vma);
             if vma.flags.contains(VmFlags::ACCOUNT) {
                 account::uncommit(vma.pages());
@@ -333,7 +358,7 @@ impl Drop for AddressSpace {
 }
 
 /// The VMAs of an address space that is locked for reading.
-pub struct Vmas<'a>(pub(super) RwLockReadGuard<'a, Inner>);
+pub struct Vmas<'a>(pub(super) RwLockReadGuard<'a, Inner, KernelPark>);
 
 impl Vmas<'_> {
     /// All, ascending.

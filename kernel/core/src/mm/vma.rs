@@ -177,6 +177,11 @@ impl VmaSet {
         self.map.values()
     }
 
+    /// All, ascending, by value.
+    pub(super) fn into_vmas(self) -> impl Iterator<Item = Vma> {
+        self.map.into_values()
+    }
+
     /// The VMA that contains `va`.
     #[inline]
     pub fn find(&self, va: u64) -> Option<&Vma> {

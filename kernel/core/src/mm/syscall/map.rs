@@ -1,5 +1,7 @@
 //! `mmap`, `munmap`, `mprotect`, `mremap`, `brk`, `madvise`, and the relatives that are refused.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use linux_uapi::raw::general as uapi;
 
 use crate::fs::FileMode;
@@ -17,7 +19,7 @@ const READ_IMPLIES_EXEC: u32 = 0x0040_0000;
 /// `PROT_READ` means `PROT_EXEC` too for programs that asked for it.
 fn access(cx: &Cx<'_>, prot: u32) -> VmFlags {
     let mut flags = VmFlags::from_prot(prot);
-    if flags.contains(VmFlags::READ) && cx.thread.process().personality() & READ_IMPLIES_EXEC != 0 {
+    if flags.contains(VmFlags::READ) && cx.thread.personality.load(Relaxed) & READ_IMPLIES_EXEC != 0 {
         flags |= VmFlags::EXEC;
     }
     flags
@@ -78,7 +80,7 @@ pub(super) fn sys_mmap(
         if !file.mode().contains(FileMode::READ) {
             return Err(Errno::EACCES);
         }
-        if file.is_noexec() {
+        if file.path().is_some_and(|path| !path.mount.allows_exec()) {
             if req.prot.contains(VmFlags::EXEC) {
                 return Err(Errno::EPERM);
             }
@@ -86,11 +88,7 @@ pub(super) fn sys_mmap(
         }
         // Before the mm lock: it may take the inode's.
         file.file_ops().mmap(&file, &mut req)?;
-        if let MapBacking::Object { file: slot, .. } = &mut req.backing
-            && slot.is_none()
-        {
-            *slot = Some(file);
-        }
+        req.keep_open(&file);
     }
     cx.thread.vm().mmap(&req)
 }

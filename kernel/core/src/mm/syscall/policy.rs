@@ -177,14 +177,14 @@ pub(super) fn sys_move_pages(
         }
         let mapped = vm.vmas().at_or_above(page.as_u64()).is_some_and(|vma| vma.start <= page.as_u64());
         let answer = if !mapped {
-            -(Errno::EFAULT.as_i32())
+            -(Errno::EFAULT.raw() as i32)
         } else if vm.user_space().query(page.page_down()).is_some() {
             0
         } else {
-            -(Errno::ENOENT.as_i32())
+            -(Errno::ENOENT.raw() as i32)
         };
         status.add(i).write(&answer)?;
-        if crate::process::current().has_fatal_signal() {
+        if crate::mm::is_dying() {
             return Err(Errno::EINTR);
         }
     }

@@ -11,7 +11,7 @@ use crate::mm::vma::PAGE;
 use crate::process::{self, Cap, capable};
 use crate::syscall::Cx;
 use crate::user::{self, UserPtr};
-use crate::{Errno, Result};
+use crate::{Errno, Result, ptrace};
 
 /// `UIO_MAXIOV`.
 const MAX_SEGMENTS: u64 = 1024;
@@ -22,9 +22,7 @@ pub(super) fn target(cx: &Cx<'_>, pid: i32) -> Result<Arc<AddressSpace>> {
         return Ok(cx.thread.vm());
     }
     let thread = process::lookup_tid(pid).ok_or(Errno::ESRCH)?;
-    if !process::may_access(cx.thread, &thread) {
-        return Err(Errno::EPERM);
-    }
+    ptrace::check_access(cx.thread, &thread)?;
     thread.process().try_vm().ok_or(Errno::ESRCH)
 }
 
@@ -63,9 +61,7 @@ fn transfer(
         return Ok(0);
     }
     let thread = process::lookup_tid(pid).ok_or(Errno::ESRCH)?;
-    if !process::may_access(cx.thread, &thread) {
-        return Err(Errno::EPERM);
-    }
+    ptrace::check_access(cx.thread, &thread)?;
     let vm = thread.process().try_vm().ok_or(Errno::ESRCH)?;
 
     let mut done = 0usize;
@@ -98,7 +94,7 @@ fn transfer(
             base += n;
             len -= n;
             left -= n;
-            if process::current().has_fatal_signal() {
+            if crate::mm::is_dying() {
                 return if done > 0 { Ok(done) } else { Err(Errno::EINTR) };
             }
         }
@@ -145,13 +141,15 @@ pub(super) fn sys_process_madvise(
         return Err(Errno::EINVAL);
     }
     let list = segments(list, count)?;
-    let target = process::from_pidfd(cx.thread, pidfd)?;
+    let file = cx.thread.file(pidfd)?;
+    let target = process::pidfd::of_file(&file)?.process();
     let known = matches!(advice, uapi::MADV_COLD | uapi::MADV_PAGEOUT | uapi::MADV_WILLNEED | uapi::MADV_COLLAPSE);
     if !known {
         return Err(Errno::EINVAL);
     }
     let thread = target.leader().ok_or(Errno::ESRCH)?;
-    if !process::may_access(cx.thread, &thread) || !capable(Cap::SysNice) {
+    ptrace::check_access(cx.thread, &thread)?;
+    if !capable(Cap::SysNice) {
         return Err(Errno::EPERM);
     }
     let vm = target.try_vm().ok_or(Errno::ESRCH)?;
