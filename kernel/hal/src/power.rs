@@ -113,3 +113,11 @@ pub fn reboot() -> ! {
     unsafe { core::arch::asm!("lidt [{}]", "int3", in(reg) no_idt.as_ptr()) };
     crate::cpu::halt_forever()
 }
+
+/// Stops every CPU and leaves the power on (reboot(2), `LINUX_REBOOT_CMD_HALT`).
+pub fn halt() -> ! {
+    crate::info!("system halted");
+    crate::cpu::irq_disable();
+    crate::smp::stop_others();
+    crate::cpu::halt_forever()
+}

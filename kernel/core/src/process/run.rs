@@ -119,7 +119,7 @@ fn exception(thread: &Thread, ext: &TaskExt, context: &UserContext, vector: u8, 
 fn floating_point_code(vector: u8) -> i32 {
     const X87: u8 = 16;
     let mut area = [0u8; 512];
-    ursa_hal::fpu::save_legacy(&mut area);
+    ursa_hal::fpu::save_to(&mut area);
     let word = |offset: usize| u16::from_le_bytes([area[offset], area[offset + 1]]);
     let raised = if vector == X87 {
         let (control, status) = (word(0), word(2));

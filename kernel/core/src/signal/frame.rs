@@ -155,7 +155,7 @@ fn write_vector_state(fpstate: u64, size: usize) -> Result {
     let software = FpxSwBytes {
         magic1: if extended { FP_XSTATE_MAGIC1 } else { 0 },
         extended_size: (size + MAGIC2_SIZE) as u32,
-        xfeatures: fpu::features(),
+        xfeatures: fpu::components(),
         xstate_size: size as u32,
         padding: [0; 7],
     };

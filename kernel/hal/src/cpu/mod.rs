@@ -140,3 +140,18 @@ pub fn halt_forever() -> ! {
         unsafe { asm!("hlt", options(nomem, nostack, preserves_flags)) };
     }
 }
+
+/// `AT_HWCAP` of x86-64 (getauxval(3)): the EDX word of CPUID leaf 1.
+pub fn hwcap() -> u32 {
+    cpuid(1, 0).edx
+}
+
+/// `AT_HWCAP2` of x86-64: bit 1 says that programs may use RDFSBASE and its kin.
+pub fn hwcap2() -> u32 {
+    const HWCAP2_FSGSBASE: u32 = 1 << 1;
+    const CR4_FSGSBASE: u64 = 1 << 16;
+    let cr4: u64;
+    // SAFETY: reading CR4 has no effect.
+    unsafe { core::arch::asm!("mov {}, cr4", out(reg) cr4, options(nomem, nostack, preserves_flags)) };
+    if cr4 & CR4_FSGSBASE != 0 { HWCAP2_FSGSBASE } else { 0 }
+}

@@ -22,13 +22,14 @@ mod seq;
 mod sleep;
 mod spin;
 
+pub use crate::percpu::PerCpu;
 pub use irq::{IrqGuard, IrqLock, IrqsOff, irqs_enabled, without_irqs};
 pub use once::{Lazy, Once};
 pub use rcu::RcuCell;
 pub use rwspin::{RwSpinLock, RwSpinReadGuard, RwSpinWriteGuard};
 pub use seq::SeqLock;
 pub use sleep::{Mutex, MutexGuard, Park, RwLock, RwLockReadGuard, RwLockWriteGuard};
-pub use spin::{SpinGuard, SpinLock};
+pub use spin::{SpinLock, SpinLockGuard};
 
 /// Panics when the caller holds a spin lock (feature `lockdep`); called by everything that may sleep.
 #[inline]

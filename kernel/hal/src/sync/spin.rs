@@ -38,21 +38,21 @@ impl<T, const L: u8> SpinLock<T, L> {
 impl<T: ?Sized, const L: u8> SpinLock<T, L> {
     /// Waits for the lock.
     #[inline]
-    pub fn lock(&self) -> SpinGuard<'_, T, L> {
+    pub fn lock(&self) -> SpinLockGuard<'_, T, L> {
         dep::acquire(L);
         if self.locked.swap(true, Ordering::Acquire) {
             self.contended();
         }
-        SpinGuard { lock: self, _not_send: PhantomData }
+        SpinLockGuard { lock: self, _not_send: PhantomData }
     }
     /// Takes the lock if it is free.
     #[inline]
-    pub fn try_lock(&self) -> Option<SpinGuard<'_, T, L>> {
+    pub fn try_lock(&self) -> Option<SpinLockGuard<'_, T, L>> {
         if self.locked.swap(true, Ordering::Acquire) {
             return None;
         }
         dep::acquire(L);
-        Some(SpinGuard { lock: self, _not_send: PhantomData })
+        Some(SpinLockGuard { lock: self, _not_send: PhantomData })
     }
     #[cold]
     fn contended(&self) {
@@ -96,15 +96,15 @@ impl<T: fmt::Debug, const L: u8> fmt::Debug for SpinLock<T, L> {
 
 /// Holds a [`SpinLock`].
 #[must_use]
-pub struct SpinGuard<'a, T: ?Sized, const L: u8 = 0> {
+pub struct SpinLockGuard<'a, T: ?Sized, const L: u8 = 0> {
     lock: &'a SpinLock<T, L>,
     _not_send: PhantomData<*mut ()>,
 }
 
 // SAFETY: a shared guard gives `&T` only.
-unsafe impl<T: ?Sized + Sync, const L: u8> Sync for SpinGuard<'_, T, L> {}
+unsafe impl<T: ?Sized + Sync, const L: u8> Sync for SpinLockGuard<'_, T, L> {}
 
-impl<T: ?Sized, const L: u8> Deref for SpinGuard<'_, T, L> {
+impl<T: ?Sized, const L: u8> Deref for SpinLockGuard<'_, T, L> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
@@ -112,14 +112,14 @@ impl<T: ?Sized, const L: u8> Deref for SpinGuard<'_, T, L> {
         unsafe { &*self.lock.value.get() }
     }
 }
-impl<T: ?Sized, const L: u8> DerefMut for SpinGuard<'_, T, L> {
+impl<T: ?Sized, const L: u8> DerefMut for SpinLockGuard<'_, T, L> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: the guard holds the lock and is borrowed mutably.
         unsafe { &mut *self.lock.value.get() }
     }
 }
-impl<T: ?Sized, const L: u8> Drop for SpinGuard<'_, T, L> {
+impl<T: ?Sized, const L: u8> Drop for SpinLockGuard<'_, T, L> {
     #[inline]
     fn drop(&mut self) {
         self.lock.locked.store(false, Ordering::Release);

@@ -13,7 +13,8 @@ pub use stack::Stack;
 
 use crate::addr::{USER_END, VirtAddr};
 use crate::cpu::wrmsr;
-use crate::fpu::{self, BadImage, FpuState};
+pub use crate::fpu::FpuState;
+use crate::fpu::{self, BadImage};
 use crate::mm::{self, UserSpace};
 use crate::percpu::{self, CpuSet, MAX_CPUS, local, off};
 use crate::sync::{IrqsOff, SpinLock, irqs_enabled};
