@@ -4,8 +4,8 @@
 //! For Linux the programs and added files are the initramfs, and the agent lays them over the root disk.
 
 use crate::build::Programs;
-use crate::image::cpio;
 use crate::image::tree::{Inode, Kind, Tree};
+use crate::image::{Image, cpio};
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
@@ -74,12 +74,12 @@ pub fn add_character(tree: &mut Tree, name: &str, mode: u32, major: u32, minor: 
 }
 
 /// Writes Ursa's boot archive.
-pub fn write_for_ursa(root: &Path, programs: &Programs, additions: &[Addition], output: &Path) -> Result<()> {
-    let mut tree = overlay(programs, additions, "")?;
+pub fn write_for_ursa(image: &Image, programs: &Programs, additions: &[Addition], output: &Path) -> Result<()> {
+    let mut tree = overlay(programs, additions, "")?.laid_over(&Tree::from_tar(&image.tar())?);
     // What the kernel starts if its command line does not say `init=/usr/sbin/ursa-init`: the least that runs a command.
     tree.symlink("init", "/usr/sbin/ursa-agent");
     let staging = tempfile::NamedTempFile::new_in(output.parent().context("an archive has a folder")?)?;
-    io::copy(&mut File::open(root)?, &mut staging.as_file())?;
+    io::copy(&mut File::open(image.archive())?, &mut staging.as_file())?;
     let mut writer = BufWriter::new(staging.as_file());
     cpio::write(&tree, &mut writer)?;
     writer.into_inner().map_err(|e| e.into_error())?;

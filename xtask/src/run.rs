@@ -28,7 +28,8 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
     command.args(["-chardev", "stdio,id=console,mux=on,signal=off", "-serial", "chardev:console"]);
     command.args(["-mon", "chardev=console", "-serial", "null"]);
     let system = if boot.kind() == Kernel::Ursa { "Ursa" } else { "Linux" };
-    shell::step(format!("booting {system}; Ctrl-A X leaves at once, `poweroff` properly"));
+    let end = if options.machine.init { "poweroff" } else { "exit" };
+    shell::step(format!("booting {system}; `{end}` ends it, Ctrl-A X leaves at once"));
     let status = command.status().context("cannot start QEMU")?;
     // Raw mode ends with QEMU; a guest's last line may have no end.
     eprintln!();

@@ -63,12 +63,17 @@ impl Image {
         self.folder.join("root.cpio")
     }
 
+    /// The same tree as a tar archive.
+    pub fn tar(&self) -> PathBuf {
+        self.folder.join("root.tar")
+    }
+
     /// The disk for Linux, made when it is first asked for.
     pub fn disk(&self) -> Result<PathBuf> {
         let disk = self.folder.join("root.ext4");
         let _lock = paths::lock(&self.folder)?;
         if !disk.exists() {
-            disk::make(&self.folder.join("root.tar"), &disk)?;
+            disk::make(&self.tar(), &disk)?;
         }
         Ok(disk)
     }
@@ -107,7 +112,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     println!("archive {}", image.archive().display());
     if options.boot {
         let boot = paths::target().join(format!("{name}-boot.cpio"));
-        crate::archive::write_for_ursa(&image.archive(), &crate::build::programs()?, &[], &boot)?;
+        crate::archive::write_for_ursa(&image, &crate::build::programs()?, &[], &boot)?;
         println!("boot    {}", boot.display());
     }
     if options.disk {

@@ -220,6 +220,65 @@ impl Tree {
         Ok(())
     }
 
+    /// The same tree as it is to be laid over another: folders that are there keep their attributes, and names that lead
+    /// through links of the other tree lead to where those point.
+    pub fn laid_over(self, under: &Tree) -> Tree {
+        let mut result = Tree { newest: self.newest, ..Tree::default() };
+        for (name, number) in self.names {
+            let inode = self.inodes[number].clone();
+            let place = under.follow_folders(&name);
+            for above in place.ancestors().skip(1) {
+                if let (false, Some(&folder)) = (result.names.contains_key(above), under.names.get(above)) {
+                    result.names.insert(above.to_owned(), result.inodes.len());
+                    result.inodes.push(under.inodes[folder].clone());
+                }
+            }
+            let there = under.names.get(&place).map(|&at| &under.inodes[at]);
+            match (&inode.kind, there.map(|there| (there, &there.kind))) {
+                (Kind::Folder, Some((there, Kind::Folder))) => result.insert(place, there.clone()),
+                // A folder that is there as a link: what is in it goes to where the link points.
+                (Kind::Folder, Some((_, Kind::Symlink(_)))) => {}
+                _ => result.insert(place, Inode { links: 1, ..inode }),
+            }
+        }
+        result
+    }
+
+    /// Where a name leads when links in the folders above it are followed. The last part is not.
+    fn follow_folders(&self, name: &Path) -> PathBuf {
+        let mut place = PathBuf::new();
+        let mut rest: Vec<std::ffi::OsString> = name.iter().rev().map(ToOwned::to_owned).collect();
+        // As many links as path_resolution(7) follows; a loop then just stays as it is.
+        let mut patience = 40;
+        while let Some(part) = rest.pop() {
+            if part == ".." {
+                place.pop();
+                continue;
+            }
+            place.push(&part);
+            let link = self.names.get(&place).and_then(|&at| match &self.inodes[at].kind {
+                Kind::Symlink(target) => Some(PathBuf::from(std::ffi::OsStr::from_bytes(target))),
+                _ => None,
+            });
+            if let Some(target) = link
+                && !rest.is_empty()
+                && patience > 0
+            {
+                patience -= 1;
+                place.pop();
+                if target.is_absolute() {
+                    place = PathBuf::new();
+                }
+                let parts = target
+                    .components()
+                    .filter(|c| !matches!(c, std::path::Component::RootDir | std::path::Component::CurDir));
+                let parts: Vec<_> = parts.map(|c| c.as_os_str().to_owned()).collect();
+                rest.extend(parts.into_iter().rev());
+            }
+        }
+        place
+    }
+
     /// Changes the owner of what has this name.
     pub fn set_owner(&mut self, name: impl AsRef<Path>, uid: u32, gid: u32) {
         if let Some(&inode) = self.names.get(name.as_ref()) {
@@ -361,6 +420,34 @@ mod tests {
         assert_eq!(tree.read("usr/bin/tool").unwrap().unwrap(), b"new");
         tree.remove("usr");
         assert!(!tree.contains("usr/bin/tool") && !tree.contains("usr") && tree.contains("bin"));
+    }
+
+    #[test]
+    fn tree_laid_over_another_spares_folders_and_follows_links() {
+        let mut under = Tree::default();
+        under.folder("tmp", 0o1777, 0, 0);
+        under.folder("usr/bin", 0o755, 0, 0);
+        under.symlink("bin", "usr/bin");
+        under.symlink("a", "/usr/../tmp");
+        let mut over = Tree::default();
+        over.file("bin/x", 0o755, b"x".to_vec());
+        over.file("tmp/y", 0o644, b"y".to_vec());
+        over.file("a/z", 0o644, b"z".to_vec());
+        over.file("new/w", 0o644, b"w".to_vec());
+        let laid = over.laid_over(&under);
+        let names: Vec<_> =
+            laid.entries().map(|(name, _, inode)| (name.to_str().unwrap().to_owned(), inode.mode)).collect();
+        let expected = [
+            ("new", 0o755),
+            ("new/w", 0o644),
+            ("tmp", 0o1777),
+            ("tmp/y", 0o644),
+            ("tmp/z", 0o644),
+            ("usr", 0o755),
+            ("usr/bin", 0o755),
+            ("usr/bin/x", 0o755),
+        ];
+        assert_eq!(names, expected.map(|(name, mode)| (name.to_owned(), mode)));
     }
 
     #[test]

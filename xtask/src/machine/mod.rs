@@ -143,7 +143,7 @@ impl Boot {
                     standard_archive(&image, &programs)?
                 } else {
                     let path = folder.join("boot.cpio");
-                    archive::write_for_ursa(&image.archive(), &programs, &options.additions, &path)?;
+                    archive::write_for_ursa(&image, &programs, &options.additions, &path)?;
                     path
                 };
                 let append = format!("{first} {}", options.append);
@@ -198,7 +198,7 @@ fn standard_archive(image: &image::Image, programs: &build::Programs) -> Result<
     let path = folder.join(format!("{key}.cpio"));
     if !path.exists() {
         remove_stale(&folder)?;
-        archive::write_for_ursa(&image.archive(), programs, &[], &path)?;
+        archive::write_for_ursa(image, programs, &[], &path)?;
     }
     Ok(path)
 }
