@@ -19,7 +19,7 @@ use super::pte::{A, ADDR, CacheMode, D, DEVICE, P, Prot, RIGHTS, TABLE, W, prot_
 use super::{copy, tlb};
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
 use crate::percpu;
-use crate::sync::{SpinGuard, SpinLock};
+use crate::sync::{SpinLock, SpinLockGuard};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -774,7 +774,7 @@ impl UserSpace {
     }
 }
 
-fn lock_two<'a>(a: &'a UserSpace, b: &'a UserSpace) -> (SpinGuard<'a, ()>, SpinGuard<'a, ()>) {
+fn lock_two<'a>(a: &'a UserSpace, b: &'a UserSpace) -> (SpinLockGuard<'a, ()>, SpinLockGuard<'a, ()>) {
     // By address, so that two forks between the same two spaces cannot deadlock.
     if a.root < b.root {
         let ga = a.lock.lock();

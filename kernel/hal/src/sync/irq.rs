@@ -1,6 +1,6 @@
 //! Local interrupt state and the spin lock that disables interrupts.
 
-use super::spin::{SpinGuard, SpinLock};
+use super::spin::{SpinLock, SpinLockGuard};
 use core::arch::asm;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
@@ -108,7 +108,7 @@ impl<T: Default, const L: u8> Default for IrqLock<T, L> {
 /// Holds an [`IrqLock`].
 #[must_use]
 pub struct IrqGuard<'a, T: ?Sized, const L: u8 = 0> {
-    guard: ManuallyDrop<SpinGuard<'a, T, L>>,
+    guard: ManuallyDrop<SpinLockGuard<'a, T, L>>,
     irqs: ManuallyDrop<IrqsOff>,
 }
 
