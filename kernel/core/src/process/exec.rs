@@ -10,24 +10,23 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::*;
 
+use linux_uapi::raw::general::AT_FDCWD;
 use linux_uapi::signal::SIGCHLD;
 use ursa_hal::trap::UserContext;
 use ursa_hal::{fpu, task};
 
 use super::args::ArgBlock;
 use super::cred::{Credentials, ExecFile, FileCaps};
+use super::executable::{parse_script, Executable};
 use super::loader::{self, Loaded};
 use super::rlimit::Resource;
 use super::thread::Thread;
 use super::{exit, Cap};
 use crate::fs::mount::MountFlags;
 use crate::fs::permission::{self, MAY_READ};
-use crate::fs::{self, File};
 use crate::user::UserPtr;
 use crate::{ptrace, Errno, Result};
 
-/// Bytes of a file that decide how it is executed (`BINPRM_BUF_SIZE`).
-const HEAD_LEN: usize = 256;
 /// How many `#!` lines may follow each other.
 const SCRIPT_DEPTH: usize = 5;
 /// Stack limits beyond this are not used to place things (`_STK_LIM` of setuid programs).
@@ -46,59 +45,6 @@ pub struct Program<'a> {
     pub path: &'a [u8],
     /// `AT_EMPTY_PATH`, `AT_SYMLINK_NOFOLLOW`.
     pub flags: u32,
-}
-
-/// An executable that is held open; nobody can write to it meanwhile.
-struct Executable {
-    file: Arc<File>,
-}
-
-impl Executable {
-    fn open(dirfd: i32, path: &[u8], flags: u32) -> Result<Executable> {
-        let file = fs::open_exec(dirfd, path, flags)?;
-        Ok(Executable { file })
-    }
-
-    fn head(&self) -> Result<([u8; HEAD_LEN], usize)> {
-        let mut head = [0; HEAD_LEN];
-        let mut sink = fs::Sink::kernel(&mut head);
-        while sink.remaining() > 0 {
-            let at = sink.done() as u64;
-            if self.file.read_at(&mut sink, at)? == 0 {
-                break;
-            }
-        }
-        let len = sink.done();
-        Ok((head, len))
-    }
-}
-
-/// A parsed `#!` line.
-struct Script<'a> {
-    interp: &'a [u8],
-    arg: Option<&'a [u8]>,
-}
-
-/// Parses a `#!` line as `load_script` does: blanks around, an optional single argument, no truncated interpreter path.
-fn parse_script(head: &[u8]) -> Result<Option<Script<'_>>> {
-    let Some(rest) = head.strip_prefix(b"#!") else { return Ok(None) };
-    let is_blank = |b: &u8| *b == b' ' || *b == b'\t';
-    let end = rest.iter().position(|&b| b == b'\n' || b == 0);
-    let whole_line = end.is_some();
-    let line = &rest[..end.unwrap_or(rest.len())];
-    let line = line.trim_ascii_start();
-    let line = &line[..line.iter().rposition(|b| !is_blank(b)).map_or(0, |i| i + 1)];
-    if line.is_empty() {
-        return Err(Errno::ENOEXEC);
-    }
-    let split = line.iter().position(is_blank);
-    if split.is_none() && !whole_line {
-        // The path goes on beyond what was read: executing a prefix of it would be wrong.
-        return Err(Errno::ENOEXEC);
-    }
-    let (interp, arg) = line.split_at(split.unwrap_or(line.len()));
-    let arg = &arg[arg.iter().position(|b| !is_blank(b)).unwrap_or(arg.len())..];
-    Ok(Some(Script { interp, arg: (!arg.is_empty()).then_some(arg) }))
 }
 
 /// Executes `program` in the running thread's process; on success `regs` are those of the new program.
@@ -124,7 +70,7 @@ pub fn execve(
     {
         return Err(Errno::EAGAIN);
     }
-    let executable = Executable::open(program.dirfd, program.path, program.flags)?;
+    let executable = Executable::open(thread, program.dirfd, program.path, program.flags)?;
     let mut args = ArgBlock::new(process.rlimits.soft(Resource::Stack));
     args.read_user(argv, envp)?;
     execute(thread, regs, executable, exec_fn(program), args)
@@ -148,13 +94,13 @@ pub(super) fn execute_kernel(
     for env in envp {
         args.envs.push(env)?;
     }
-    let executable = Executable::open(linux_uapi::raw::general::AT_FDCWD, path, 0)?;
+    let executable = Executable::open(thread, AT_FDCWD, path, 0)?;
     execute(thread, regs, executable, path.to_vec(), args)
 }
 
 /// What the program is called (`bprm->filename`): the path, or `/dev/fd/N…` for one relative to a descriptor.
 fn exec_fn(program: &Program<'_>) -> Vec<u8> {
-    if program.dirfd == linux_uapi::raw::general::AT_FDCWD || program.path.first() == Some(&b'/') {
+    if program.dirfd == AT_FDCWD || program.path.first() == Some(&b'/') {
         return program.path.to_vec();
     }
     let mut name = alloc::format!("/dev/fd/{}", program.dirfd).into_bytes();
@@ -168,7 +114,7 @@ fn exec_fn(program: &Program<'_>) -> Vec<u8> {
 fn execute(
     thread: &Arc<Thread>,
     regs: &mut UserContext,
-    mut executable: Executable,
+    mut executable: Arc<Executable>,
     exec_fn: Vec<u8>,
     mut args: ArgBlock,
 ) -> Result {
@@ -191,7 +137,7 @@ fn execute(
             None => args.args.replace_first(&[script.interp, &shown])?,
         }
         args.check()?;
-        executable = Executable::open(linux_uapi::raw::general::AT_FDCWD, script.interp, 0)?;
+        executable = Executable::open(thread, AT_FDCWD, script.interp, 0)?;
         shown = script.interp.to_vec();
     };
     if !head[..len].starts_with(b"\x7fELF") {
@@ -199,14 +145,14 @@ fn execute(
     }
 
     let process = thread.process();
-    let (cred, secure) = new_credentials(thread, &executable.file)?;
+    let (cred, secure) = new_credentials(thread, &executable)?;
     let personality = thread.personality.load(Relaxed) & if secure { !PER_CLEAR_ON_SETID } else { !0 };
     let mut stack_limit = process.rlimits.soft(Resource::Stack);
     if secure {
         stack_limit = stack_limit.min(SECURE_STACK_LIMIT);
     }
     let loaded = loader::load(&loader::Request {
-        file: &executable.file,
+        file: executable.file(),
         exec_fn: &exec_fn,
         args: &args,
         stack_limit,
@@ -214,25 +160,25 @@ fn execute(
         legacy_layout: personality & ADDR_COMPAT_LAYOUT != 0,
         ids: [cred.uid, cred.euid, cred.gid, cred.egid],
         secure,
-        open_interp: &|path| Ok(Executable::open(linux_uapi::raw::general::AT_FDCWD, path, 0)?.file),
+        open_interp: &|path| Executable::open_interp(thread, path),
     })?;
     drop(args);
     let name = exec_fn.rsplit(|&b| b == b'/').next().unwrap_or(&[]).to_vec();
     end_other_threads(thread)?;
-    commit(thread, regs, Commit { loaded, cred, secure, personality, name, file: executable.file });
+    commit(thread, regs, Commit { loaded, cred, secure, personality, name, executable });
     Ok(())
 }
 
 /// Returns the credentials after the exec, and whether the program runs in secure mode.
-fn new_credentials(thread: &Thread, file: &File) -> Result<(Credentials, bool)> {
+fn new_credentials(thread: &Thread, executable: &Executable) -> Result<(Credentials, bool)> {
     let old = thread.cred();
-    let inode = file.inode().ok_or(Errno::EACCES)?;
+    let inode = executable.inode();
     let attr = inode.attr()?;
-    let nosuid = file.path().is_some_and(|p| p.mount.flags().contains(MountFlags::NOSUID));
+    let nosuid = executable.file().path().is_some_and(|p| p.mount.flags().contains(MountFlags::NOSUID));
     // Privilege is not given to a process that others can steer: by ptrace, or through a file-system context that they share.
     let shares_fs = Arc::strong_count(&thread.fs()) > 1 + thread.process().live_threads() as usize;
     let trust = !nosuid && !shares_fs && !ptrace::is_traced_by_unprivileged(thread);
-    let caps = match fs::xattr::get(inode, b"security.capability") {
+    let caps = match inode.ops().getxattr(inode, b"security.capability") {
         Ok(value) => match FileCaps::decode(&value) {
             Ok(caps) => Some(caps),
             Err(Errno::ENODATA) => None,
@@ -292,7 +238,7 @@ struct Commit {
     secure: bool,
     personality: u32,
     name: Vec<u8>,
-    file: Arc<File>,
+    executable: Arc<Executable>,
 }
 
 /// Exchanges the old program for the new one. Nothing here can fail.
@@ -313,6 +259,7 @@ fn commit(thread: &Arc<Thread>, regs: &mut UserContext, new: Commit) {
     let old_vm = process.replace_vm(Some(new.loaded.vm));
     task::switch_space(vm.user_space());
     drop(old_vm);
+    drop(process.set_executable(Some(new.executable.clone())));
     exit::complete_vfork(thread);
 
     // Files. A table that is shared with another process stays theirs.
@@ -331,15 +278,7 @@ fn commit(thread: &Arc<Thread>, regs: &mut UserContext, new: Commit) {
     process.set_exit_signal(SIGCHLD);
 
     // Identity.
-    let unreadable = permission::check(
-        match new.file.inode() {
-            Some(inode) => inode,
-            None => unreachable!("an executable has an inode"),
-        },
-        MAY_READ,
-        &old_cred,
-    )
-    .is_err();
+    let unreadable = permission::check(new.executable.inode(), MAY_READ, &old_cred).is_err();
     let changed = old_cred.euid != new.cred.euid
         || old_cred.egid != new.cred.egid
         || old_cred.fsuid != new.cred.fsuid
@@ -359,6 +298,9 @@ fn commit(thread: &Arc<Thread>, regs: &mut UserContext, new: Commit) {
 
     // Registers.
     fpu::reset();
-    regs.reset_for_exec(new.loaded.entry, new.loaded.stack_pointer);
+    *regs = UserContext::start(new.loaded.entry, new.loaded.stack_pointer);
+    let current = task::current();
+    current.set_fs_base(0);
+    current.set_gs_base(0);
     ptrace::exec_event(thread);
 }

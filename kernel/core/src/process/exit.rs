@@ -26,7 +26,7 @@ use crate::mm::AddressSpace;
 use crate::sched::{self, SleepState, Work};
 use crate::signal;
 use crate::user::UserPtr;
-use crate::{futex, signal::ptrace};
+use crate::{futex, ptrace};
 
 /// What exited threads hold in place of their own.
 static NO_FILES: Once<Arc<FdTable>> = Once::new();
@@ -100,7 +100,7 @@ pub fn finish(thread: &Arc<Thread>) {
 /// Without its first process the system cannot go on: nobody could end, start or reap anything.
 fn init_died(process: &Process) -> ! {
     let status = process.group_exit_status().unwrap_or(0);
-    ursa_hal::log::error!("init ended with status {status:#x}: powering off");
+    ursa_hal::error!("init ended with status {status:#x}: powering off");
     ursa_hal::power::off()
 }
 
@@ -140,6 +140,7 @@ fn release_memory(thread: &Thread, is_last: bool) {
     task::switch_space(AddressSpace::empty().user_space());
     if is_last {
         drop(process.replace_vm(None));
+        drop(process.set_executable(None));
     }
     complete_vfork(thread);
 }

@@ -202,7 +202,7 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
     let pid = number.get();
     let files = if has(F::FILES) { parent.files() } else { parent.files().fork()? };
     let fs = if has(F::FS) { parent.fs() } else { parent.fs().fork() };
-    let signals = parent.signals.fork(!has(F::VM) || has(F::VFORK));
+    let signals = parent.signals.for_child(has(F::VM) && !has(F::VFORK));
 
     let (process, is_new) = if has(F::THREAD) {
         (parent.process().clone(), false)
@@ -232,12 +232,10 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
     *thread.vfork_done.lock() = vfork_done.clone();
 
     let mut child_regs = regs.clone();
-    child_regs.regs.rax = 0;
+    let registers = child_regs.regs_mut();
+    registers.rax = 0;
     if request.stack_pointer != 0 {
-        child_regs.regs.rsp = request.stack_pointer;
-    }
-    if has(F::SETTLS) {
-        child_regs.set_fs_base(request.tls).map_err(|_| Errno::EPERM)?;
+        registers.rsp = request.stack_pointer;
     }
     let child_tid = has(F::CHILD_SETTID).then_some(request.child_tid);
     let body = move || {
@@ -247,10 +245,15 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
         }
         super::run::user_loop(child_regs);
     };
-    let fpu = ursa_hal::fpu::copy_current_for_child();
-    let task = sched::new_task(&thread.name(), Some(thread.clone()), fpu, Box::new(body)).ok_or(Errno::ENOMEM)?;
+    let fpu = ursa_hal::fpu::copy_current_for_child().ok_or(Errno::ENOMEM)?;
+    let task = sched::new_task(&thread.name(), Some(thread.clone()), Some(fpu), Box::new(body)).ok_or(Errno::ENOMEM)?;
     let unstarted = Unstarted(Some(&task));
     thread.set_task(&task);
+    let me = ursa_hal::task::current();
+    if !task.set_fs_base(if has(F::SETTLS) { request.tls } else { me.fs_base() }) {
+        return Err(Errno::EPERM);
+    }
+    task.set_gs_base(me.gs_base());
 
     let files = parent.files();
     let pidfd = if has(F::PIDFD) {
@@ -270,7 +273,7 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
     if has(F::PARENT_SETTID) {
         let _ = request.parent_tid.write(&pid);
     }
-    crate::signal::ptrace::cloned(parent, &thread, request);
+    crate::ptrace::cloned(parent, &thread, request);
     sched::wake_new(&task);
 
     if let Some(done) = vfork_done {
@@ -310,6 +313,7 @@ fn new_process(parent: &Thread, request: &CloneRequest, number: &PidNumber) -> R
         parent_tid: father_tid,
         group: old.group(),
         vm,
+        executable: old.executable(),
         rlimits: old.rlimits.fork(),
         exit_signal,
         has_subreaper: old.has_subreaper.load(Relaxed) || old.subreaper.load(Relaxed),

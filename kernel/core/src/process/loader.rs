@@ -224,7 +224,7 @@ fn map_segment(vm: &AddressSpace, file: &Arc<File>, segment: &Segment, bias: u64
         let tail = page_end.min(mem_end).saturating_sub(file_end);
         if tail > 0 && segment.access.write {
             let tail = page_end - file_end;
-            vm.write_remote(UserAddr::new(file_end), &[0; PAGE as usize][..tail as usize])?;
+            write(vm, UserAddr::new(file_end), &[0; PAGE as usize][..tail as usize])?;
         }
     }
     let anonymous = file_end.next_multiple_of(PAGE);
@@ -254,6 +254,11 @@ fn code_and_data(program: &Program<'_>, bias: u64) -> (u64, u64, u64, u64) {
     (if start_code == u64::MAX { 0 } else { start_code }, end_code, start_data, end_data)
 }
 
+/// Writes all of `data` into the new memory.
+fn write(vm: &AddressSpace, at: UserAddr, data: &[u8]) -> Result {
+    if vm.write_remote(at, data)? == data.len() { Ok(()) } else { Err(Errno::ENOMEM) }
+}
+
 struct AuxInfo {
     phdr: u64,
     phnum: u64,
@@ -272,9 +277,9 @@ fn write_stack(vm: &AddressSpace, request: &Request<'_>, aux: &AuxInfo) -> Resul
     let exec_fn = top - 8 - (request.exec_fn.len() as u64 + 1);
     let env_start = exec_fn - envs.bytes.len() as u64;
     let arg_start = env_start - args.bytes.len() as u64;
-    vm.write_remote(UserAddr::new(arg_start), &args.bytes)?;
-    vm.write_remote(UserAddr::new(env_start), &envs.bytes)?;
-    vm.write_remote(UserAddr::new(exec_fn), request.exec_fn)?;
+    write(vm, UserAddr::new(arg_start), &args.bytes)?;
+    write(vm, UserAddr::new(env_start), &envs.bytes)?;
+    write(vm, UserAddr::new(exec_fn), request.exec_fn)?;
 
     let jitter = if request.randomize { rng::u64() % 8192 } else { 0 };
     let aligned = (arg_start - jitter) & !15;
@@ -282,8 +287,8 @@ fn write_stack(vm: &AddressSpace, request: &Request<'_>, aux: &AuxInfo) -> Resul
     let random = platform - RANDOM_LEN as u64;
     let mut random_bytes = [0; RANDOM_LEN];
     rng::fill(&mut random_bytes);
-    vm.write_remote(UserAddr::new(platform), PLATFORM)?;
-    vm.write_remote(UserAddr::new(random), &random_bytes)?;
+    write(vm, UserAddr::new(platform), PLATFORM)?;
+    write(vm, UserAddr::new(random), &random_bytes)?;
 
     let [uid, euid, gid, egid] = request.ids.map(u64::from);
     let pairs = [
@@ -333,7 +338,7 @@ fn write_stack(vm: &AddressSpace, request: &Request<'_>, aux: &AuxInfo) -> Resul
         push(*value);
     }
     let stack_pointer = (random - words as u64 * 8) & !15;
-    vm.write_remote(UserAddr::new(stack_pointer), &vector)?;
+    write(vm, UserAddr::new(stack_pointer), &vector)?;
     vm.set_auxv(vector.split_off(auxv_at));
     vm.update_layout(|l| {
         l.start_stack = stack_pointer;

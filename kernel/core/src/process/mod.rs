@@ -7,6 +7,34 @@
 //! Signals, scheduling and memory are their own modules; this one tells them when a thread is born, execs and dies.
 //! Locking: see [`process`] for the family tree and [`pid`] for the number space.
 
+pub mod args;
 pub mod caps;
+mod cpu_time;
+pub mod cred;
+pub mod exec;
+pub mod executable;
+pub mod exit;
+pub mod fork;
+pub mod group;
+mod init;
+mod loader;
+pub mod pid;
+pub mod pidfd;
+pub mod process;
+pub mod rlimit;
+pub mod rng;
+pub mod rseq;
+pub mod run;
+pub mod syscall;
+pub mod thread;
+pub mod usage;
+pub mod wait;
 
 pub use caps::{Cap, CapSet};
+pub use cred::{Credentials, UserAccount};
+pub use init::{init, spawn_init};
+pub use group::{ControllingTerminal, ProcessGroup, Session};
+pub use pid::{last_pid, lookup_pid, lookup_tid, next_process, process_count, process_group, processes, session, Pid};
+pub use process::Process;
+pub use rlimit::{Limit, Resource, Rlimits, RLIM_INFINITY};
+pub use thread::{capable, current, try_current, CurrentThread, Thread};

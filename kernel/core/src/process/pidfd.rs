@@ -5,7 +5,6 @@
 //! References: pidfd_open(2), pidfd_getfd(2), pidfd_send_signal(2).
 
 use alloc::sync::Arc;
-use core::any::Any;
 use core::fmt::Write;
 
 use super::process::Process;
@@ -66,10 +65,6 @@ pub fn of_file(file: &File) -> Result<&PidFd> {
 }
 
 impl FileOps for PidFd {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
     fn poll(&self, _file: &File, pt: Option<&mut PollTable>) -> PollEvents {
         let process = self.process();
         if let Some(pt) = pt {
@@ -81,20 +76,20 @@ impl FileOps for PidFd {
         };
         let mut events = PollEvents::empty();
         if ended {
-            events |= PollEvents::IN | PollEvents::RDNORM;
+            events |= PollEvents::READABLE;
         }
         if process.is_reaped() {
-            events |= PollEvents::IN | PollEvents::RDNORM | PollEvents::HUP;
+            events |= PollEvents::READABLE | PollEvents::POLLHUP;
         }
         events
     }
 
-    fn fdinfo(&self, _file: &File, out: &mut dyn Write) -> Result {
+    fn fdinfo(&self, _file: &File, out: &mut dyn Write) -> core::fmt::Result {
         let pid = match self {
             PidFd::Process(process) if process.is_reaped() => -1,
             PidFd::Process(process) => process.pid(),
             PidFd::Thread(thread) => thread.tid(),
         };
-        writeln!(out, "Pid:\t{pid}\nNSpid:\t{pid}").map_err(|_| Errno::ENOMEM)
+        writeln!(out, "Pid:\t{pid}\nNSpid:\t{pid}")
     }
 }

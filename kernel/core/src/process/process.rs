@@ -19,6 +19,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicU8, 
 
 use ursa_hal::sync::{IrqLock, SpinLock, SpinLockGuard};
 
+use super::executable::Executable;
 use super::group::{ProcessGroup, Session};
 use super::pid::{Pid, PidNumber};
 use super::rlimit::Rlimits;
@@ -63,12 +64,13 @@ pub struct Process {
     pub(super) links: SpinLock<Links>,
     vm: Slot<AddressSpace>,
     has_vm: AtomicBool,
+    executable: SpinLock<Option<Arc<Executable>>>,
     /// Resource limits.
     pub rlimits: Rlimits,
     /// The parent's threads wait here for their children's changes.
     pub child_wait: WaitQueue,
     /// Woken when the process becomes a zombie and when it is reaped (pidfds).
-    pub exit_wait: WaitQueue,
+    pub exit_wait: Arc<WaitQueue>,
     /// A thread that executes a program waits here for the others to end.
     pub(super) exec_wait: WaitQueue,
     pub(super) zombie: AtomicBool,
@@ -103,6 +105,7 @@ pub(super) struct ProcessParts {
     pub parent_tid: Pid,
     pub group: Arc<ProcessGroup>,
     pub vm: Arc<AddressSpace>,
+    pub executable: Option<Arc<Executable>>,
     pub rlimits: Rlimits,
     pub exit_signal: i32,
     pub has_subreaper: bool,
@@ -148,9 +151,10 @@ impl Process {
             }),
             vm: Slot::new(parts.vm),
             has_vm: AtomicBool::new(true),
+            executable: SpinLock::new(parts.executable),
             rlimits: parts.rlimits,
             child_wait: WaitQueue::new(),
-            exit_wait: WaitQueue::new(),
+            exit_wait: Arc::new(WaitQueue::new()),
             exec_wait: WaitQueue::new(),
             zombie: AtomicBool::new(false),
             reaped: AtomicBool::new(false),
@@ -260,6 +264,16 @@ impl Process {
     pub(super) fn replace_vm(&self, vm: Option<Arc<AddressSpace>>) -> Arc<AddressSpace> {
         self.has_vm.store(vm.is_some(), Release);
         self.vm.replace(vm.unwrap_or_else(AddressSpace::empty))
+    }
+
+    /// Returns what the process executes.
+    pub fn executable(&self) -> Option<Arc<Executable>> {
+        self.executable.lock().clone()
+    }
+
+    /// Replaces what the process executes and returns the former.
+    pub(super) fn set_executable(&self, executable: Option<Arc<Executable>>) -> Option<Arc<Executable>> {
+        core::mem::replace(&mut *self.executable.lock(), executable)
     }
 
     /// Returns whether every thread has exited.

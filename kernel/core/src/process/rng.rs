@@ -14,7 +14,8 @@ use blake2::digest::Digest;
 use blake2::Blake2s256;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use ursa_hal::sync::{IrqLock, Lazy, PerCpu};
+use ursa_hal::percpu::PerCpu;
+use ursa_hal::sync::{IrqLock, Lazy};
 
 const BATCH: usize = 256;
 const KEY: usize = 32;

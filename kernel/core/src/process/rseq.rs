@@ -1,15 +1,18 @@
-//! Restartable sequences: [`register`], and [`on_return_to_user`], which keeps the CPU number in user memory current and
+//! Restartable sequences: [`register`], and [`on_return`], which keeps the CPU number in user memory current and
 //! aborts a critical section that was interrupted.
 //!
-//! The scheduler and signal delivery call [`interrupted`]; the way back to user mode then does the work once, whatever
-//! came together. A bad area is the program's error: SIGSEGV, as on Linux. References: rseq(2), Linux `kernel/rseq.c`.
+//! The scheduler calls [`interrupted`]; the way back to user mode then does the work once ([`on_return`]), whatever came
+//! together; signal delivery does it before it saves the registers ([`on_signal`]). A bad area is the program's error: SIGSEGV, as on Linux. References: rseq(2), Linux `kernel/rseq.c`.
 
 use core::sync::atomic::Ordering::*;
 
 use linux_uapi::process::RseqCs;
+use linux_uapi::signal::{SigInfo, SIGSEGV};
 use ursa_hal::trap::UserContext;
 
 use super::thread::Thread;
+use crate::sched::{self, Work};
+use crate::signal;
 use crate::user::{self, UserAddr, UserPtr};
 use crate::{Errno, Result};
 
@@ -98,7 +101,6 @@ pub(super) fn inherit(parent: &Thread, child: &Thread) {
     let registration = *parent.rseq.lock();
     *child.rseq.lock() = registration;
     child.has_rseq.store(registration.is_some(), Relaxed);
-    child.rseq_pending.store(registration.is_some(), Relaxed);
 }
 
 /// Drops the registration (exit, exec).
@@ -107,34 +109,35 @@ pub(super) fn forget(thread: &Thread) {
     thread.has_rseq.store(false, Relaxed);
 }
 
-/// Notes that the thread was preempted, moved to another CPU, or is about to run a signal handler.
+/// Notes that the running thread was preempted or moved to another CPU.
 #[inline]
 pub fn interrupted(thread: &Thread) {
     if thread.has_rseq.load(Relaxed) {
-        thread.rseq_pending.store(true, Relaxed);
+        sched::with_current(|ext| ext.add_work(Work::NOTIFY));
     }
 }
 
-/// Brings the area up to date before the thread runs in user mode (or before a signal frame saves its registers).
-///
-/// # Errors
-/// `EFAULT` and `EINVAL` for an area that cannot be used: the caller sends SIGSEGV.
+/// Brings the area up to date before the thread runs in user mode. An area that cannot be used ends in SIGSEGV.
 #[inline]
-pub fn on_return_to_user(thread: &Thread, regs: &mut UserContext) -> Result {
-    if !thread.rseq_pending.load(Relaxed) {
-        return Ok(());
+pub fn on_return(thread: &Thread, context: &mut UserContext) {
+    if thread.has_rseq.load(Relaxed) && update(thread, context).is_err() {
+        signal::force_signal(thread, SigInfo::kernel(SIGSEGV));
     }
-    update(thread, regs)
+}
+
+/// A handler is about to run: a critical section that it interrupts is over, and the frame must show that.
+#[inline]
+pub fn on_signal(thread: &Thread, context: &mut UserContext) {
+    on_return(thread, context);
 }
 
 #[cold]
 fn update(thread: &Thread, regs: &mut UserContext) -> Result {
-    thread.rseq_pending.store(false, Relaxed);
     let Some(rseq) = *thread.rseq.lock() else { return Ok(()) };
     abort_critical_section(&rseq, regs)?;
-    // A copy that faults may sleep and move us: the number written must be of the CPU that we return on, and a move sets
-    // the pending flag again.
-    let cpu = ursa_hal::smp::current_cpu() as u32;
+    // A copy that faults may sleep and move us: the number written must be of the CPU that we return on, and a move asks
+    // for another update.
+    let cpu = ursa_hal::percpu::cpu_id() as u32;
     let put = |offset, value| UserPtr::<u32>::new(rseq.addr + offset).write(&value);
     put(CPU_ID_START, cpu)?;
     put(CPU_ID, cpu)?;
@@ -169,10 +172,10 @@ fn abort_critical_section(rseq: &Rseq, regs: &mut UserContext) -> Result {
     if u32::from_le_bytes(signature) != rseq.signature {
         return Err(Errno::EINVAL);
     }
-    let inside = regs.regs.rip.wrapping_sub(cs.start_ip) < cs.post_commit_offset;
+    let inside = regs.regs().rip.wrapping_sub(cs.start_ip) < cs.post_commit_offset;
     pointer.write(&0)?;
     if inside {
-        regs.regs.rip = cs.abort_ip;
+        regs.regs_mut().rip = cs.abort_ip;
     }
     Ok(())
 }

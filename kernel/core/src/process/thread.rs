@@ -10,7 +10,7 @@
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicU8, Ordering::*};
 
 use ursa_hal::sync::{Once, SpinLock};
 use ursa_hal::task::{self, Task};
@@ -79,13 +79,13 @@ pub struct Thread {
     pub timer_slack_ns: AtomicU64,
     /// The slack that a new program starts with.
     pub default_timer_slack_ns: AtomicU64,
+    /// `PR_MCE_KILL`.
+    pub(super) mce_policy: AtomicU8,
     /// ioprio_set(2).
     pub io_priority: AtomicU32,
     pub(super) rseq: SpinLock<Option<Rseq>>,
     /// That [`Thread::rseq`] is registered: a flag for the way back to user mode.
     pub(super) has_rseq: AtomicBool,
-    /// That the area must be brought up to date before user mode.
-    pub(super) rseq_pending: AtomicBool,
     pub(super) vfork_done: SpinLock<Option<Arc<VforkDone>>>,
     account: SpinLock<Arc<UserAccount>>,
     /// That a change of uid went beyond `RLIMIT_NPROC`: the next exec fails.
@@ -135,10 +135,10 @@ impl Thread {
             personality: AtomicU32::new(parts.personality),
             timer_slack_ns: AtomicU64::new(parts.timer_slack_ns),
             default_timer_slack_ns: AtomicU64::new(parts.timer_slack_ns),
+            mce_policy: AtomicU8::new(2),
             io_priority: AtomicU32::new(parts.io_priority),
             rseq: SpinLock::new(None),
             has_rseq: AtomicBool::new(false),
-            rseq_pending: AtomicBool::new(false),
             vfork_done: SpinLock::new(None),
             account: SpinLock::new(account),
             over_nproc: AtomicBool::new(false),

@@ -8,14 +8,14 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering::*;
 
 use bitflags::bitflags;
-use linux_uapi::signal::{SigInfo, SIGCHLD};
+use linux_uapi::signal::{CLD_CONTINUED, CLD_DUMPED, CLD_EXITED, CLD_KILLED, CLD_STOPPED, CLD_TRAPPED, SIGCHLD};
 
 use super::exit;
 use super::pid::Pid;
 use super::process::Process;
 use super::thread::Thread;
 use super::usage::UsageTotals;
-use crate::signal::ptrace;
+use crate::ptrace;
 use crate::{Errno, Result};
 
 bitflags! {
@@ -87,9 +87,9 @@ impl Event {
     pub fn code_and_status(&self) -> (i32, i32) {
         match self.state {
             ChildState::Exited(status) => exit_code_and_status(status),
-            ChildState::Stopped(signo) => (SigInfo::CLD_STOPPED, signo as i32),
-            ChildState::Trapped(signo) => (SigInfo::CLD_TRAPPED, signo as i32),
-            ChildState::Continued => (SigInfo::CLD_CONTINUED, linux_uapi::signal::SIGCONT as i32),
+            ChildState::Stopped(signo) => (CLD_STOPPED, signo as i32),
+            ChildState::Trapped(signo) => (CLD_TRAPPED, signo as i32),
+            ChildState::Continued => (CLD_CONTINUED, linux_uapi::signal::SIGCONT as i32),
         }
     }
 }
@@ -97,9 +97,9 @@ impl Event {
 /// Splits wait(2)'s status of an ended process into `si_code` and `si_status`.
 pub fn exit_code_and_status(status: i32) -> (i32, i32) {
     match status & 0x7f {
-        0 => (SigInfo::CLD_EXITED, status >> 8 & 0xff),
-        signo if status & 0x80 != 0 => (SigInfo::CLD_DUMPED, signo),
-        signo => (SigInfo::CLD_KILLED, signo),
+        0 => (CLD_EXITED, status >> 8 & 0xff),
+        signo if status & 0x80 != 0 => (CLD_DUMPED, signo),
+        signo => (CLD_KILLED, signo),
     }
 }
 
@@ -196,11 +196,11 @@ fn report(parent: &Process, child: &Arc<Process>, options: WaitOptions) -> Optio
         return Some(report);
     }
     if options.contains(WaitOptions::STOPPED)
-        && let Some(signo) = child.signals.take_stop_report(consume)
+        && let Some(signo) = child.signals.stop_report(consume)
     {
         return Some(event(ChildState::Stopped(signo)));
     }
-    if options.contains(WaitOptions::CONTINUED) && child.signals.take_continue_report(consume) {
+    if options.contains(WaitOptions::CONTINUED) && child.signals.continue_report(consume) {
         return Some(event(ChildState::Continued));
     }
     None

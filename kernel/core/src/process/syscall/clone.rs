@@ -128,7 +128,7 @@ pub fn sys_unshare(cx: &mut Cx<'_>, flags: u64) -> Result {
 /// Ends the thread.
 pub fn sys_exit(cx: &mut Cx<'_>, status: i32) -> Result {
     cx.thread.request_exit((status & 0xff) << 8);
-    crate::signal::note_exit(cx.thread);
+    crate::sched::with_current(|ext| ext.add_work(crate::sched::Work::KILL));
     Ok(())
 }
 
