@@ -29,6 +29,7 @@ pub mod fork;
 pub mod layout;
 pub mod lock;
 pub mod map;
+pub mod memfd;
 pub mod object;
 pub mod oom;
 pub mod page_tree;
@@ -38,6 +39,7 @@ pub mod remote;
 mod rmap;
 pub mod space;
 pub mod syscall;
+mod tests;
 pub mod vma;
 
 use alloc::sync::Arc;

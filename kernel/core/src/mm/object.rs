@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use bitflags::bitflags;
 use ursa_hal::PhysAddr;
 use ursa_hal::mm::{CacheMode, Frame};
-use ursa_hal::sync::{RwSpinLock, SpinLock};
+use ursa_hal::sync::{Once, RwSpinLock, SpinLock};
 
 use super::account::{self, Charge, PageKind};
 use super::page_tree::{Mark, PageTree};
@@ -89,7 +89,7 @@ pub struct MemoryObject {
     pub(super) rmap: Mutex<ReverseMap>,
     seals: AtomicU32,
     /// Who pays for the pages: the process that made the object (for the OOM killer), a file system's limit.
-    owner: Option<Arc<Charge>>,
+    owner: Once<Arc<Charge>>,
     quota: Option<Arc<Charge>>,
     /// Pages counted towards the commit limit for the whole life of the object.
     committed: AtomicU64,
@@ -116,7 +116,13 @@ impl MemoryObject {
             rmap: Mutex::new(ReverseMap::new()),
             // Only memfd_create with MFD_ALLOW_SEALING opens this.
             seals: AtomicU32::new(Seals::SEAL.bits()),
-            owner,
+            owner: {
+                let slot = Once::new();
+                if let Some(owner) = owner {
+                    slot.call_once(|| owner);
+                }
+                slot
+            },
             quota,
             committed: AtomicU64::new(0),
             filling: SpinLock::new(Vec::new()),
@@ -224,6 +230,11 @@ impl MemoryObject {
         }
     }
 
+    /// Names who answers for the pages, before there are any; the first call counts.
+    pub fn set_owner(&self, owner: Arc<Charge>) {
+        self.owner.call_once(|| owner);
+    }
+
     /// The page at `index` if it is present; never sleeps.
     pub fn peek(&self, index: u64) -> Option<Frame> {
         self.pages.read().get(index).cloned()
@@ -309,7 +320,7 @@ impl MemoryObject {
         {
             return Err(Errno::ENOSPC);
         }
-        if let Some(owner) = &self.owner {
+        if let Some(owner) = self.owner.get() {
             owner.add(count);
         }
         account::add_pages(self.page_kind(), count as i64);
@@ -323,7 +334,7 @@ impl MemoryObject {
         if let Some(quota) = &self.quota {
             quota.sub(count);
         }
-        if let Some(owner) = &self.owner {
+        if let Some(owner) = self.owner.get() {
             owner.sub(count);
         }
         account::add_pages(self.page_kind(), -(count as i64));

@@ -29,6 +29,7 @@ crate::syscalls! { ROWS;
     279 move_pages => policy::sys_move_pages, 0, 1, 2, 3, 4, 5;
     310 process_vm_readv => vm::sys_process_vm_readv, 0, 1, 2, 3, 4, 5;
     311 process_vm_writev => vm::sys_process_vm_writev, 0, 1, 2, 3, 4, 5;
+    319 memfd_create => super::memfd::sys_memfd_create, 0, 1;
     325 mlock2 => lock::sys_mlock2(0, 1, 2);
     329 pkey_mprotect => map::sys_pkey_mprotect, 0, 1, 2, 3;
     330 pkey_alloc => map::sys_pkey_alloc, 0, 1;
