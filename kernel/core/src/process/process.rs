@@ -255,6 +255,12 @@ impl Process {
         self.vm.get()
     }
 
+    /// Runs `f`, which must be short, on the address space.
+    #[inline]
+    pub fn with_vm<R>(&self, f: impl FnOnce(&AddressSpace) -> R) -> R {
+        self.vm.with(f)
+    }
+
     /// Returns the address space, unless the process has exited.
     pub fn try_vm(&self) -> Option<Arc<AddressSpace>> {
         self.has_vm.load(Acquire).then(|| self.vm.get())

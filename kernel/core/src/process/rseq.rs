@@ -1,7 +1,7 @@
 //! Restartable sequences: [`register`], and [`on_return`], which keeps the CPU number in user memory current and
 //! aborts a critical section that was interrupted.
 //!
-//! The scheduler calls [`interrupted`]; the way back to user mode then does the work once ([`on_return`]), whatever came
+//! Preemption and moves to another CPU call [`interrupted`]; the way back to user mode then does the work once ([`on_return`]), whatever came
 //! together; signal delivery does it before it saves the registers ([`on_signal`]). A bad area is the program's error: SIGSEGV, as on Linux. References: rseq(2), Linux `kernel/rseq.c`.
 
 use core::sync::atomic::Ordering::*;
@@ -117,6 +117,14 @@ pub fn interrupted(thread: &Thread) {
     }
 }
 
+/// Notes that the thread has got a CPU: another one than before must show in its area.
+#[inline]
+pub fn switched_in(thread: &Thread) {
+    if thread.has_rseq.load(Relaxed) && thread.rseq_cpu.load(Relaxed) != ursa_hal::percpu::cpu_id() as u32 {
+        sched::with_current(|ext| ext.add_work(Work::NOTIFY));
+    }
+}
+
 /// Brings the area up to date before the thread runs in user mode. An area that cannot be used ends in SIGSEGV.
 #[inline]
 pub fn on_return(thread: &Thread, context: &mut UserContext) {
@@ -138,6 +146,7 @@ fn update(thread: &Thread, regs: &mut UserContext) -> Result {
     // A copy that faults may sleep and move us: the number written must be of the CPU that we return on, and a move asks
     // for another update.
     let cpu = ursa_hal::percpu::cpu_id() as u32;
+    thread.rseq_cpu.store(cpu, Relaxed);
     let put = |offset, value| UserPtr::<u32>::new(rseq.addr + offset).write(&value);
     put(CPU_ID_START, cpu)?;
     put(CPU_ID, cpu)?;

@@ -68,7 +68,10 @@ fn traced_syscall(thread: &Thread, ext: &TaskExt, context: &mut UserContext) {
 }
 
 fn before_user_mode(thread: &Thread, ext: &TaskExt, context: &mut UserContext) {
-    sched::cond_resched();
+    if task::need_resched() {
+        sched::cond_resched();
+        super::rseq::interrupted(thread);
+    }
     let work = ext.work();
     if work.contains(Work::NOTIFY) {
         ext.take_work(Work::NOTIFY);

@@ -86,6 +86,8 @@ pub struct Thread {
     pub(super) rseq: SpinLock<Option<Rseq>>,
     /// That [`Thread::rseq`] is registered: a flag for the way back to user mode.
     pub(super) has_rseq: AtomicBool,
+    /// The CPU whose number the area shows.
+    pub(super) rseq_cpu: AtomicU32,
     pub(super) vfork_done: SpinLock<Option<Arc<VforkDone>>>,
     account: SpinLock<Arc<UserAccount>>,
     /// That a change of uid went beyond `RLIMIT_NPROC`: the next exec fails.
@@ -139,6 +141,7 @@ impl Thread {
             io_priority: AtomicU32::new(parts.io_priority),
             rseq: SpinLock::new(None),
             has_rseq: AtomicBool::new(false),
+            rseq_cpu: AtomicU32::new(u32::MAX),
             vfork_done: SpinLock::new(None),
             account: SpinLock::new(account),
             over_nproc: AtomicBool::new(false),
@@ -289,6 +292,13 @@ impl Thread {
 
     pub(super) fn set_in_exec(&self, on: bool) {
         self.in_exec.store(on, Relaxed);
+    }
+
+    /// Called on the thread's own stack whenever it has got a CPU, with interrupts off: its memory becomes the active one.
+    #[inline]
+    pub fn switched_in(&self) {
+        self.process.with_vm(|vm| ursa_hal::task::switch_space(vm.user_space()));
+        super::rseq::switched_in(self);
     }
 
     /// Asks that the thread end with `status` (in wait(2)'s encoding) at its next way back to user mode; the first

@@ -327,6 +327,11 @@ fn switch(why: Why) {
 /// The first thing after a switch, on the new stack: sends a task on its way that may no longer use this CPU. It could
 /// not enter another queue while it stood on its stack here.
 fn finish_switch() {
+    with_current(|ext| {
+        if let Some(thread) = ext.thread() {
+            thread.switched_in();
+        }
+    });
     let cpu = CPUS.get();
     if cpu.has_leaving.load(Ordering::Relaxed) {
         let _irqs = IrqsOff::new();
