@@ -7,7 +7,7 @@
 
 use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 
-use ursa_hal::sync::RwSpinLock;
+use ursa_hal::sync::{Once, RwSpinLock};
 
 use super::{file::FileOps, inode::Inode};
 use crate::{Errno, Result};
@@ -119,6 +119,27 @@ pub fn chrdev(dev: u32) -> Option<Arc<dyn CharDevice>> {
 /// The block device with number `dev`.
 pub fn blkdev(dev: u32) -> Option<Arc<dyn CharDevice>> {
     find(&BLOCK, dev)
+}
+
+/// Opens a FIFO: given by the pipe code. May block until the other end is opened.
+pub type FifoOpen = fn(&Arc<Inode>, u32) -> Result<Arc<dyn FileOps>>;
+
+static FIFO: Once<FifoOpen> = Once::new();
+
+/// Says how FIFOs are opened.
+pub fn set_fifo_open(open: FifoOpen) {
+    let _ = FIFO.set(open);
+}
+
+/// Opens a FIFO.
+///
+/// # Errors
+/// `ENXIO` before the pipe code is there or, as fifo(7) says, for a non-blocking writer without a reader.
+pub fn open_fifo(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
+    match FIFO.get() {
+        Some(open) => open(inode, flags),
+        None => Err(Errno::ENXIO),
+    }
 }
 
 /// Majors and names for `/proc/devices`: character devices, then block devices.

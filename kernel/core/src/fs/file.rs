@@ -27,12 +27,13 @@ use super::{
     inode::Inode,
     io::{Sink, Source},
     lock,
+    notify::{self, mask},
     owner::FileOwner,
     path::Path,
 };
 use crate::{
     Errno, Result,
-    mm::MapRequest,
+    mm::{MapRequest, MemoryObject},
     poll::{PollEvents, PollTable},
     wait::Mutex,
 };
@@ -156,6 +157,10 @@ pub trait FileOps: Any + Send + Sync {
     /// Moves up to `len` bytes into a pipe or other page sink without copying where possible. Default: through `read`.
     fn splice_read(&self, f: &File, dst: &mut Sink<'_>, pos: u64) -> Result<usize> {
         self.read(f, dst, pos)
+    }
+    /// Opens the same object anew through `/proc/PID/fd/N`, for files without a path. `flags` are `O_*`.
+    fn reopen(&self, f: &Arc<File>, flags: u32) -> Result<Arc<dyn FileOps>> {
+        Err(Errno::ENXIO)
     }
     /// `fcntl` commands that belong to the object: pipe size, seals. `None`: not known here.
     fn fcntl(&self, f: &File, cmd: u32, arg: u64) -> Option<Result<i64>> {
@@ -411,6 +416,24 @@ impl File {
     }
 }
 
+/// `lseek` of a file whose contents are a memory object.
+///
+/// # Errors
+/// `EINVAL` for a position below 0 or an unknown `whence`, `ENXIO` for `SEEK_DATA`/`SEEK_HOLE` beyond the end, `EOVERFLOW`.
+pub fn seek_object(object: &MemoryObject, offset: i64, whence: u32, pos: u64) -> Result<u64> {
+    let target = match whence {
+        uapi::SEEK_SET => offset,
+        uapi::SEEK_CUR => (pos as i64).checked_add(offset).ok_or(Errno::EOVERFLOW)?,
+        uapi::SEEK_END => (object.size() as i64).checked_add(offset).ok_or(Errno::EOVERFLOW)?,
+        uapi::SEEK_DATA | uapi::SEEK_HOLE => {
+            let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            return object.seek(from, whence == uapi::SEEK_DATA);
+        }
+        _ => return Err(Errno::EINVAL),
+    };
+    u64::try_from(target).map_err(|_| Errno::EINVAL)
+}
+
 impl Drop for File {
     fn drop(&mut self) {
         if self.mode.contains(FileMode::PATH) {
@@ -426,6 +449,10 @@ impl Drop for File {
             lock::release_file(self, inode);
         }
         self.ops.release(self);
+        if let Some(path) = &self.path {
+            let what = if self.mode.contains(FileMode::WRITE) { mask::CLOSE_WRITE } else { mask::CLOSE_NOWRITE };
+            notify::event(&path.dentry, what);
+        }
         if self.mode.contains(FileMode::WRITER)
             && let Some(inode) = &self.inode
         {

@@ -16,7 +16,7 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{
     any::Any,
-    sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering},
 };
 
 use bitflags::bitflags;
@@ -27,6 +27,7 @@ use super::{
     dentry::Dentry,
     file::{File, FileOps},
     lock::InodeLocks,
+    mount::{Mount, MountFlags},
     notify::Marks,
     path::Path,
 };
@@ -45,11 +46,16 @@ pub struct Time {
     pub nsec: u32,
 }
 
+/// Seconds of the last [`Time::now`]: good enough to tell whether a day has passed.
+static LAST_SECOND: AtomicI64 = AtomicI64::new(0);
+
 impl Time {
     /// The present wall-clock time.
     pub fn now() -> Time {
         let ns = ursa_hal::time::realtime_ns();
-        Time { sec: (ns / 1_000_000_000) as i64, nsec: (ns % 1_000_000_000) as u32 }
+        let sec = ns.div_euclid(1_000_000_000);
+        LAST_SECOND.store(sec, Ordering::Relaxed);
+        Time { sec, nsec: ns.rem_euclid(1_000_000_000) as u32 }
     }
 }
 
@@ -165,9 +171,11 @@ impl Entry {
 /// Where a symbolic link leads.
 pub enum LinkTarget {
     /// A path to walk.
-    Path(Box<[u8]>),
+    Path(Arc<[u8]>),
     /// An object to jump to, as `/proc/PID/fd/N` does.
     Jump(Path),
+    /// A name that leads nowhere (`/proc/PID/ns/*`).
+    Name(Vec<u8>),
 }
 
 /// What is created by [`InodeOps::create`].
@@ -323,6 +331,8 @@ pub struct Inode {
     pub lock: RwLock<()>,
     /// Directory removed: nothing may be created in it.
     pub dead: AtomicBool,
+    /// Made by `O_TMPFILE` without `O_EXCL`: `linkat` may give it its first name.
+    pub linkable: AtomicBool,
     /// Positive: open for writing so often. Negative: being executed, writing refused (`ETXTBSY`).
     write_access: AtomicI32,
     /// `flock`, POSIX and OFD locks.
@@ -353,6 +363,7 @@ impl Inode {
             times: SpinLock::new(Times { atime: now, mtime: now, ctime: now, btime: now }),
             lock: RwLock::new(()),
             dead: AtomicBool::new(false),
+            linkable: AtomicBool::new(false),
             write_access: AtomicI32::new(0),
             locks: InodeLocks::new(),
             marks: Marks::new(),
@@ -445,6 +456,21 @@ impl Inode {
     pub fn touch_changed(&self) {
         let now = Time::now();
         self.update_times(|t| t.ctime = now);
+    }
+
+    /// The file was read: `relatime`, unless the mount or `O_NOATIME` says otherwise.
+    #[inline]
+    pub fn accessed(&self, mount: &Mount, flags: u32) {
+        let skip = MountFlags::NOATIME | MountFlags::RDONLY;
+        if flags & uapi::O_NOATIME != 0 || mount.flags().intersects(skip) {
+            return;
+        }
+        let mut times = self.times.lock();
+        let fresh = times.atime > times.mtime && times.atime > times.ctime;
+        if fresh && LAST_SECOND.load(Ordering::Relaxed) - times.atime.sec < 24 * 60 * 60 {
+            return;
+        }
+        times.atime = Time::now();
     }
 
     /// Applies a change to the cached attributes (not the size).

@@ -11,25 +11,113 @@
 //!
 //! A system call decodes its arguments in `fs::syscall`, finds a [`File`] or a [`Path`], and calls one method.
 
+pub mod anon;
 pub mod context;
 pub mod dentry;
 pub mod dev;
+pub mod devfs;
 pub mod fdtable;
 pub mod file;
+pub mod initramfs;
 pub mod inode;
 pub mod io;
 pub mod lock;
 pub mod mount;
+pub mod namei;
 pub mod notify;
+pub mod open;
 pub mod owner;
 pub mod path;
 pub mod permission;
+pub mod registry;
+pub mod syscall;
+pub mod tmpfs;
+pub mod xattr;
+
+use alloc::sync::Arc;
+
+use crate::{Errno, Result};
 
 pub use context::FsContext;
 pub use dentry::Dentry;
 pub use fdtable::FdTable;
-pub use file::{DirSink, File, FileMode, FileOps};
+pub use file::{DirSink, File, FileMode, FileOps, ReleaseHook};
 pub use inode::{Attr, FileKind, FileSystem, Inode, InodeOps, SuperBlock};
 pub use io::{IoRange, PageSink, PageSource, Sink, Source};
 pub use mount::Mount;
 pub use path::{LookupFlags, Path};
+
+/// A write or a new size beyond `RLIMIT_FSIZE`: the thread gets `SIGXFSZ`.
+pub(crate) fn signal_limit() {
+    let thread = crate::process::current();
+    crate::signal::send_to_thread(&thread, crate::signal::SigInfo::kernel(linux_uapi::raw::general::SIGXFSZ));
+}
+
+/// Brings the file systems up: an empty root, devtmpfs with the memory devices, the types that `mount` knows.
+pub fn init() {
+    let mut seed = [0; 32];
+    ursa_hal::rand::seed_bytes(&mut seed);
+    dentry::seed_hash(seed.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes)));
+    // One entry for every 8 KiB of memory: what a desktop's working set of names needs, 3 % of memory at most.
+    dentry::set_cache_limit((ursa_hal::mm::stats().total as usize / 2).max(1 << 14));
+    registry::register(Arc::new(tmpfs::TmpfsType));
+    registry::register(Arc::new(devfs::DevTmpfs));
+    let root = inode::NewInode { mode: 0o040_755, uid: 0, gid: 0, rdev: 0 };
+    let sb = tmpfs::Tmpfs::create("rootfs", 0, 0, &root, inode::SbFlags::empty());
+    let flags = mount::MountFlags::empty();
+    let started = Mount::of(sb, b"rootfs", flags).map(mount::set_root).and_then(|()| devfs::init());
+    if let Err(errno) = started {
+        panic!("the root file system cannot be made: {errno}");
+    }
+}
+
+/// The root directory of the mount tree: what the first process starts in.
+///
+/// # Errors
+/// `ENOENT` before [`init`].
+pub fn root_path() -> Result<Path> {
+    Ok(mount::root().ok_or(Errno::ENOENT)?.root_path())
+}
+
+/// Opens a file to execute it: a regular file on a mount that allows it, with execute permission for the caller. The
+/// caller refuses writers to it while it needs ([`Inode::deny_write`]).
+///
+/// # Errors
+/// As execve(2): `EACCES`, `ENOENT`, `ELOOP`, `EINVAL` for unknown flags …
+pub fn open_exec(dirfd: i32, name: &[u8], flags: u32) -> Result<Arc<File>> {
+    use linux_uapi::raw::general as uapi;
+    if flags & !(uapi::AT_EMPTY_PATH | uapi::AT_SYMLINK_NOFOLLOW) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut lookup = LookupFlags::empty();
+    if flags & uapi::AT_SYMLINK_NOFOLLOW == 0 {
+        lookup |= LookupFlags::FOLLOW;
+    }
+    if flags & uapi::AT_EMPTY_PATH != 0 {
+        lookup |= LookupFlags::EMPTY;
+    }
+    let at = path::lookup_at(dirfd, name, lookup)?;
+    let inode = at.inode()?.clone();
+    match inode.kind {
+        FileKind::Symlink => return Err(Errno::ELOOP),
+        FileKind::Regular if at.mount.allows_exec() => {}
+        _ => return Err(Errno::EACCES),
+    }
+    crate::process::current().with_cred(|cred| permission::check(&inode, permission::MAY_EXEC, cred))?;
+    let ops = inode.ops().open(&inode, uapi::O_RDONLY)?;
+    Ok(File::with_path(ops, at, inode, uapi::O_RDONLY, FileMode::empty()))
+}
+
+/// Opens `name` with `O_*` flags from the root, for the kernel's own use (a first program's console, a core dump).
+///
+/// # Errors
+/// As open(2).
+pub fn open_kernel(name: &[u8], flags: u32, mode: u32) -> Result<Arc<File>> {
+    let req = open::OpenRequest::new(flags, mode, LookupFlags::empty(), false)?;
+    open::open(&path::Start::At(root_path()?), name, &req)
+}
+
+/// Whether a long transfer should end early because a signal waits for the thread.
+pub(crate) fn interrupted() -> bool {
+    crate::process::try_current().is_some_and(|thread| crate::signal::wants_delivery(&thread))
+}

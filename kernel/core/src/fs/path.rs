@@ -8,7 +8,7 @@
 //!
 //! References: path_resolution(7), openat2(2), `Documentation/filesystems/path-lookup.rst`.
 
-use alloc::{borrow::Cow, boxed::Box, sync::Arc, vec::Vec};
+use alloc::{borrow::Cow, sync::Arc, vec::Vec};
 
 use bitflags::bitflags;
 
@@ -90,6 +90,9 @@ impl Path {
 
     /// The path as `/proc/PID/fd` shows it: from the caller's root, with " (deleted)" when the name is gone.
     pub fn display_link(&self, root: &Path) -> Vec<u8> {
+        if super::anon::is_anon(self) {
+            return self.dentry.name().to_vec();
+        }
         let (mut out, _) = self.display(root);
         if self.dentry.is_deleted() {
             out.extend_from_slice(b" (deleted)");
@@ -178,7 +181,7 @@ pub fn start_at(dirfd: i32, path: &[u8]) -> Result<Start> {
 
 enum Segment<'p> {
     Given(&'p [u8]),
-    Link(Box<[u8]>),
+    Link(Arc<[u8]>),
 }
 
 impl Segment<'_> {
@@ -235,7 +238,7 @@ impl<'c> Lookup<'c> {
     /// As path_resolution(7): `ENOENT`, `ENOTDIR`, `EACCES`, `ELOOP`, `ENAMETOOLONG`; `EXDEV`, `EAGAIN` for `RESOLVE_*`.
     pub fn resolve(mut self, path: &[u8]) -> Result<Path> {
         let follow = self.flags.contains(LookupFlags::FOLLOW);
-        let mut link: Option<Box<[u8]>> = None;
+        let mut link: Option<Arc<[u8]>> = None;
         loop {
             let last = match link.take() {
                 None => self.walk_parent(Segment::Given(path))?,
@@ -280,7 +283,7 @@ impl<'c> Lookup<'c> {
     ///
     /// # Errors
     /// As [`Lookup::resolve`].
-    pub fn follow_last(&mut self, body: Box<[u8]>) -> Result<Last<'static>> {
+    pub fn follow_last(&mut self, body: Arc<[u8]>) -> Result<Last<'static>> {
         self.walk_parent(Segment::Link(body))
     }
 
@@ -297,6 +300,23 @@ impl<'c> Lookup<'c> {
     /// Whether the result came out of a magic link (`/proc/PID/fd/N`): further symlink and write checks differ.
     pub fn jumped(&self) -> bool {
         self.jumped
+    }
+
+    /// Goes to the parent directory: a last component `..`.
+    ///
+    /// # Errors
+    /// `EXDEV` out of a `RESOLVE_*` limit.
+    pub fn up(&mut self) -> Result {
+        self.dot_dot()
+    }
+
+    /// The result of a walk for `open`, which checks the kind itself.
+    ///
+    /// # Errors
+    /// `EXDEV` when it left `RESOLVE_BENEATH`.
+    pub fn finish_open(self) -> Result<Path> {
+        self.check_beneath()?;
+        Ok(self.cur)
     }
 
     /// The result of a finished walk.
@@ -454,7 +474,7 @@ impl<'c> Lookup<'c> {
 
     /// Moves to the child `name`. Gives the body when it is a symbolic link that is to be followed: the walk then stands
     /// in the directory of the link still.
-    pub fn step(&mut self, name: &[u8], follow: bool) -> Result<Option<Box<[u8]>>> {
+    pub fn step(&mut self, name: &[u8], follow: bool) -> Result<Option<Arc<[u8]>>> {
         let dentry = self.child(name)?;
         let Some(inode) = dentry.inode() else { return Err(Errno::ENOENT) };
         if inode.kind == FileKind::Symlink && follow {
@@ -477,7 +497,7 @@ impl<'c> Lookup<'c> {
     }
 
     /// The body of a link in the current directory; `None` after a magic link moved the walk to its target.
-    pub fn read_link(&mut self, inode: &Arc<Inode>) -> Result<Option<Box<[u8]>>> {
+    pub fn read_link(&mut self, inode: &Arc<Inode>) -> Result<Option<Arc<[u8]>>> {
         self.links += 1;
         if self.links > MAX_LINKS || self.flags.contains(LookupFlags::NO_SYMLINKS) {
             return Err(Errno::ELOOP);
@@ -493,6 +513,8 @@ impl<'c> Lookup<'c> {
                 }
                 Ok(Some(body))
             }
+            // It can be read, stated by `lstat`, but not walked through.
+            LinkTarget::Name(_) => Err(Errno::ENOENT),
             LinkTarget::Jump(path) => {
                 if self.flags.contains(LookupFlags::NO_MAGICLINKS) {
                     return Err(Errno::ELOOP);

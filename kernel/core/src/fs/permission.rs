@@ -174,3 +174,17 @@ pub fn may_create_in_sticky(dir: &Inode, inode: &Inode, cred: &Credentials) -> R
     }
     Ok(())
 }
+
+/// A write by the unprivileged takes the set-ID bits from the file.
+pub fn drop_set_id(inode: &Inode) {
+    let privileged = crate::process::try_current().is_none_or(|t| t.with_cred(|c| c.has_cap(Cap::Fsetid)));
+    if privileged {
+        return;
+    }
+    let mode = inode.mode();
+    let mut new = mode & !uapi::S_ISUID;
+    if mode & uapi::S_IXGRP != 0 {
+        new &= !uapi::S_ISGID;
+    }
+    inode.set_mode(new);
+}
