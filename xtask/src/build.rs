@@ -70,7 +70,11 @@ pub fn kernel(profile: Profile) -> Result<PathBuf> {
     shell::run(command.args(["--quiet", "--package", "ursa-kernel", "--profile", profile.name()]))?;
     let built = paths::target().join(KERNEL_TARGET).join(profile.name()).join("ursa-kernel");
     let kernel = paths::target().join("ursa-kernel");
-    replace(&built, &kernel)?;
+    // Put in place at once, so that a machine that is booting from the old one is not disturbed.
+    let staging = tempfile::NamedTempFile::new_in(paths::target())?;
+    fs::copy(&built, staging.path()).with_context(|| format!("cannot copy {}", built.display()))?;
+    crate::ksyms::embed(staging.path())?;
+    staging.persist(&kernel)?;
     Ok(kernel)
 }
 
@@ -87,13 +91,4 @@ pub fn programs() -> Result<Programs> {
     shell::run(&mut command)?;
     let folder = paths::target().join(PROGRAM_TARGET).join("release");
     Ok(Programs { agent: folder.join("ursa-agent"), init: has_init.then(|| folder.join("ursa-init")) })
-}
-
-/// Puts a copy of a file in place at once, so that a machine that is booting from the old one is not disturbed.
-pub fn replace(from: &Path, to: &Path) -> Result<()> {
-    let folder = to.parent().context("a file has a folder")?;
-    let staging = tempfile::NamedTempFile::new_in(folder)?;
-    fs::copy(from, staging.path()).with_context(|| format!("cannot copy {}", from.display()))?;
-    staging.persist(to)?;
-    Ok(())
 }

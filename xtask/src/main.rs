@@ -14,6 +14,7 @@ mod check;
 mod guest;
 mod hosttools;
 mod image;
+mod ksyms;
 mod machine;
 mod paths;
 mod run;

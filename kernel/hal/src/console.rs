@@ -9,7 +9,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use spleen_font::{FONT_8X16, PSF2Font};
+use spleen_font::FONT_8X16;
 
 use crate::boot::Framebuffer;
 use crate::mm::{CacheMode, Mmio, mmio};
@@ -49,18 +49,27 @@ fn pixel(fb: &Framebuffer, rgb: [u8; 3]) -> [u8; 4] {
     rgb.into_iter().zip(&fb.masks).map(field).fold(0, |a, b| a | b).to_le_bytes()
 }
 
+/// The rows of an ASCII character, leftmost pixel in the highest bit.
+///
+/// The font is a PSF1 file: 4 bytes of header, then 16 bytes a glyph, ASCII in its place. Only the file is taken from the crate:
+/// its reader swaps two header fields of PSF1 (version 0.2.0).
+fn glyph(c: u8) -> Option<[u8; GLYPH_HEIGHT]> {
+    let at = 4 + usize::from(c) * GLYPH_HEIGHT;
+    FONT_8X16.get(at..at + GLYPH_HEIGHT)?.try_into().ok()
+}
+
 /// Draws the log so far and from now on, if the loader left a framebuffer.
 pub(crate) fn init() {
     let Some(fb) = crate::boot::info().framebuffer else { return };
     let Some(memory) = mmio(fb.phys, fb.pitch as usize * fb.height as usize, CacheMode::WriteCombining) else { return };
     let (columns, rows) = (fb.width as usize / GLYPH_WIDTH, fb.height as usize / GLYPH_HEIGHT);
-    let Some(mut font) = PSF2Font::new(FONT_8X16).ok().filter(|_| columns > 0 && rows > 1) else { return };
+    if columns == 0 || rows < 2 {
+        return;
+    }
     let mut glyphs = [[0; GLYPH_HEIGHT]; GLYPHS];
     for (c, bits) in (FIRST..).zip(&mut glyphs) {
-        if let Some(glyph) = font.glyph_for_utf8(&[c]) {
-            for (row, out) in glyph.zip(bits) {
-                *out = row.take(8).enumerate().fold(0, |b, (x, on)| b | u8::from(on) << (7 - x));
-            }
+        if let Some(glyph) = glyph(c) {
+            *bits = glyph;
         }
     }
     let mut screen = Screen {
@@ -202,9 +211,14 @@ mod tests {
 
     #[test]
     fn the_font_has_all_of_ascii() {
-        let mut font = PSF2Font::new(FONT_8X16).unwrap();
-        let mut ink = |c: u8| font.glyph_for_utf8(&[c]).unwrap().flatten().filter(|on| *on).count();
-        assert!((b'!'..=b'~').all(|c| ink(c) > 3));
-        assert_eq!(ink(b' '), 0);
+        // Behind the 512 bitmaps comes for each the characters it stands for, ended by 0xffff.
+        let units = FONT_8X16[4 + 512 * GLYPH_HEIGHT..].chunks_exact(2).map(|u| u16::from_le_bytes([u[0], u[1]]));
+        let units: Vec<u16> = units.collect();
+        let records: Vec<&[u16]> = units.split(|u| *u == 0xffff).collect();
+        for c in FIRST..FIRST + GLYPHS as u8 {
+            assert!(records[usize::from(c)].contains(&u16::from(c)), "{}", c as char);
+            let ink: u32 = glyph(c).unwrap().iter().map(|row| row.count_ones()).sum();
+            assert_eq!(ink == 0, c == b' ', "{}", c as char);
+        }
     }
 }

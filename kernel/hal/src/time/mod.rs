@@ -199,7 +199,7 @@ pub(crate) fn init() {
     let best = reference::hpet().or_else(reference::pm_timer).unwrap_or_else(reference::pit);
     let (measured, apic) = measure(best);
     let second = [reference::hpet(), reference::pm_timer()].into_iter().flatten().find(|r| !core::ptr::eq(*r, best));
-    let second = second.or_else(|| (best.name != "PIT").then(reference::pit));
+    let second = second.or_else(|| (best.name != "pit").then(reference::pit));
 
     let stated = stated_tsc_hz();
     let mut trust = true;

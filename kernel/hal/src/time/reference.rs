@@ -12,7 +12,7 @@ use crate::sync::{IrqLock, Once};
 
 /// A counter extended to 64 bits of nanoseconds.
 pub struct Reference {
-    /// For the log.
+    /// The name that Linux has for it.
     pub name: &'static str,
     /// Resolution in nanoseconds, rounded up.
     pub step_ns: u64,
@@ -115,7 +115,7 @@ pub fn hpet() -> Option<&'static Reference> {
         // Only the low half is read: a 64-bit read is not one access everywhere.
         let high = Extend::new(32, u64::from(mmio.read32(HPET_COUNTER)));
         let source = Source::Hpet { mmio, period_fs, high };
-        Some(Reference { name: "HPET", step_ns: period_fs.div_ceil(1_000_000), source })
+        Some(Reference { name: "hpet", step_ns: period_fs.div_ceil(1_000_000), source })
     })
     .as_ref()
 }
@@ -134,7 +134,7 @@ pub fn pm_timer() -> Option<&'static Reference> {
         }
         let source =
             Source::Pm { port, high: Extend::new(if fadt.pm_timer_32 { 32 } else { 24 }, u64::from(sample())) };
-        Some(Reference { name: "ACPI PM timer", step_ns: 280, source })
+        Some(Reference { name: "acpi_pm", step_ns: 280, source })
     })
     .as_ref()
 }
@@ -148,7 +148,7 @@ pub fn pit() -> &'static Reference {
             outb(0x40, 0);
             outb(0x40, 0);
         }
-        Reference { name: "PIT", step_ns: 839, source: Source::Pit(IrqLock::new(PitState { last: 0, ticks: 0 })) }
+        Reference { name: "pit", step_ns: 839, source: Source::Pit(IrqLock::new(PitState { last: 0, ticks: 0 })) }
     })
 }
 
@@ -163,6 +163,7 @@ mod tests {
         assert_eq!(e.update(0x5), 0x100_0005);
         assert_eq!(e.update(0xff_ffff), 0x100_0005);
         assert_eq!(e.update(0x80_0000), 0x180_0000);
+        assert_eq!(e.update(0xc0_0000), 0x1c0_0000);
         assert_eq!(e.update(0x6), 0x200_0006);
     }
 }
