@@ -5,7 +5,7 @@ use crate::{hosttools, paths, shell};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Options of `build`.
 #[derive(clap::Args, Debug, Clone)]

@@ -10,7 +10,7 @@ pub mod backtrace;
 pub mod symbols;
 
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 pub(crate) use symbols::len as ksyms_len;
 
@@ -19,6 +19,17 @@ static PANICKING: AtomicBool = AtomicBool::new(false);
 static DEPTH: AtomicU32 = AtomicU32::new(0);
 /// The CPU that reports at this moment, plus one.
 static TURN: AtomicUsize = AtomicUsize::new(0);
+
+/// Where the exception that panics happened: rip, rbp, and the CPU plus one.
+static ORIGIN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+
+/// For fatal exceptions: the backtrace is to begin at the instruction that trapped, not in the handler.
+pub(crate) fn set_origin(frame: &crate::trap::TrapFrame) {
+    if !in_progress() {
+        let values = [frame.regs().rip, frame.regs().rbp, crate::smp::current_cpu() as u64 + 1];
+        ORIGIN.iter().zip(values).for_each(|(o, v)| o.store(v, Ordering::Relaxed));
+    }
+}
 
 /// Whether a panic is being reported: locks may be held by CPUs that will never run again.
 pub(crate) fn in_progress() -> bool {
@@ -41,7 +52,12 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
     if let Some(at) = info.location() {
         crate::error!("  at {}:{}:{} on CPU {}", at.file(), at.line(), at.column(), cpu.unwrap_or(0));
     }
-    backtrace::print(backtrace::here());
+    let origin = ORIGIN.each_ref().map(|o| o.load(Ordering::Relaxed));
+    if cpu.is_some_and(|c| c as u64 + 1 == origin[2]) {
+        backtrace::print(backtrace::Frame { rip: origin[0], rbp: origin[1] });
+    } else {
+        backtrace::print(backtrace::here());
+    }
     if cpu.is_some() {
         stop_and_trace_others();
     }
@@ -75,7 +91,7 @@ fn stop_and_trace_others() {
 
 /// Called by the NMI handler with what it interrupted. Returns unless the machine is being stopped.
 pub(crate) fn nmi(frame: &crate::trap::TrapFrame) {
-    let (rip, rbp, user) = (frame.0.rip, frame.0.rbp, frame.from_user());
+    let (rip, rbp, user) = (frame.regs().rip, frame.regs().rbp, frame.from_user());
     if crate::smp::stopping() {
         crate::cpu::halt_forever();
     }

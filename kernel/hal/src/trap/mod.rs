@@ -310,7 +310,7 @@ impl UserContext {
 /// Registers at a trap inside the kernel.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-pub struct TrapFrame(pub(crate) Regs);
+pub struct TrapFrame(Regs);
 
 impl TrapFrame {
     /// The registers.
@@ -419,6 +419,7 @@ fn page_fault(frame: &mut TrapFrame) -> bool {
 fn fatal(frame: &TrapFrame) -> ! {
     let v = frame.vector();
     let name = NAMES.get(usize::from(v)).copied().unwrap_or("reserved");
+    crate::panic::set_origin(frame);
     panic!("exception {v} ({name}) in the kernel\n{frame}");
 }
 
