@@ -80,6 +80,8 @@ pub struct TaskExt {
     /// CPUs that the task may use.
     affinity: AtomicU64,
     params: IrqLock<Params>,
+    /// What the waiters for the task's PI futexes lend it.
+    boost: IrqLock<Option<Params>>,
     /// Keeps a sleeping task alive; taken at its end.
     keep_alive: IrqLock<Option<Arc<Task>>>,
 
@@ -114,6 +116,7 @@ impl TaskExt {
             cpu: AtomicU32::new(ursa_hal::smp::current_cpu() as u32),
             affinity: AtomicU64::new(affinity),
             params: IrqLock::new(params),
+            boost: IrqLock::new(None),
             keep_alive: IrqLock::new(None),
             position: Position::new(),
             class: AtomicU8::new(0),
@@ -170,6 +173,20 @@ impl TaskExt {
 
     pub(super) fn set_params(&self, params: Params) {
         *self.params.lock() = params;
+    }
+
+    /// Whether the task runs with borrowed parameters.
+    pub fn is_boosted(&self) -> bool {
+        self.boost.lock().is_some()
+    }
+
+    pub(super) fn set_boost(&self, boost: Option<Params>) {
+        *self.boost.lock() = boost;
+    }
+
+    /// The parameters that the run queue goes by: the task's own, or better ones that were lent.
+    pub fn effective_params(&self) -> Params {
+        self.boost.lock().unwrap_or_else(|| self.params())
     }
 
     /// Takes the parameters over into the run queue's fields.

@@ -511,6 +511,18 @@ fn start_cpu() {
 pub fn set_params(task: &Arc<Task>, params: Params) {
     let ext = ext_of(task);
     ext.set_params(params);
+    apply_params(task, ext);
+}
+
+/// Lends a task better parameters than its own (priority inheritance), or takes them back.
+pub fn boost(task: &Arc<Task>, params: Option<Params>) {
+    let ext = ext_of(task);
+    ext.set_boost(params);
+    apply_params(task, ext);
+}
+
+fn apply_params(task: &Arc<Task>, ext: &TaskExt) {
+    let params = ext.effective_params();
     with_owning_queue(ext, |queue, now| queue.change_params(task, |ext| ext.load_params(&params), now));
 }
 

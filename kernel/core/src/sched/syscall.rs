@@ -1,7 +1,7 @@
 //! The scheduling system calls.
 //!
 //! References: sched_setscheduler(2), sched_setattr(2), sched_setaffinity(2), sched_yield(2), sched_rr_get_interval(2),
-//! getpriority(2), getcpu(2).
+//! getpriority(2).
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -33,7 +33,6 @@ crate::syscalls! { ROWS;
     148 sched_rr_get_interval => sys_sched_rr_get_interval, 0 1;
     203 sched_setaffinity => sys_sched_setaffinity, 0 1 2;
     204 sched_getaffinity => sys_sched_getaffinity, 0 1 2;
-    309 getcpu => sys_getcpu, 0 1;
     314 sched_setattr => sys_sched_setattr, 0 1 2;
     315 sched_getattr => sys_sched_getattr, 0 1 2 3;
 }
@@ -285,12 +284,6 @@ pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, tid: i32, size: u32, mask: UserAdd
     let cpus = ext_of(&task).affinity() & online_cpus();
     user::write_bytes(mask, &cpus.to_le_bytes()[..size.min(MASK_BYTES)])?;
     Ok(size.min(MASK_BYTES))
-}
-
-/// Returns the CPU and the node that the caller runs on.
-pub fn sys_getcpu(_cx: &mut Cx<'_>, cpu: UserPtr<u32>, node: UserPtr<u32>) -> Result {
-    cpu.write_if_given(&(smp::current_cpu() as u32))?;
-    node.write_if_given(&0)
 }
 
 /// The threads that `which` and `who` of getpriority(2) name.
