@@ -166,11 +166,7 @@ impl WaitQueue {
     ///
     /// # Errors
     /// `ERESTARTSYS` when a signal is pending, `ETIMEDOUT` after the deadline.
-    pub fn wait_interruptible<R>(
-        &self,
-        deadline: Option<Deadline>,
-        cond: impl FnMut() -> Option<R>,
-    ) -> Result<R> {
+    pub fn wait_interruptible<R>(&self, deadline: Option<Deadline>, cond: impl FnMut() -> Option<R>) -> Result<R> {
         self.wait(Interruptible::BySignal, deadline, cond)
     }
 

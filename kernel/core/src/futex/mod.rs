@@ -15,15 +15,13 @@ mod ops;
 mod pi;
 mod robust;
 pub mod syscall;
-#[cfg(feature = "ktest")]
-mod tests;
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use core::hash::{Hash, Hasher};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ursa_hal::sync::{SpinGuard, SpinLock};
+use ursa_hal::sync::{SpinLockGuard, SpinLock};
 use ursa_hal::task::Task;
 use ursa_hal::user;
 
@@ -87,12 +85,12 @@ fn bucket_of(key: &FutexKey) -> usize {
     (hasher.finish() >> 16) as usize % BUCKETS
 }
 
-fn lock(bucket: usize) -> SpinGuard<'static, Queue> {
+fn lock(bucket: usize) -> SpinLockGuard<'static, Queue> {
     TABLE[bucket].lock()
 }
 
 /// Two buckets locked in order; the second is `None` when they are the same.
-fn lock_two(a: usize, b: usize) -> (SpinGuard<'static, Queue>, Option<SpinGuard<'static, Queue>>) {
+fn lock_two(a: usize, b: usize) -> (SpinLockGuard<'static, Queue>, Option<SpinLockGuard<'static, Queue>>) {
     match a.cmp(&b) {
         core::cmp::Ordering::Equal => (lock(a), None),
         core::cmp::Ordering::Less => {

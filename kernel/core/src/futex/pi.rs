@@ -81,7 +81,8 @@ fn try_step(addr: UserAddr, key: &FutexKey, try_only: bool) -> Result<Step> {
     let tid = me.tid() as u32;
     if value & FUTEX_TID_MASK == 0 {
         // Free, or its owner died: the mark stays for the new owner to see. Those who wait already are still to be told.
-        let waiting = if queue.iter().any(|waiter| waiter.pi.is_some() && waiter.is_on(key)) { FUTEX_WAITERS } else { 0 };
+        let waiting =
+            if queue.iter().any(|waiter| waiter.pi.is_some() && waiter.is_on(key)) { FUTEX_WAITERS } else { 0 };
         return Ok(match cmpxchg(addr, value, tid | value & FUTEX_OWNER_DIED | waiting) {
             Some(true) => Step::Acquired,
             Some(false) => Step::Again,

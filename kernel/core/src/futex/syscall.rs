@@ -29,16 +29,19 @@ fn deadline(timeout: UserPtr<Timespec>, clock: ClockBase, relative: bool) -> Res
 }
 
 /// The multiplexed futex call.
-pub fn sys_futex(cx: &mut Cx<'_>, addr: UserAddr, op: u32, value: u32, timeout: u64, addr2: UserAddr, value3: u32) -> Result<usize> {
+pub fn sys_futex(
+    cx: &mut Cx<'_>,
+    addr: UserAddr,
+    op: u32,
+    value: u32,
+    timeout: u64,
+    addr2: UserAddr,
+    value3: u32,
+) -> Result<usize> {
     let private = op & uapi::FUTEX_PRIVATE_FLAG != 0;
     let command = op & !(uapi::FUTEX_PRIVATE_FLAG | uapi::FUTEX_CLOCK_REALTIME);
     let realtime = op & uapi::FUTEX_CLOCK_REALTIME != 0;
-    let takes_clock = [
-        uapi::FUTEX_WAIT,
-        uapi::FUTEX_WAIT_BITSET,
-        uapi::FUTEX_WAIT_REQUEUE_PI,
-        uapi::FUTEX_LOCK_PI2,
-    ];
+    let takes_clock = [uapi::FUTEX_WAIT, uapi::FUTEX_WAIT_BITSET, uapi::FUTEX_WAIT_REQUEUE_PI, uapi::FUTEX_LOCK_PI2];
     if realtime && !takes_clock.contains(&command) {
         return Err(Errno::ENOSYS);
     }
@@ -51,9 +54,7 @@ pub fn sys_futex(cx: &mut Cx<'_>, addr: UserAddr, op: u32, value: u32, timeout: 
         uapi::FUTEX_WAIT_BITSET => wait(cx, addr, private, value, deadline(time, clock, false)?, value3),
         uapi::FUTEX_WAKE => ops::wake(addr, private, legacy_count(value), ANY),
         uapi::FUTEX_WAKE_BITSET => ops::wake(addr, private, legacy_count(value), value3),
-        uapi::FUTEX_REQUEUE => {
-            ops::requeue((addr, private), (addr2, private), count(value)?, count(count2)?, None)
-        }
+        uapi::FUTEX_REQUEUE => ops::requeue((addr, private), (addr2, private), count(value)?, count(count2)?, None),
         uapi::FUTEX_CMP_REQUEUE => {
             ops::requeue((addr, private), (addr2, private), count(value)?, count(count2)?, Some(value3))
         }

@@ -11,7 +11,8 @@
 //! References: Linux `kernel/entry/common.c`, `arch/x86/kernel/traps.c`.
 
 use linux_uapi::signal::{
-    BUS_ADRALN, FPE_FLTDIV, FPE_FLTINV, FPE_FLTOVF, FPE_FLTRES, FPE_FLTUND, FPE_INTDIV, ILL_ILLOPN, SI_KERNEL, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SigInfo, TRAP_HWBKPT, TRAP_TRACE,
+    BUS_ADRALN, FPE_FLTDIV, FPE_FLTINV, FPE_FLTOVF, FPE_FLTRES, FPE_FLTUND, FPE_INTDIV, ILL_ILLOPN, SI_KERNEL, SIGBUS,
+    SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SigInfo, TRAP_HWBKPT, TRAP_TRACE,
 };
 use ursa_hal::addr::VirtAddr;
 use ursa_hal::task;
@@ -50,7 +51,9 @@ pub fn user_loop(mut context: UserContext) {
                 }
             }
             UserEvent::PageFault { addr, access, present } => page_fault(thread, addr, access, present),
-            UserEvent::Exception { vector, error_code, dr6 } => exception(thread, ext, &context, vector, error_code, dr6),
+            UserEvent::Exception { vector, error_code, dr6 } => {
+                exception(thread, ext, &context, vector, error_code, dr6)
+            }
             UserEvent::Interrupt => {}
         }
     }
@@ -68,10 +71,7 @@ fn traced_syscall(thread: &Thread, ext: &TaskExt, context: &mut UserContext) {
 }
 
 fn before_user_mode(thread: &Thread, ext: &TaskExt, context: &mut UserContext) {
-    if task::need_resched() {
-        sched::cond_resched();
-        super::rseq::interrupted(thread);
-    }
+    sched::cond_resched();
     let work = ext.work();
     if work.contains(Work::NOTIFY) {
         ext.take_work(Work::NOTIFY);
@@ -91,7 +91,7 @@ fn page_fault(thread: &Thread, addr: VirtAddr, access: Access, present: bool) {
             | u64::from(access == Access::Exec) << 4;
         const PAGE_FAULT: u64 = 14;
         thread.signals.ptrace.set_fault(PAGE_FAULT, error_code, addr.as_u64());
-        force_fault(thread, fault.signo, fault.code, fault.addr.as_u64());
+        force_fault(thread, fault.signo as u32, fault.code, fault.addr.as_u64());
     }
 }
 

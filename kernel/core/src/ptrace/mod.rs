@@ -60,14 +60,15 @@ pub fn holds_zombie(_process: &Process) -> bool {
 
 /// What a look over a thread's tracees found.
 pub enum TraceeScan {
-    /// Something to report.
+    /// A tracee has news.
     Event(crate::process::wait::Event),
-    /// Tracees that fit, with nothing to report yet.
+    /// There are tracees that fit, without news.
     Wait,
     /// No tracee fits.
     NoTracee,
 }
-/// Looks for a tracee that can be reported.
+
+/// Looks for news of the thread's tracees.
 pub fn scan_tracees(
     _thread: &Thread,
     _target: &crate::process::wait::Target,
@@ -75,34 +76,32 @@ pub fn scan_tracees(
 ) -> TraceeScan {
     TraceeScan::NoTracee
 }
-/// The thread made a child.
-pub fn cloned(_parent: &Thread, _child: &alloc::sync::Arc<Thread>, _request: &crate::process::fork::CloneRequest) {}
-/// The thread executed a program.
-pub fn exec_event(_thread: &Thread) {}
-/// `thread` took the number of the leader, which is gone.
-pub fn leader_replaced(_thread: &Thread, _leader: &Thread) {}
-/// Whether a tracer without `CAP_SYS_PTRACE` is attached: exec gives no privileges then.
-pub fn is_traced_by_unprivileged(_thread: &Thread) -> bool {
-    false
-}
-/// Checks that `caller` may look into `target`, as ptrace(2) says (`PTRACE_MODE_READ_REALCREDS`).
+
+/// Checks that a thread may look into another and steer it (`PTRACE_MODE_ATTACH_REALCREDS`).
 ///
 /// # Errors
 /// `EPERM`.
-pub fn check_access(caller: &Thread, target: &Thread) -> crate::Result {
-    use crate::process::Cap;
-    if alloc::sync::Arc::ptr_eq(caller.process(), target.process()) {
+pub fn check_access(thread: &Thread, target: &Thread) -> crate::Result {
+    if alloc::sync::Arc::ptr_eq(thread.process(), target.process()) {
         return Ok(());
     }
-    let (me, them) = (caller.cred(), target.cred());
-    if me.has_cap(Cap::SysPtrace) {
-        return Ok(());
-    }
-    let same = [them.uid, them.euid, them.suid].iter().all(|id| *id == me.uid)
-        && [them.gid, them.egid, them.sgid].iter().all(|id| *id == me.gid);
-    if same && target.process().dumpable() == 1 && them.permitted.is_subset(me.permitted) {
-        Ok(())
-    } else {
-        Err(crate::Errno::EPERM)
-    }
+    let theirs = target.cred();
+    let allowed = thread.with_cred(|cred| {
+        let same = [theirs.uid, theirs.euid, theirs.suid].iter().all(|&uid| uid == cred.uid)
+            && [theirs.gid, theirs.egid, theirs.sgid].iter().all(|&gid| gid == cred.gid);
+        cred.has_cap(crate::process::Cap::SysPtrace)
+            || same && target.process().dumpable() == 1 && theirs.permitted.is_subset(cred.permitted)
+    });
+    if allowed { Ok(()) } else { Err(crate::Errno::EPERM) }
+}
+
+/// The thread has made a child.
+pub fn cloned(_parent: &Thread, _child: &Thread, _request: &crate::process::fork::CloneRequest) {}
+/// The thread has executed a program.
+pub fn exec_event(_thread: &Thread) {}
+/// A thread has taken the number of its dead leader.
+pub fn leader_replaced(_thread: &Thread, _leader: &Thread) {}
+/// Whether the tracer lacks the privilege to steer a more privileged program.
+pub fn is_traced_by_unprivileged(_thread: &Thread) -> bool {
+    false
 }

@@ -216,9 +216,9 @@ impl TaskExt {
 
     /// Wakes from one of `states`. `Some(true)`: the caller must enqueue the task.
     pub(super) fn try_wake(&self, states: SleepState) -> Option<bool> {
-        let woken = self.run_state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
-            (word & states.bits() != 0).then_some(ON_RQ)
-        });
+        let woken = self
+            .run_state
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| (word & states.bits() != 0).then_some(ON_RQ));
         woken.ok().map(|former| former & ON_RQ == 0)
     }
 

@@ -78,11 +78,7 @@ impl FairQueue {
 
     /// V.
     pub(super) fn virtual_time(&self) -> u64 {
-        if self.weight == 0 {
-            self.last_virtual_time
-        } else {
-            (self.weighted_runtime / self.weight as i128) as u64
-        }
+        if self.weight == 0 { self.last_virtual_time } else { (self.weighted_runtime / self.weight as i128) as u64 }
     }
 
     fn is_eligible_at(&self, vruntime: u64) -> bool {

@@ -3,8 +3,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-const FSHIFT: u32 = 11;
-const FIXED_1: u64 = 1 << FSHIFT;
+/// Fraction bits of a load average.
+pub const LOAD_FRACTION_BITS: u32 = 11;
+const FIXED_1: u64 = 1 << LOAD_FRACTION_BITS;
 const INTERVAL_NS: u64 = 5_000_000_000;
 /// `FIXED_1 · e^(−5 s / T)` for T of 1, 5 and 15 minutes.
 const DECAY: [u64; 3] = [1884, 2014, 2037];

@@ -24,21 +24,21 @@ mod loadavg;
 mod policy;
 mod runqueue;
 pub mod syscall;
-#[cfg(feature = "ktest")]
-mod tests;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use ursa_hal::fpu::FpuState;
+use ursa_hal::percpu::PerCpu;
 use ursa_hal::smp;
-use ursa_hal::sync::{IrqLock, IrqsOff, Lazy, PerCpu};
-use ursa_hal::task::{self, FpuState, Task};
+use ursa_hal::sync::{IrqLock, IrqsOff, Lazy};
+use ursa_hal::task::{self, Stack, Task};
 
 pub use entity::{SleepState, TaskExt, Work};
 pub use heap::{Heap, HeapItem, Position};
 pub use kernel_task::spawn_kernel;
-pub use loadavg::load_averages;
+pub use loadavg::{LOAD_FRACTION_BITS, load_averages};
 pub use policy::{FAIR_SLICE_NS, Params, Policy, RR_SLICE_NS};
 
 use crate::process::Thread;
@@ -154,7 +154,9 @@ pub fn new_task(
     body: impl FnOnce() + Send + 'static,
 ) -> Option<Arc<Task>> {
     let (params, affinity) = match task::current().ext::<TaskExt>() {
-        Some(parent) if thread.is_some() && parent.thread().is_some() => (parent.params().for_child(), parent.affinity()),
+        Some(parent) if thread.is_some() && parent.thread().is_some() => {
+            (parent.params().for_child(), parent.affinity())
+        }
         _ => (Params::DEFAULT, !0),
     };
     reserve_for(TASKS.fetch_add(1, Ordering::Relaxed) + 1)?;
@@ -163,7 +165,8 @@ pub fn new_task(
         body();
         exit_current()
     });
-    let task = Task::new(name, Arc::new(TaskExt::new(thread, params, affinity)), fpu, body);
+    let ext = Arc::new(TaskExt::new(thread, params, affinity));
+    let task = Stack::new().and_then(|stack| Task::new(name, stack, ext, fpu, body));
     match &task {
         Some(task) => drop(ext_of(task).set_keep_alive(Some(task.clone()))),
         None => {
@@ -324,14 +327,12 @@ fn switch(why: Why) {
     }
 }
 
-/// The first thing after a switch, on the new stack: sends a task on its way that may no longer use this CPU. It could
-/// not enter another queue while it stood on its stack here.
+/// The first thing after a switch, on the new stack: brings in the user memory of the task that runs now, and sends a task on
+/// its way that may no longer use this CPU. It could not enter another queue while it stood on its stack here.
 fn finish_switch() {
-    with_current(|ext| {
-        if let Some(thread) = ext.thread() {
-            thread.switched_in();
-        }
-    });
+    if let Some(thread) = ext_of(&task::current()).thread() {
+        task::switch_space(thread.vm().user_space());
+    }
     let cpu = CPUS.get();
     if cpu.has_leaving.load(Ordering::Relaxed) {
         let _irqs = IrqsOff::new();

@@ -271,8 +271,9 @@ impl RunQueue {
         let ext = self.current_ext()?;
         match class_of(ext) {
             Class::Fifo => None,
-            Class::RoundRobin => (!self.realtime.is_empty())
-                .then(|| RR_SLICE_NS.saturating_sub(ext.slice_used.load(Relaxed))),
+            Class::RoundRobin => {
+                (!self.realtime.is_empty()).then(|| RR_SLICE_NS.saturating_sub(ext.slice_used.load(Relaxed)))
+            }
             _ => {
                 let left = ext.deadline.load(Relaxed).saturating_sub(ext.vruntime.load(Relaxed));
                 let weight = ext.weight.load(Relaxed);

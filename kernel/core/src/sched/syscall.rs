@@ -41,8 +41,9 @@ const SCHED_DEADLINE: u32 = uapi::SCHED_DEADLINE;
 const RESET_ON_FORK: u32 = uapi::SCHED_RESET_ON_FORK;
 
 /// Lets others run first.
-pub fn sys_sched_yield(_cx: &mut Cx<'_>) {
+pub fn sys_sched_yield(_cx: &mut Cx<'_>) -> Result {
     super::yield_now();
+    Ok(())
 }
 
 /// The thread that a number names; 0 is the caller.

@@ -2,9 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use linux_uapi::signal::{
-    SI_KERNEL, SIG_DFL, SIG_IGN, SIGALRM, SIGKILL, SIGSEGV, SIGSTOP, SigAction, SigInfo, SigSet,
-};
+use linux_uapi::signal::{SI_KERNEL, SIG_DFL, SIG_IGN, SIGALRM, SIGKILL, SIGSEGV, SIGSTOP, SigAction, SigInfo, SigSet};
 use ursa_hal::trap::UserContext;
 
 use super::pending::Queued;

@@ -32,6 +32,12 @@ const RED_ZONE: u64 = 128;
 const LEGACY_SIZE: usize = 512;
 const MAGIC2_SIZE: usize = 4;
 
+/// Bytes of stack that the delivery of a signal needs, for auxv's `AT_MINSIGSTKSZ`.
+pub fn min_stack_size() -> usize {
+    const ALIGNMENT_SLACK: usize = 64 + 16 + 8;
+    size_of::<RtSigFrame>() + fpu::size() + MAGIC2_SIZE + ALIGNMENT_SLACK + RED_ZONE as usize
+}
+
 /// Whether `sp` lies on the alternate stack. With `SS_AUTODISARM` the stack is off while it is in use.
 pub(super) fn on_alt_stack(stack: &SigAltStack, sp: u64) -> bool {
     stack.ss_flags & SS_AUTODISARM == 0 && sp > stack.ss_sp && sp - stack.ss_sp <= stack.ss_size

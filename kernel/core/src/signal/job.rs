@@ -12,9 +12,7 @@
 
 use core::sync::atomic::Ordering;
 
-use linux_uapi::signal::{
-    CLD_CONTINUED, CLD_STOPPED, SIG_IGN, SIGCHLD, SIGCONT, SigInfo, SigSet,
-};
+use linux_uapi::signal::{CLD_CONTINUED, CLD_STOPPED, SIG_IGN, SIGCHLD, SIGCONT, SigInfo, SigSet};
 
 use super::SA_NOCLDSTOP;
 use super::state::ProcessSignals;

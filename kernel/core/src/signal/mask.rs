@@ -1,7 +1,7 @@
 //! The blocked mask of the running thread.
 
-use linux_uapi::signal::SigSet;
 use core::sync::atomic::Ordering;
+use linux_uapi::signal::SigSet;
 
 use crate::process::Thread;
 use crate::sched::{self, Work};

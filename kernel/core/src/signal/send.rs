@@ -10,8 +10,8 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use linux_uapi::signal::{
-    CLD_DUMPED, CLD_EXITED, CLD_KILLED, SI_USER, SIG_DFL, SIG_IGN, SIGCHLD, SIGCONT, SIGKILL, SIGRTMIN, SIGSTOP, SigInfo,
-    SigSet,
+    CLD_DUMPED, CLD_EXITED, CLD_KILLED, SI_USER, SIG_DFL, SIG_IGN, SIGCHLD, SIGCONT, SIGKILL, SIGRTMIN, SIGSTOP,
+    SigInfo, SigSet,
 };
 
 use super::pending::{Insert, Queued};
@@ -68,7 +68,12 @@ pub(super) fn send_from_user(process: &Process, target: Option<&Thread>, info: S
 }
 
 /// Sends a POSIX timer's signal. Returns whether it was queued; if not, it is ignored now or pending already.
-pub(crate) fn send_from_timer(process: &Process, target: Option<&Thread>, info: SigInfo, timer: Arc<PosixTimer>) -> bool {
+pub(crate) fn send_from_timer(
+    process: &Process,
+    target: Option<&Thread>,
+    info: SigInfo,
+    timer: Arc<PosixTimer>,
+) -> bool {
     if is_ignored(process, target, info.signo()) {
         return false;
     }

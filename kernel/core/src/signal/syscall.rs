@@ -54,7 +54,13 @@ fn decode_signal(signo: i32) -> Result<u32> {
 }
 
 /// Examines and changes the action of a signal.
-pub fn sys_rt_sigaction(cx: &mut Cx<'_>, signo: i32, new: UserPtr<SigAction>, old: UserPtr<SigAction>, size: usize) -> Result {
+pub fn sys_rt_sigaction(
+    cx: &mut Cx<'_>,
+    signo: i32,
+    new: UserPtr<SigAction>,
+    old: UserPtr<SigAction>,
+    size: usize,
+) -> Result {
     const KNOWN: u64 = SA_NOCLDSTOP
         | SA_NOCLDWAIT
         | SA_SIGINFO
@@ -101,7 +107,13 @@ fn discard(process: &Process, signals: SigSet) {
 }
 
 /// Examines and changes the blocked mask.
-pub fn sys_rt_sigprocmask(cx: &mut Cx<'_>, how: i32, new: UserPtr<SigSet>, old: UserPtr<SigSet>, size: usize) -> Result {
+pub fn sys_rt_sigprocmask(
+    cx: &mut Cx<'_>,
+    how: i32,
+    new: UserPtr<SigSet>,
+    old: UserPtr<SigSet>,
+    size: usize,
+) -> Result {
     check_set_size(size)?;
     let former = cx.thread.signals.blocked();
     if !new.is_null() {

@@ -42,7 +42,8 @@ pub fn monotonic_ns() -> u64 {
 /// Nanoseconds since 1970 of the wall clock.
 #[inline]
 pub fn realtime_ns() -> u64 {
-    ursa_hal::time::realtime_ns()
+    // A clock that is set to before 1970 reads as 1970.
+    u64::try_from(ursa_hal::time::realtime_ns()).unwrap_or(0)
 }
 
 impl ClockBase {
@@ -101,7 +102,7 @@ pub fn set_realtime(ns: u64) -> Result {
     if ns < monotonic_ns() || ns > MAX_SETTABLE_NS {
         return Err(Errno::EINVAL);
     }
-    ursa_hal::time::set_realtime(ns);
+    ursa_hal::time::set_realtime(ns as i64);
     wall_clock_changed();
     Ok(())
 }

@@ -39,6 +39,10 @@ pub(super) enum Which {
 }
 
 impl CpuTimers {
+    pub(super) fn forget_warning(&mut self) {
+        self.next_xcpu = 0;
+    }
+
     fn itimer(&mut self, which: Which) -> &mut CpuItimer {
         match which {
             Which::Virtual => &mut self.virtual_timer,

@@ -10,10 +10,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use linux_uapi::signal::{SIGALRM, SigInfo};
 use ursa_hal::sync::{IrqLock, Once, SpinLock};
 
+use super::clock;
 use super::cpu_timers::CpuTimers;
 use super::posix_timer::PosixTimer;
 use super::timer::{Deadline, Timer};
-use super::clock;
 use crate::process::Process;
 
 /// The timers of a process.
@@ -99,6 +99,11 @@ impl ProcessTimers {
         state.last = Some(next);
         drop(state);
         timer.arm(Deadline::monotonic(next));
+    }
+
+    /// `RLIMIT_CPU` was changed: SIGXCPU is due again as soon as the new limit is passed.
+    pub(super) fn forget_cpu_warning(&self) {
+        self.cpu.lock().forget_warning();
     }
 
     /// execve(2): POSIX timers go, interval timers stay.

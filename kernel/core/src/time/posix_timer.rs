@@ -129,7 +129,11 @@ impl PosixTimer {
                 Ok(())
             }
             Source::Cpu(_) => {
-                if cpu_timers::add(&process.signals.timers, self) { Ok(()) } else { Err(Errno::ENOMEM) }
+                if cpu_timers::add(&process.signals.timers, self) {
+                    Ok(())
+                } else {
+                    Err(Errno::ENOMEM)
+                }
             }
         }
     }

@@ -274,14 +274,14 @@ fn set_itimer(cx: &Cx<'_>, which: Option<Which>, new: Setting) -> Setting {
 }
 
 /// Sends SIGALRM after some seconds; returns what was left of an earlier request, rounded as Linux does.
-pub fn sys_alarm(cx: &mut Cx<'_>, seconds: u32) -> u64 {
+pub fn sys_alarm(cx: &mut Cx<'_>, seconds: u32) -> Result<u64> {
     let former = set_itimer(cx, None, Setting { value: u64::from(seconds) * NSEC_PER_SEC, interval: 0 });
-    match former.value {
+    Ok(match former.value {
         0 => 0,
         // Never 0 for a pending alarm.
         left if left < NSEC_PER_SEC => 1,
         left => (left + NSEC_PER_SEC / 2) / NSEC_PER_SEC,
-    }
+    })
 }
 
 // POSIX timers.

@@ -13,8 +13,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use ursa_hal::percpu::PerCpu;
 use ursa_hal::smp;
-use ursa_hal::sync::{IrqLock, IrqsOff, Lazy, PerCpu};
+use ursa_hal::sync::{IrqLock, IrqsOff, Lazy};
 use ursa_hal::task::Task;
 
 use super::clock::{self, ClockBase};
