@@ -34,6 +34,7 @@ global_asm!(
     ".pushsection .text, \"ax\"",
     // (rdi dst, rsi src, rdx len) -> rax = bytes not copied
     ".balign 16",
+    ".global ursa_copy_user",
     "ursa_copy_user:",
     stac!(),
     "    mov rcx, rdx",
@@ -53,6 +54,7 @@ global_asm!(
     "    ret",
     // (rdi dst, sil byte x8 in rsi, rdx len) -> rax = bytes not set
     ".balign 16",
+    ".global ursa_fill_user",
     "ursa_fill_user:",
     stac!(),
     "    mov rax, rsi",
@@ -67,6 +69,7 @@ global_asm!(
     "    ret",
     // (rdi dst kernel, rsi src user, rdx max) -> rax = length without NUL, or max if there is none, or -1 - copied on a fault
     ".balign 16",
+    ".global ursa_strncpy_user",
     "ursa_strncpy_user:",
     stac!(),
     "    xor eax, eax",

@@ -271,3 +271,19 @@ pub(super) fn flush_all_local() {
         }
     }
 }
+
+/// Whether the kernel can write to and execute at `va`; `None` when nothing is mapped there. For tests.
+pub(super) fn flags_of(va: u64) -> Option<(bool, bool)> {
+    let mut table = kernel_root();
+    for l in (1..=4).rev() {
+        let v = entry(table, index(va, l)).load(Ordering::Acquire);
+        if v & P == 0 {
+            return None;
+        }
+        if l == 1 || v & PS != 0 {
+            return Some((v & W != 0, v & NX == 0));
+        }
+        table = PhysAddr(v & ADDR);
+    }
+    None
+}

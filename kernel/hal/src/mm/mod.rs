@@ -19,6 +19,7 @@ pub(crate) mod kernel;
 mod mmio;
 mod pte;
 mod space;
+mod tests;
 pub mod tlb;
 mod vmap;
 

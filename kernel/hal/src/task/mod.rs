@@ -8,6 +8,7 @@
 //! where it is dropped: the last reference of a task that has exited goes there too, so that no task frees the stack it runs on.
 
 mod stack;
+mod tests;
 
 pub use stack::Stack;
 
@@ -291,6 +292,7 @@ impl Current {
 global_asm!(
     ".pushsection .text.entry, \"ax\"",
     ".balign 64",
+    ".global ursa_switch",
     "ursa_switch:",
     "    push rbp",
     "    push rbx",

@@ -10,6 +10,7 @@
 
 mod entry;
 pub(crate) mod gdt;
+mod tests;
 
 pub(crate) use entry::{clac, stac};
 
