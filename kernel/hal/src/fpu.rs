@@ -205,18 +205,20 @@ pub(crate) fn save(state: &FpuState) {
     state.save_registers();
 }
 
-/// Last part of a task switch: loads the state of `me`, the current task, unless the registers hold it. Interrupts are off.
+/// Last part of a task switch: loads the state of `me`, the current task, unless the registers hold it. True when `me` runs programs and
+/// something else may have been in the registers. Interrupts are off.
 #[inline(always)]
-pub(crate) fn load(me: &Task) {
-    if let Some(f) = me.fpu() {
-        let l = percpu::local();
-        if l.fpu_owner.get() != ptr::from_ref(me) || !me.fpu_is_on(l.cpu_id.get()) {
-            // SAFETY: `me` is current on this CPU, so nobody else touches its area.
-            unsafe { &*f }.load_registers();
-            l.fpu_owner.set(me);
-            me.set_fpu_cpu(l.cpu_id.get());
-        }
+pub(crate) fn load(me: &Task) -> bool {
+    let Some(f) = me.fpu() else { return false };
+    let l = percpu::local();
+    if l.fpu_owner.get() == ptr::from_ref(me) && me.fpu_is_on(l.cpu_id.get()) {
+        return false;
     }
+    // SAFETY: `me` is current on this CPU, so nobody else touches its area.
+    unsafe { &*f }.load_registers();
+    l.fpu_owner.set(me);
+    me.set_fpu_cpu(l.cpu_id.get());
+    true
 }
 
 /// Runs `f` on the saved state of the current task, interrupts off; the registers are stored before. With `reload` they are loaded

@@ -47,9 +47,6 @@ pub(crate) struct CpuLocal {
     pub(crate) idle: Cell<*const Task>,
     /// User space loaded in CR3 (an owned `Arc`), or null for the kernel's own tables.
     pub(crate) space: Cell<*const UserSpace>,
-    /// User segment bases that the CPU's registers hold.
-    pub(crate) fs_base: Cell<u64>,
-    pub(crate) gs_base: Cell<u64>,
     pub(crate) frames: UnsafeCell<crate::mm::frame::FrameCache>,
     pub(crate) heap: UnsafeCell<crate::mm::heap::HeapCache>,
     pub(crate) tables: UnsafeCell<CpuTables>,
@@ -77,8 +74,6 @@ impl CpuLocal {
             lock_levels: Cell::new(0),
             idle: Cell::new(ptr::null()),
             space: Cell::new(ptr::null()),
-            fs_base: Cell::new(0),
-            gs_base: Cell::new(0),
             frames: UnsafeCell::new(crate::mm::frame::FrameCache::new()),
             heap: UnsafeCell::new(crate::mm::heap::HeapCache::new()),
             tables: UnsafeCell::new(CpuTables::new()),

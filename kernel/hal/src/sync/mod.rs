@@ -21,6 +21,8 @@ mod rwspin;
 mod seq;
 mod sleep;
 mod spin;
+#[cfg(test)]
+mod tests;
 
 pub use crate::percpu::PerCpu;
 pub use irq::{IrqGuard, IrqLock, IrqsOff, irqs_enabled, without_irqs};

@@ -161,6 +161,13 @@ impl Task {
         self.fpu_cpu.store(cpu, Ordering::Relaxed);
     }
 
+    /// A task that is not current loads its bases, with all else, at its next switch-in.
+    fn bases_changed(&self) {
+        if !self.is_current() {
+            self.set_fpu_cpu(NO_CPU);
+        }
+    }
+
     fn is_current(&self) -> bool {
         ptr::eq(local().current.get(), self)
     }
@@ -211,10 +218,10 @@ impl Task {
         }
         let _off = IrqsOff::new();
         self.fs_base.store(base, Ordering::Relaxed);
+        self.bases_changed();
         if self.is_current() {
             // SAFETY: a user address; the kernel does not use FS.
             unsafe { wrmsr(MSR_FS_BASE, base) };
-            local().fs_base.set(base);
         }
         true
     }
@@ -225,10 +232,10 @@ impl Task {
         }
         let _off = IrqsOff::new();
         self.gs_base.store(base, Ordering::Relaxed);
+        self.bases_changed();
         if self.is_current() {
             // SAFETY: a user address, in the register that SWAPGS makes active on the way to user mode.
             unsafe { wrmsr(MSR_KERNEL_GS_BASE, base) };
-            local().gs_base.set(base);
         }
         true
     }
@@ -386,24 +393,17 @@ fn switch(next: Arc<Task>, leave: u32) {
 #[inline(always)]
 unsafe fn finish(from: *const Task) {
     let me = current();
-    fpu::load(&me);
-    let (fs, gs) = (me.fs_base(), me.gs_base());
-    // SAFETY: user addresses (checked when they were set). The registers hold the bases of the last user task on this CPU; a kernel task keeps
-    // them, so compare with what is loaded.
-    unsafe {
-        if me.is_user() {
-            let l = local();
-            if l.fs_base.get() != fs {
-                l.fs_base.set(fs);
-                wrmsr(MSR_FS_BASE, fs);
-            }
-            if l.gs_base.get() != gs {
-                l.gs_base.set(gs);
-                wrmsr(MSR_KERNEL_GS_BASE, gs);
-            }
+    // Not when the registers still hold what this task left there. Always else, even for equal values: a program can change its
+    // bases behind the kernel's back by loading a selector.
+    if fpu::load(&me) {
+        // SAFETY: user addresses, checked when they were set; the kernel does not use FS, and this GS base becomes active with SWAPGS.
+        unsafe {
+            wrmsr(MSR_FS_BASE, me.fs_base());
+            wrmsr(MSR_KERNEL_GS_BASE, me.gs_base());
         }
-        drop(Arc::from_raw(from));
     }
+    // SAFETY: the reference that the caller passes.
+    unsafe { drop(Arc::from_raw(from)) };
 }
 
 /// First code of a new task: rdi is what `ursa_switch` left there, the task switched from.

@@ -501,6 +501,7 @@ pub fn init_cpu() {
     let f1 = cpuid(1, 0);
     let mut cr4 = 1 << 9 | 1 << 10; // OSFXSR, OSXMMEXCPT
     let set = [
+        (f1.edx & 1 << 7 != 0, 1 << 6),   // MCE
         (f1.edx & 1 << 13 != 0, 1 << 7),  // PGE
         (f7.ecx & 1 << 2 != 0, 1 << 11),  // UMIP
         (f7.ebx & 1 << 7 != 0, 1 << 20),  // SMEP
