@@ -25,10 +25,8 @@ use core::mem::ManuallyDrop;
 use core::num::NonZeroU64;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence};
 
-/// What a frame is used for, in [`Meta::kind`].
+/// What a frame is used for, in [`Meta::kind`]; 0: not managed (a hole, firmware memory, the kernel image).
 pub(super) mod kind {
-    /// Not managed: a hole, firmware memory, the kernel image.
-    pub const RESERVED: u32 = 0;
     /// Head of a free block; the order is in bits 8 and up.
     pub const FREE: u32 = 1;
     /// Inside a free block, in a CPU's cache, or allocated: no list holds it.

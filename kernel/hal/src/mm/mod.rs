@@ -19,6 +19,7 @@ pub(crate) mod kernel;
 mod mmio;
 mod pte;
 mod space;
+#[cfg(target_os = "none")]
 mod tests;
 pub mod tlb;
 mod vmap;

@@ -4,7 +4,7 @@ use super::{CacheMode, Frame, FrameRun, MapError, Prot, UserSpace, stats, vmap};
 use crate::addr::{PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
 use crate::percpu::CpuSet;
 use crate::sync::{IrqLock, SpinLock};
-use crate::{ktest, smp, task, user};
+use crate::{smp, task, user};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -31,14 +31,15 @@ fn word(f: &Frame) -> u64 {
     u64::from_le_bytes(b)
 }
 
-/// Free memory must be back after `f`, apart from what the heap keeps in slabs.
+/// Free memory must be back after `f`, apart from what the heap keeps in slabs: magazines pin some, more with more CPUs.
 #[track_caller]
 fn no_leak(f: impl Fn()) {
     f();
     let before = stats().free;
     f();
     let after = stats().free;
-    assert!(after + 4 >= before, "{} frames lost", before - after);
+    let slack = 4 + 32 * (smp::running().count() - 1);
+    assert!(after + slack >= before, "{} frames lost", before - after);
 }
 
 ktest! {
@@ -191,7 +192,7 @@ ktest! {
             for i in 0..600 {
                 a.map(va(i), page(i), Prot::RW, CacheMode::WriteBack).unwrap();
             }
-            a.fork_cow(&b, va(0)..va(600), false).unwrap();
+            a.fork_cow(&b, va(0)..va(600), false, |_| {}).unwrap();
             let (x, y) = (a.query(va(599)).unwrap(), b.query(va(599)).unwrap());
             assert_eq!((x.prot, y.prot, x.phys), (Prot::R, Prot::R, y.phys));
             assert_eq!(x.frame.unwrap().ref_count(), 4);
@@ -200,10 +201,10 @@ ktest! {
             let f = a.query(va(599)).unwrap().frame.unwrap();
             assert_eq!((word(&f), f.ref_count()), (599, 2));
             assert!(a.widen(va(599), &f, Prot::RW));
-            a.fork_cow(&c, va(590)..va(600), true).unwrap();
+            a.fork_cow(&c, va(590)..va(600), true, |_| {}).unwrap();
             assert_eq!(c.query(va(599)).unwrap().prot, Prot::RW);
             assert_eq!(a.query(va(599)).unwrap().prot, Prot::RW);
-            assert_eq!(a.fork_cow(&c, va(599)..va(600), true), Err(MapError::AlreadyMapped));
+            assert_eq!(a.fork_cow(&c, va(599)..va(600), true, |_| {}), Err(MapError::AlreadyMapped));
             assert_eq!(c.count(va(0)..va(600)), 10);
         });
     }

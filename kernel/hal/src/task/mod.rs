@@ -8,6 +8,7 @@
 //! where it is dropped: the last reference of a task that has exited goes there too, so that no task frees the stack it runs on.
 
 mod stack;
+#[cfg(target_os = "none")]
 mod tests;
 
 pub use stack::Stack;
@@ -211,7 +212,7 @@ impl Task {
         self.gs_base.load(Ordering::Relaxed)
     }
     /// Sets the program's FS base: at once for the current task, at its next switch-in for a stopped one. False for a kernel
-    /// address.
+    /// address. The registers hold the bases of the last task with a program: for a kernel task only the value is kept.
     pub fn set_fs_base(&self, base: u64) -> bool {
         if base >= USER_END {
             return false;
@@ -219,7 +220,7 @@ impl Task {
         let _off = IrqsOff::new();
         self.fs_base.store(base, Ordering::Relaxed);
         self.bases_changed();
-        if self.is_current() {
+        if self.is_user() && self.is_current() {
             // SAFETY: a user address; the kernel does not use FS.
             unsafe { wrmsr(MSR_FS_BASE, base) };
         }
@@ -233,7 +234,7 @@ impl Task {
         let _off = IrqsOff::new();
         self.gs_base.store(base, Ordering::Relaxed);
         self.bases_changed();
-        if self.is_current() {
+        if self.is_user() && self.is_current() {
             // SAFETY: a user address, in the register that SWAPGS makes active on the way to user mode.
             unsafe { wrmsr(MSR_KERNEL_GS_BASE, base) };
         }

@@ -1,7 +1,6 @@
 //! Switching under load: tasks that hop between CPUs with their vector state.
 
 use super::*;
-use crate::ktest;
 use crate::percpu::PerCpu;
 use crate::smp;
 use crate::sync::{IrqLock, without_irqs};

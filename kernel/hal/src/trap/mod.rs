@@ -10,6 +10,7 @@
 
 mod entry;
 pub(crate) mod gdt;
+#[cfg(target_os = "none")]
 mod tests;
 
 pub(crate) use entry::{clac, stac};
@@ -20,7 +21,6 @@ use crate::percpu;
 use core::arch::asm;
 use core::fmt;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 /// `ursa_user_enter` came back because of `need_resched`.
 const RESCHED: u32 = 0x200;
@@ -486,11 +486,9 @@ const MSR_CSTAR: u32 = 0xc000_0083;
 const MSR_SFMASK: u32 = 0xc000_0084;
 const MSR_PAT: u32 = 0x277;
 
-static SMAP: AtomicBool = AtomicBool::new(false);
-
-/// Whether the CPU keeps the kernel from touching user memory by accident.
+/// Whether the CPU can keep the kernel from touching user memory by accident.
 pub(crate) fn has_smap() -> bool {
-    SMAP.load(Ordering::Relaxed)
+    cpuid(7, 0).ebx & 1 << 20 != 0
 }
 
 /// Sets this CPU up: tables, control registers, system call entry. Interrupts are off; `percpu` is set up.
@@ -512,7 +510,6 @@ pub fn init_cpu() {
             cr4 |= bit;
         }
     }
-    SMAP.store(f7.ebx & 1 << 20 != 0, Ordering::Relaxed);
     let pointer = gdt::TablePointer { limit: size_of::<Idt>() as u16 - 1, base: idt as *const Idt as u64 };
     // SAFETY: the table lives for ever and its gates are right; the bits set only add protection, or enable what `fpu` and `mm` use
     // (write protection, no-execute, global pages). PAT entries 0 and 3 keep their meaning; 1 becomes write-combining.
