@@ -135,6 +135,51 @@ impl AddressSpace {
         if hole { Err(Errno::ENOMEM) } else { Ok(()) }
     }
 
+    /// Names private anonymous memory for `/proc/PID/maps` (`PR_SET_VMA_ANON_NAME`); `None` takes the name away. The caller has
+    /// checked the characters.
+    ///
+    /// # Errors
+    /// `EINVAL` unaligned, `EBADF` over a file, `ENOMEM` for holes (after the rest has been done).
+    pub fn set_anon_name(&self, addr: VirtAddr, len: usize, name: Option<&[u8]>) -> Result {
+        if !addr.is_page_aligned() {
+            return Err(Errno::EINVAL);
+        }
+        let len = page_len(len).ok_or(Errno::EINVAL)?;
+        let (start, end) = (addr.as_u64(), user_range(addr, len).ok_or(Errno::EINVAL)?);
+        if start == end {
+            return Ok(());
+        }
+        let name: Option<Arc<str>> = match name.map(core::str::from_utf8).transpose() {
+            Ok(name) => name.map(Arc::from),
+            Err(_) => return Err(Errno::EINVAL),
+        };
+        let mut inner = self.inner.write();
+        self.isolate(&mut inner, start, end)?;
+        let mut at = start;
+        let mut edges = Vec::new();
+        let mut result = Ok(());
+        for vma in inner.vmas.overlapping_mut(start, end) {
+            if vma.start > at {
+                result = Err(Errno::ENOMEM);
+            }
+            if vma.file().is_some() || vma.flags.contains(VmFlags::SPECIAL) {
+                result = Err(Errno::EBADF);
+                break;
+            }
+            vma.name = name.clone();
+            edges.push(vma.start);
+            at = vma.end;
+        }
+        if at < end && result.is_ok() {
+            result = Err(Errno::ENOMEM);
+        }
+        self.merge(&mut inner, end);
+        for at in edges.into_iter().rev() {
+            self.merge(&mut inner, at);
+        }
+        result
+    }
+
     /// Advice about pages: works under the shared lock, as faults do.
     fn advise_pages(&self, start: u64, end: u64, advice: Advice, locked_too: bool) -> Result {
         let mut later = Vec::new();

@@ -40,7 +40,7 @@ const AHEAD_MAX: u64 = 32;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
     /// `SIGSEGV`, `SIGBUS`, or `SIGKILL` when the thread is to die for want of memory.
-    pub signo: i32,
+    pub signo: u32,
     /// `si_code`.
     pub code: i32,
     /// `si_addr`.
@@ -76,7 +76,7 @@ pub(super) fn zero_frame() -> &'static Frame {
 impl AddressSpace {
     /// Makes the page at `addr` accessible as asked, or says which signal the access deserves. May sleep.
     pub fn handle_fault(&self, addr: VirtAddr, access: Access) -> core::result::Result<(), Fault> {
-        let fault = |signo: u32, code: i32| Err(Fault { signo: signo as i32, code, addr });
+        let fault = |signo: u32, code: i32| Err(Fault { signo, code, addr });
         let va = addr.as_u64() & !(PAGE - 1);
         if va >= USER_END {
             return fault(uapi::SIGSEGV, uapi::SEGV_MAPERR as i32);

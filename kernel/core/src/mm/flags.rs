@@ -180,6 +180,22 @@ bitflags! {
 
 /// The type field of the `MAP_*` flags.
 const MAP_TYPE: u32 = 0x0f;
+/// What existed before `MAP_SHARED_VALIDATE` and may be ignored under it (`LEGACY_MAP_MASK`); not `MAP_FIXED_NOREPLACE`.
+const LEGACY: u32 = MAP_TYPE
+    | uapi::MAP_FIXED
+    | uapi::MAP_ANONYMOUS
+    | 0xc0 // MAP_32BIT, MAP_ABOVE4G
+    | uapi::MAP_GROWSDOWN
+    | uapi::MAP_DENYWRITE
+    | uapi::MAP_EXECUTABLE
+    | uapi::MAP_LOCKED
+    | uapi::MAP_NORESERVE
+    | uapi::MAP_POPULATE
+    | uapi::MAP_NONBLOCK
+    | uapi::MAP_STACK
+    | uapi::MAP_HUGETLB
+    | 0x0400_0000 // MAP_UNINITIALIZED
+    | 0x7c00_0000; // MAP_HUGE_2MB, MAP_HUGE_1GB
 /// `MAP_DROPPABLE` (Linux 6.11).
 const MAP_DROPPABLE: u32 = 0x08;
 
@@ -187,14 +203,12 @@ impl MapFlags {
     /// Decodes the flags word of `mmap(2)`. Unknown bits are ignored except under `MAP_SHARED_VALIDATE`, which exists to
     /// refuse them with `EOPNOTSUPP`. An unknown mapping type is `EINVAL`.
     pub fn decode(raw: u32, has_file: bool) -> Result<MapFlags> {
-        // LEGACY_MAP_MASK of include/linux/mman.h: what existed before MAP_SHARED_VALIDATE, and may be ignored there.
-        let known = MapFlags::all().bits() & !(1 << 31) | MAP_TYPE | 0x3f << uapi::MAP_HUGE_SHIFT;
         let mut flags = MapFlags::from_bits_truncate(raw & !MAP_TYPE & !(1 << 31));
         match raw & MAP_TYPE {
             uapi::MAP_SHARED => flags |= MapFlags::SHARED,
             uapi::MAP_PRIVATE => {}
             uapi::MAP_SHARED_VALIDATE if has_file => {
-                if raw & !known != 0 || flags.contains(MapFlags::SYNC) {
+                if raw & !LEGACY != 0 || flags.contains(MapFlags::SYNC) {
                     return Err(Errno::EOPNOTSUPP);
                 }
                 flags |= MapFlags::SHARED;

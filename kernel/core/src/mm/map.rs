@@ -412,7 +412,7 @@ impl AddressSpace {
         if super::is_dying() {
             return Err(Errno::EINTR);
         }
-        self.handle_fault(VirtAddr::new(va), access).map_err(|fault| match fault.signo as u32 {
+        self.handle_fault(VirtAddr::new(va), access).map_err(|fault| match fault.signo {
             uapi::SIGKILL => Errno::ENOMEM,
             _ => Errno::EFAULT,
         })

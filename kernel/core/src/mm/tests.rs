@@ -143,8 +143,8 @@ ktest! {
     fn mmap_flags_are_decoded_as_linux_does() {
         use linux_uapi::raw::general as u;
         assert_eq!(MapFlags::decode(u::MAP_ANONYMOUS, false), Err(Errno::EINVAL));
-        assert_eq!(MapFlags::decode(u::MAP_PRIVATE | 1 << 30, true), Ok(MapFlags::empty()));
-        assert_eq!(MapFlags::decode(u::MAP_SHARED_VALIDATE | 1 << 30, true), Err(Errno::EOPNOTSUPP));
+        assert_eq!(MapFlags::decode(u::MAP_PRIVATE | 0x40_0000, true), Ok(MapFlags::empty()));
+        assert_eq!(MapFlags::decode(u::MAP_SHARED_VALIDATE | 0x40_0000, true), Err(Errno::EOPNOTSUPP));
         assert_eq!(MapFlags::decode(u::MAP_SHARED_VALIDATE | u::MAP_SYNC, true), Err(Errno::EOPNOTSUPP));
         let fixed = MapFlags::decode(u::MAP_SHARED | u::MAP_FIXED_NOREPLACE, true);
         assert!(fixed.is_ok_and(|f| f.contains(MapFlags::FIXED | MapFlags::SHARED)));
@@ -214,7 +214,7 @@ ktest! {
         assert!(a.user_space().query(at + 3 * PAGE).is_none());
         assert!(b.user_space().query(bt + 2 * PAGE).is_none(), "private copies past the end go, too");
         let fault = a.handle_fault(at + 3 * PAGE, Access::Read).unwrap_err();
-        assert_eq!(fault.signo as u32, linux_uapi::raw::general::SIGBUS);
+        assert_eq!(fault.signo, linux_uapi::raw::general::SIGBUS);
         assert_eq!((a.usage().rss(), b.usage().rss()), (0, 0));
         object.set_size(4 * PAGE).expect("extend");
         assert_eq!(peek(&a, at + 3 * PAGE), 0);

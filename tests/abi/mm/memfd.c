@@ -1,0 +1,87 @@
+/* memfd_create and seals. */
+#include "../check.h"
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define P 4096UL
+#define RW (PROT_READ | PROT_WRITE)
+
+int main(void)
+{
+    char name[300];
+    memset(name, 'n', sizeof name);
+    name[299] = 0;
+    FAILS(EINVAL, syscall(SYS_memfd_create, "x", 0x1000));
+    FAILS(EINVAL, syscall(SYS_memfd_create, name, 0));
+    FAILS(EFAULT, syscall(SYS_memfd_create, 1, 0));
+    name[249] = 0;
+    int fd = memfd_create(name, MFD_CLOEXEC);
+    CHECK(fd >= 0 && fcntl(fd, F_GETFD) == FD_CLOEXEC);
+    close(fd);
+
+    fd = memfd_create("plain", 0);
+    struct stat st;
+    CHECK(fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size == 0 && st.st_nlink == 0);
+    CHECK((st.st_mode & 0777) == 0777);
+    char path[64], link[128];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(path, link, sizeof link - 1);
+    link[n > 0 ? n : 0] = 0;
+    CHECK(strcmp(link, "/memfd:plain (deleted)") == 0);
+    CHECK(fcntl(fd, F_GET_SEALS) == F_SEAL_SEAL);
+    FAILS(EPERM, fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK));
+    CHECK(write(fd, "hello", 5) == 5 && lseek(fd, 0, SEEK_CUR) == 5);
+    CHECK(lseek(fd, 1000000, SEEK_SET) == 1000000 && write(fd, "x", 1) == 1);
+    char c = 'q';
+    CHECK(pread(fd, &c, 1, 5000) == 1 && c == 0);
+    CHECK(fstat(fd, &st) == 0 && st.st_size == 1000001 && st.st_blocks == 16);
+    CHECK(lseek(fd, 0, SEEK_HOLE) == 4096 && lseek(fd, 4096, SEEK_DATA) == 999424);
+    FAILS(ENXIO, lseek(fd, 2000000, SEEK_DATA));
+    int again = open(path, O_RDONLY);
+    CHECK(again >= 0 && read(again, link, 5) == 5 && memcmp(link, "hello", 5) == 0);
+    close(again);
+    CHECK(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096) == 0);
+    CHECK(pread(fd, &c, 1, 0) == 1 && c == 0);
+    CHECK(fallocate(fd, 0, 0, 2 << 20) == 0 && fstat(fd, &st) == 0 && st.st_size == 2 << 20);
+    close(fd);
+
+    fd = memfd_create("sealed", MFD_ALLOW_SEALING);
+    CHECK(ftruncate(fd, 2 * P) == 0 && fcntl(fd, F_GET_SEALS) == 0);
+    FAILS(EINVAL, fcntl(fd, F_ADD_SEALS, 0x1000));
+    char *w = mmap(0, 2 * P, RW, MAP_SHARED, fd, 0);
+    char *r = mmap(0, 2 * P, PROT_READ, MAP_SHARED, fd, 0);
+    FAILS(EBUSY, fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE));
+    munmap(r, 2 * P);
+    strcpy(w, "kept");
+    CHECK(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0);
+    strcpy(w + P, "still writable");
+    FAILS(EPERM, pwrite(fd, "x", 1, 0));
+    FAILS(EPERM, (long)mmap(0, P, RW, MAP_SHARED, fd, 0));
+    munmap(w, 2 * P);
+    CHECK(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW) == 0);
+    FAILS(EPERM, ftruncate(fd, P));
+    FAILS(EPERM, ftruncate(fd, 3 * P));
+    CHECK(ftruncate(fd, 2 * P) == 0);
+    FAILS(EPERM, fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, P));
+    r = mmap(0, P, PROT_READ, MAP_SHARED, fd, 0);
+    CHECK(r != MAP_FAILED && strcmp(r, "kept") == 0);
+    FAILS(EACCES, mprotect(r, P, RW));
+    char *q = mmap(0, P, RW, MAP_PRIVATE, fd, 0);
+    CHECK(q != MAP_FAILED);
+    q[0] = 'Q';
+    CHECK(r[0] == 'k');
+    CHECK(fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL) == 0);
+    FAILS(EPERM, fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL));
+    close(fd);
+
+    fd = memfd_create("grow", MFD_ALLOW_SEALING);
+    CHECK(ftruncate(fd, P) == 0 && fcntl(fd, F_ADD_SEALS, F_SEAL_GROW) == 0);
+    CHECK(pwrite(fd, link, 10, P - 5) == 5);
+    FAILS(EPERM, pwrite(fd, link, 10, P));
+    int ro = open("/proc/self/exe", O_RDONLY);
+    CHECK(fcntl(ro, F_GET_SEALS) == -1 && (errno == EINVAL));
+    return check_done();
+}
