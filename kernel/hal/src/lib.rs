@@ -23,6 +23,8 @@ mod hooks;
 pub mod irq;
 #[macro_use]
 pub mod ktest;
+#[cfg(target_os = "none")]
+mod ktests;
 #[macro_use]
 pub mod log;
 pub mod mm;
