@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 mod archive;
+mod bench;
 mod build;
 mod check;
 mod guest;
@@ -45,6 +46,8 @@ enum Command {
     Vm(vm::Options),
     /// Run a command in a fresh machine; its output and exit status are passed on.
     Guest(guest::Options),
+    /// Measure Ursa beside Debian's kernel.
+    Bench(bench::Options),
     /// Check format, lints, documentation, licences and the use of `unsafe`.
     Check,
     /// Run the tests.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&options).map(|_| ExitCode::SUCCESS),
         Command::Image(options) => image::run(&options),
         Command::Guest(options) => guest::run(options),
+        Command::Bench(options) => bench::run(&options),
         Command::Check => check::run(),
         Command::Run(options) => run::run(options),
         Command::Vm(options) => vm::run(options),

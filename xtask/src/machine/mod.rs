@@ -97,6 +97,9 @@ pub struct Options {
     /// Boot through Ursa's init and its services, instead of the agent alone.
     #[arg(long)]
     pub init: bool,
+    /// Let guest time count instructions, with one CPU at a time: measures repeat exactly, but all is slower.
+    #[arg(long)]
+    pub counted: bool,
     /// More words for the kernel's command line.
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     pub append: String,
@@ -115,6 +118,7 @@ impl Options {
             cpu: "max".into(),
             qemu: Vec::new(),
             init: false,
+            counted: false,
             append: String::new(),
         }
     }
@@ -160,10 +164,11 @@ impl Boot {
                 let initrd = folder.join("initramfs.cpio");
                 let modules = if gpu == Gpu::None { &[] } else { modules.as_slice() };
                 linux.initramfs(&programs, modules, &options.additions, &initrd)?;
-                // tsc=unstable: an emulator passes the host's time stamp counter through, and one short calibration of
-                // it on a busy host makes the guest's clock wrong by any factor.
+                // An emulator passes the host's time stamp counter through, and one short calibration of
+                // it on a busy host makes the guest's clock wrong by any factor. Counted time is exact.
+                let tsc = if options.counted { "tsc=reliable" } else { "tsc=unstable" };
                 let append = format!(
-                    "console=ttyS0,115200 quiet loglevel=4 mitigations=off tsc=unstable panic=-1 {first} {}",
+                    "console=ttyS0,115200 quiet loglevel=4 mitigations=off {tsc} panic=-1 {first} {}",
                     options.append
                 );
                 let disk = Some(image.disk()?);
@@ -217,7 +222,12 @@ fn remove_stale(folder: &Path) -> Result<()> {
 pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-M", "q35", "-nodefaults", "-no-reboot", "-display", "none"]);
-    command.args(accel.arguments()).args(["-cpu", &options.cpu, "-m", &options.mem]);
+    if options.counted {
+        command.args(["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0,sleep=off"]);
+    } else {
+        command.args(accel.arguments());
+    }
+    command.args(["-cpu", &options.cpu, "-m", &options.mem]);
     command.args(["-smp", &options.smp.to_string()]);
     command.arg("-kernel").arg(&boot.kernel);
     if let Some(initrd) = &boot.initrd {

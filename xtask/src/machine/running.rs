@@ -111,6 +111,16 @@ impl Machine {
         std::fs::read_to_string(&self.errors).unwrap_or_default()
     }
 
+    /// User and system time that QEMU has used, proc_pid_stat(5).
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let after_name = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let fields: Vec<f64> = after_name.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect();
+        let (Some(user), Some(system)) = (fields.get(11), fields.get(12)) else { bail!("/proc/PID/stat is cut off") };
+        // USER_HZ is 100 on all that QEMU runs on here.
+        Ok((user + system) / 100.0)
+    }
+
     /// Waits for QEMU's end, and kills it when the time is over.
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<ExitStatus>> {
         let start = Instant::now();

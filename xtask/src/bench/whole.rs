@@ -1,0 +1,143 @@
+//! Whole programs, and the boot: CPU seconds of the QEMU process, which a busy host lengthens less than wall time.
+//!
+//! The kernels take turns, so that a change of the host's load meets all of them.
+
+use super::{Measure, Subject};
+use crate::build::Profile;
+use crate::guest::wait_for_agent;
+use crate::machine::link::{Outcome, Output, Request};
+use crate::machine::{Boot, Gpu, Kernel, Machine, Options};
+use crate::shell;
+use anyhow::{Result, bail};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// The name of the measure that needs no program: from QEMU's start to an agent that answers.
+const BOOT: &str = "boot";
+
+/// Programs: name, and a script for bash.
+const PROGRAMS: &[(&str, &str)] = &[
+    (
+        "shell-script",
+        "for i in $(seq 300); do echo $i | tr 0-9 a-j | (read x; test -n \"$x\"); done; x=0; \
+         for ((i=0;i<100000;i++)); do ((x+=i)); done; echo $x > /tmp/x",
+    ),
+    (
+        "gcc",
+        "cd /tmp; { for i in $(seq 200); do echo \"int f$i(int a) { int s = 0; for (int i = 0; i < a; i++) s += i * $i; \
+         return s; }\"; done; echo '#include <stdio.h>'; echo 'int main(void) { printf(\"%d\\n\", f7(9)); }'; } > t.c; \
+         gcc -O2 -o t t.c && ./t",
+    ),
+    ("python-start", "for i in 1 2 3 4 5; do python3 -c 'import json, subprocess, asyncio'; done"),
+    ("find", "for i in 1 2 3; do find / -xdev > /dev/null; done"),
+];
+
+/// Results of all runs: for each measure and kernel.
+type Runs = BTreeMap<(&'static str, usize), Vec<f64>>;
+
+/// Measures on all kernels.
+pub fn run(names: &[String], times: usize) -> Result<Vec<Measure>> {
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    let programs: Vec<_> = PROGRAMS.iter().filter(|(name, _)| wanted(name)).copied().collect();
+    if programs.is_empty() && !wanted(BOOT) {
+        return Ok(Vec::new());
+    }
+    let mut runs = Runs::new();
+    for turn in 1..=times {
+        for (number, subject) in Subject::ALL.into_iter().enumerate() {
+            shell::step(format!("whole programs on {subject:?}, run {turn} of {times}"));
+            if let Err(problem) = one_run(subject, number, &programs, &mut runs) {
+                eprintln!("{subject:?}: {problem:#}");
+            }
+        }
+    }
+    let names = programs.iter().map(|(name, _)| *name).chain(wanted(BOOT).then_some(BOOT));
+    Ok(names.map(|name| summary(name, &runs)).collect())
+}
+
+fn one_run(subject: Subject, number: usize, programs: &[(&'static str, &str)], runs: &mut Runs) -> Result<()> {
+    let kernel = if subject == Subject::Ursa { Kernel::Ursa } else { Kernel::Linux };
+    let options = Options {
+        profile: Profile::Dist,
+        append: if subject == Subject::Shipped { "mitigations=auto".into() } else { String::new() },
+        ..Options::of("base", kernel)
+    };
+    let folder = tempfile::Builder::new().prefix("ursa-bench-").tempdir()?;
+    let boot = Boot::prepare(&options, Gpu::None, folder.path())?;
+    let machine = Machine::start(&options, &boot, Gpu::None, folder.path(), false)?;
+    let mut link = match wait_for_agent(&machine)? {
+        Ok(link) => link,
+        Err(panic) => bail!("the kernel panicked while it booted: {panic}"),
+    };
+    runs.entry((BOOT, number)).or_default().push(machine.cpu_seconds()?);
+    for (name, script) in programs {
+        let before = machine.cpu_seconds()?;
+        let mut errors = Vec::new();
+        let mut collect = |output, data: &[u8]| {
+            if output == Output::Stderr {
+                errors.extend_from_slice(data);
+            }
+        };
+        let request = Request {
+            argv: ["bash", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec(),
+            env: Vec::new(),
+            user: None,
+            cwd: Some("/tmp".into()),
+            stdin: None,
+            timeout: TIME_LIMIT,
+            output: &mut collect,
+        };
+        match link.run(&machine, request)? {
+            Outcome::Ended(status) if status.shell_code() == 0 => {
+                runs.entry((name, number)).or_default().push(machine.cpu_seconds()? - before);
+            }
+            Outcome::Ended(status) => {
+                let text = String::from_utf8_lossy(&errors).into_owned();
+                eprintln!("{subject:?}: {name} failed with status {}: {}", status.shell_code(), text.trim());
+            }
+            other => bail!("{name}: {other:?}"),
+        }
+    }
+    Ok(())
+}
+
+fn summary(name: &'static str, runs: &Runs) -> Measure {
+    let of = |number| runs.get(&(name, number)).map(|values| sorted(values)).unwrap_or_default();
+    let [ursa, linux, shipped] = [of(0), of(1), of(2)];
+    let spread = |values: &[f64]| values.first().copied().zip(values.last().copied());
+    Measure {
+        ursa_spread: spread(&ursa),
+        linux_spread: spread(&linux),
+        ..Measure::new(name, "QEMU CPU seconds", median(&ursa), median(&linux), median(&shipped))
+    }
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// Of sorted values.
+fn median(values: &[f64]) -> Option<f64> {
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        length if length % 2 == 1 => Some(values[middle]),
+        _ => Some((values[middle - 1] + values[middle]) / 2.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_of_odd_and_even_counts() {
+        assert_eq!(median(&sorted(&[3.0, 1.0, 2.0])), Some(2.0));
+        assert_eq!(median(&sorted(&[4.0, 1.0, 2.0, 3.0])), Some(2.5));
+        assert_eq!(median(&[]), None);
+    }
+}
