@@ -101,15 +101,14 @@ pub fn load(request: &Request<'_>) -> Result<Loaded> {
         None => None,
     };
 
-    let mut random = rng::u64;
-    let mut source = |on: bool| -> Option<&mut dyn FnMut() -> u64> { if on { Some(&mut random) } else { None } };
-    let layout = Layout::new(request.stack_limit, request.legacy_layout, source(request.randomize));
+    let mut random: fn() -> u64 = rng::u64;
+    let layout = Layout::new(request.stack_limit, request.legacy_layout, source(request, &mut random));
     let vm = AddressSpace::new(layout)?;
 
     let bias = match image.header.kind {
         Kind::Fixed => 0,
         Kind::Relocatable if interp.is_some() => {
-            let base = Layout::pie_base(source(request.randomize));
+            let base = Layout::pie_base(source(request, &mut random));
             base.next_multiple_of(program.align).wrapping_sub(program.start)
         }
         // A program that is its own interpreter (or a bare ld.so): it lives in the mmap area.
@@ -143,7 +142,7 @@ pub fn load(request: &Request<'_>) -> Result<Loaded> {
     } else {
         end
     };
-    let heap = Layout::heap_start(heap_after, source(request.randomize));
+    let heap = Layout::heap_start(heap_after, source(request, &mut random));
     let vdso = crate::time::map_vdso(&vm)?;
     vm.setup_stack(exec_stack)?;
 
@@ -162,6 +161,11 @@ pub fn load(request: &Request<'_>) -> Result<Loaded> {
     });
     vm.set_exe(Some(request.file.clone()))?;
     Ok(Loaded { vm, entry: start, stack_pointer })
+}
+
+/// Where random placement draws from; nothing for a program that asked for fixed addresses.
+fn source<'r>(request: &Request<'_>, random: &'r mut fn() -> u64) -> Option<&'r mut dyn FnMut() -> u64> {
+    if request.randomize { Some(random) } else { None }
 }
 
 fn open_interp(request: &Request<'_>, offset: u64, len: usize) -> Result<Image> {

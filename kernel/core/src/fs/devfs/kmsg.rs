@@ -9,6 +9,7 @@ use alloc::{format, string::String, sync::Arc, vec::Vec};
 
 use linux_uapi::raw::general as uapi;
 use ursa_hal::log;
+use ursa_hal::sync::Lazy;
 
 use crate::{
     Errno, Result,
@@ -28,7 +29,7 @@ pub struct KmsgDevice {
 }
 
 /// Readers sleep here; the log has no hook that may wake from any context, so they look again at intervals.
-static QUEUE: WaitQueue = WaitQueue::new();
+static QUEUE: Lazy<Arc<WaitQueue>> = Lazy::new(|| Arc::new(WaitQueue::new()));
 const LOOK_AGAIN_NS: u64 = 200_000_000;
 
 impl KmsgDevice {

@@ -197,5 +197,5 @@ fn name_vma(thread: &Thread, what: u64, start: u64, len: u64, name: u64) -> Resu
             Some(name)
         }
     };
-    thread.vm().set_anon_name(UserAddr::new(start), len, name.as_deref())
+    thread.vm().set_anon_name(UserAddr::new(start), len as usize, name.as_deref())
 }
