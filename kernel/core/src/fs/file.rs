@@ -257,7 +257,10 @@ impl File {
 
     /// Registers `hook` to be told when the last reference goes.
     pub fn add_release_hook(&self, hook: Weak<dyn ReleaseHook>) {
-        self.release_hooks.lock().push(hook);
+        let mut hooks = self.release_hooks.lock();
+        // A file that is watched and forgotten again and again keeps one entry per epoll.
+        hooks.retain(|h| h.strong_count() > 0 && !h.ptr_eq(&hook));
+        hooks.push(hook);
     }
 
     /// The object behind the file.

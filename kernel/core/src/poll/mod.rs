@@ -5,8 +5,13 @@
 //! Key types: [`PollEvents`] (the readiness mask, Linux's `POLL*`/`EPOLL*` bits), [`PollTable`] (collects registrations).
 //! References: `poll(2)`, `epoll(7)`, `include/uapi/asm-generic/poll.h`, `include/uapi/linux/eventpoll.h`.
 
+mod epoll;
 mod events;
+pub mod syscall;
 mod table;
+mod wait;
 
+pub use epoll::Epoll;
 pub use events::PollEvents;
-pub use table::PollTable;
+pub use table::{PollTable, Registrations};
+pub use wait::Poller;

@@ -18,9 +18,15 @@ pub struct PollTable {
     registrations: Registrations,
 }
 
+/// A wait queue that outlives the registration.
+enum Queue {
+    Shared(Arc<WaitQueue>),
+    Static(&'static WaitQueue),
+}
+
 /// Entries in wait queues; leaves them when dropped.
 #[derive(Default)]
-pub struct Registrations(Vec<(Arc<WaitQueue>, WaitKey)>);
+pub struct Registrations(Vec<(Queue, WaitKey)>);
 
 impl PollTable {
     /// Makes a table that registers `target`, for about `queues` queues.
@@ -41,7 +47,13 @@ impl PollTable {
     /// Has the caller woken by `queue`, until the registrations are dropped.
     pub fn register(&mut self, queue: &Arc<WaitQueue>) {
         let key = queue.add(self.target.clone(), self.exclusive);
-        self.registrations.0.push((queue.clone(), key));
+        self.registrations.0.push((Queue::Shared(queue.clone()), key));
+    }
+
+    /// As [`register`](Self::register), for a queue of the kernel as a whole.
+    pub fn register_static(&mut self, queue: &'static WaitQueue) {
+        let key = queue.add(self.target.clone(), self.exclusive);
+        self.registrations.0.push((Queue::Static(queue), key));
     }
 
     /// Hands the registrations over to a caller that keeps them (epoll).
@@ -53,7 +65,10 @@ impl PollTable {
 impl Drop for Registrations {
     fn drop(&mut self) {
         for (queue, key) in self.0.drain(..) {
-            queue.remove(key);
+            match queue {
+                Queue::Shared(queue) => queue.remove(key),
+                Queue::Static(queue) => queue.remove(key),
+            }
         }
     }
 }

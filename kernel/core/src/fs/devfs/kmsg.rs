@@ -145,7 +145,7 @@ impl FileOps for KmsgDevice {
 
     fn poll(&self, _f: &File, pt: Option<&mut PollTable>) -> PollEvents {
         if let Some(pt) = pt {
-            pt.register(&QUEUE);
+            pt.register_static(&QUEUE);
         }
         let ready = self.next.try_lock().is_some_and(|next| *next < log::head());
         if ready { PollEvents::READABLE | PollEvents::WRITABLE } else { PollEvents::WRITABLE }
