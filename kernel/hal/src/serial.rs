@@ -213,6 +213,12 @@ impl SerialPort {
         set_divisor(self.base, baud);
         write(self.base, reg::IER, s.ier);
     }
+    /// Stops (`false`) or resumes taking bytes from the UART. Meanwhile its FIFO holds them, and then the sender.
+    pub fn set_receiving(&self, on: bool) {
+        let mut s = self.state.lock();
+        s.ier = if on { s.ier | IER_RX | IER_LINE } else { s.ier & !(IER_RX | IER_LINE) };
+        write(self.base, reg::IER, s.ier);
+    }
     /// Modem status lines as in the UART's MSR, for `TIOCMGET`.
     pub fn modem_status(&self) -> u8 {
         read(self.base, reg::MSR)
@@ -255,7 +261,7 @@ impl SerialPort {
             if read(self.base, reg::IIR) & IIR_NONE != 0 {
                 return false;
             }
-            while n < received.len() {
+            while s.ier & IER_RX != 0 && n < received.len() {
                 let status = read(self.base, reg::LSR);
                 if status & LSR_DATA == 0 {
                     break;
