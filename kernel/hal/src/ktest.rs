@@ -65,7 +65,11 @@ pub fn wanted() -> bool {
     crate::boot::option("ktest").is_some()
 }
 
-/// Runs the tests that the command line asks for and returns how many passed. Does not return when one fails.
+/// What is written to QEMU's exit device after a run in which all passed: QEMU ends with status 33.
+const EXIT_DONE: u8 = 0x10;
+
+/// Runs the tests that the command line asks for, then ends QEMU if it has the exit device, else returns how many passed. Does not
+/// return when one fails.
 pub fn run_all() -> usize {
     let part = crate::boot::option("ktest").unwrap_or("");
     for test in registry().iter().filter(|t| t.name.contains(part)) {
@@ -77,14 +81,25 @@ pub fn run_all() -> usize {
     }
     let n = PASSED.load(Ordering::Relaxed);
     crate::info!("ktest: done {n} passed, 0 failed");
+    crate::power::qemu_exit(EXIT_DONE);
     n
 }
 
-/// For the panic handler: reports the test that was running as failed. Returns whether there was one.
-pub(crate) fn report_panic(message: core::fmt::Arguments<'_>) -> bool {
+/// For the panic handler: reports the test that was running as failed.
+pub(crate) fn report_panic(message: core::fmt::Arguments<'_>) {
+    if let Some(test) = current() {
+        crate::error!("ktest: FAIL {}: {message}", test.name);
+    }
+}
+
+/// For the panic handler, behind the backtraces: ends the run.
+pub(crate) fn report_end() {
+    if current().is_some() {
+        crate::error!("ktest: done {} passed, 1 failed", PASSED.load(Ordering::Relaxed));
+    }
+}
+
+fn current() -> Option<&'static KTest> {
     // SAFETY: null or a registry entry, which is static.
-    let Some(test) = (unsafe { CURRENT.load(Ordering::Relaxed).as_ref() }) else { return false };
-    crate::error!("ktest: FAIL {}: {message}", test.name);
-    crate::error!("ktest: done {} passed, 1 failed", PASSED.load(Ordering::Relaxed));
-    true
+    unsafe { CURRENT.load(Ordering::Relaxed).as_ref() }
 }

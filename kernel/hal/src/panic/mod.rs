@@ -48,6 +48,7 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
     crate::console::resume();
     crate::log::set_console_level(7);
     let cpu = (!crate::percpu::online().is_empty()).then(crate::smp::current_cpu);
+    crate::ktest::report_panic(format_args!("{}", info.message()));
     crate::log!(crate::log::Level::Emerg, "KERNEL PANIC: {}", info.message());
     if let Some(at) = info.location() {
         crate::error!("  at {}:{}:{} on CPU {}", at.file(), at.line(), at.column(), cpu.unwrap_or(0));
@@ -61,7 +62,12 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
     if cpu.is_some() {
         stop_and_trace_others();
     }
-    crate::ktest::report_panic(format_args!("{}", info.message()));
+    crate::ktest::report_end();
+    stop()
+}
+
+/// The end of a kernel that cannot go on: what `panic=` on the command line says. Says nothing itself.
+pub fn stop() -> ! {
     match crate::boot::try_option("panic") {
         Some("exit") => {
             crate::power::qemu_exit(1);
@@ -69,7 +75,10 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
         }
         Some("reboot") => crate::power::reboot(),
         Some("off") => crate::power::off(),
-        _ => crate::cpu::halt_forever(),
+        _ => {
+            crate::smp::stop_others();
+            crate::cpu::halt_forever()
+        }
     }
 }
 

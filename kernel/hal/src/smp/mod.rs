@@ -307,6 +307,9 @@ pub(crate) fn stopping() -> bool {
 /// Halts all other CPUs, for a machine that cannot be turned off.
 pub(crate) fn stop_others() {
     STOPPING.store(true, Ordering::SeqCst);
+    if percpu::online().is_empty() {
+        return;
+    }
     for cpu in running().without(current_cpu()).iter() {
         send_nmi(cpu);
     }
