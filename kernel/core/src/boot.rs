@@ -8,11 +8,14 @@ use alloc::vec::Vec;
 
 use ursa_hal::{boot::BootInfo, power};
 
-use crate::{Errno, Result, fs, mm, process, sched, time, tty};
+use crate::{Errno, Result, fs, mm, process, sched, time};
 
 /// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.
 const OPTIONS: &[&str] =
     &["init", "rdinit", "ktest", "panic", "loglevel", "quiet", "console", "rescue", "mask", "maxcpus", "root", "ro", "rw"];
+
+/// What a test run under QEMU ends with (`isa-debug-exit` makes 2 n + 1 of it).
+const KTEST_PASSED: u8 = 0x10;
 
 /// Programs that are tried as the first process, in this order.
 const INITS: [&str; 4] = ["/init", "/sbin/init", "/bin/bash", "/bin/sh"];
@@ -28,7 +31,6 @@ pub fn start(info: &'static BootInfo) -> ! {
     time::init();
     sched::init();
     fs::init();
-    tty::init();
     process::init();
     if sched::spawn_kernel("boot", move || finish(info)).is_none() {
         give_up("there is not enough memory to start");
@@ -45,15 +47,16 @@ fn finish(info: &'static BootInfo) {
             ursa_hal::warn!("boot option \"{word}\" is not known; it is passed over");
         }
     }
-    if ursa_hal::boot::option("ktest").is_some() {
+    if ursa_hal::ktest::wanted() {
         ursa_hal::ktest::run_all();
+        power::qemu_exit(KTEST_PASSED);
         power::off();
     }
     let total = ursa_hal::mm::stats().total as u64 * ursa_hal::PAGE_SIZE as u64;
     if total < MEMORY_MIN {
         give_up("there is too little memory: give the machine at least 64 MiB more than its boot archive");
     }
-    let Some(module) = &info.module else {
+    let Some(module) = ursa_hal::boot::take_module() else {
         give_up("there is no boot archive: pass one to the boot loader (QEMU: -initrd FILE, GRUB: module2 FILE)");
     };
     if let Err(problem) = fs::initramfs::unpack(module) {
@@ -86,8 +89,11 @@ fn start_init() -> Result {
     Err(last)
 }
 
-/// Says what is wrong and stops the machine: a person, or a test, must see it.
+/// Says what is wrong and stops: a person must be able to read it, a test run must end.
 fn give_up(reason: &str) -> ! {
     ursa_hal::error!("The system cannot start: {reason}.");
-    ursa_hal::panic::stop()
+    if ursa_hal::boot::option("panic") == Some("exit") {
+        power::off();
+    }
+    power::halt()
 }

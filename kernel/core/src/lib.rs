@@ -8,8 +8,10 @@
 extern crate alloc;
 
 mod coredump;
+pub mod boot;
 pub mod fs;
 pub mod futex;
+mod hooks;
 pub mod ipc;
 pub mod mm;
 pub mod net;

@@ -61,6 +61,24 @@ impl From<UserAddr> for SysRet {
     }
 }
 
+/// What a handler may return: a value, for calls that cannot fail, or a [`Result`] of one.
+pub trait Outcome {
+    /// The result as the table's handlers give it.
+    fn outcome(self) -> Result<SysRet>;
+}
+
+impl<T: Into<SysRet>> Outcome for Result<T> {
+    #[inline]
+    fn outcome(self) -> Result<SysRet> {
+        self.map(Into::into)
+    }
+}
+
+macro_rules! infallible {
+    ($($t:ty)*) => { $(impl Outcome for $t { #[inline] fn outcome(self) -> Result<SysRet> { Ok(self.into()) } })* };
+}
+infallible!(() i32 i64 isize u32 u64 usize);
+
 /// A type that one argument register can hold. Narrow integers take the low bits, as the C prototype would.
 pub trait FromArg {
     /// Converts a register's value.
@@ -117,7 +135,7 @@ macro_rules! syscalls {
                         $($(, $crate::syscall::FromArg::from_arg(_args[$arg]))*)?
                         $($(, $crate::syscall::FromArg::from_arg(_args[$more]))+)*
                     );
-                    result.map(Into::into)
+                    $crate::syscall::Outcome::outcome(result)
                 },
             },)*
         ];
@@ -125,7 +143,15 @@ macro_rules! syscalls {
 }
 
 /// The families' tables.
-const FAMILIES: &[&[Row]] = &[];
+const FAMILIES: &[&[Row]] = &[
+    crate::fs::syscall::ROWS,
+    crate::futex::syscall::ROWS,
+    crate::mm::syscall::ROWS,
+    crate::process::syscall::ROWS,
+    crate::sched::syscall::ROWS,
+    crate::signal::syscall::ROWS,
+    crate::time::syscall::ROWS,
+];
 
 const fn build_table() -> [Option<&'static Row>; TABLE_LEN] {
     let mut table: [Option<&'static Row>; TABLE_LEN] = [None; TABLE_LEN];
