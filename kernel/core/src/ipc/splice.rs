@@ -14,7 +14,9 @@ use linux_uapi::raw::general as uapi;
 use ursa_hal::mm::Frame;
 
 use super::pipe::{Buffer, PAGE, Pipe, PipeEnd, Ring, broken_pipe};
+use crate::fs::syscall::rw::import_iovec;
 use crate::fs::{File, PageSink, PageSource, Sink, Source};
+use crate::user::{UserAddr, UserPtr};
 use crate::{Errno, Result};
 
 /// Flags that the three calls know.
@@ -304,4 +306,35 @@ pub fn tee(from: &Arc<File>, to: &Arc<File>, len: usize, flags: u32) -> Result<u
     };
     let block = flags & uapi::SPLICE_F_NONBLOCK == 0 && !from.is_nonblocking() && !to.is_nonblocking();
     pipe_to_pipe(source, target, len, block, true)
+}
+
+/// Moves between a program's memory and a pipe (`vmsplice(2)`), by copying.
+///
+/// # Errors
+/// `EBADF` when the file is no pipe, and those of reading and writing it.
+pub fn vmsplice(file: &Arc<File>, iov: UserAddr, count: usize, flags: u32) -> Result<usize> {
+    let end = file.ops::<PipeEnd>().ok_or(Errno::EBADF)?;
+    let ranges = import_iovec(UserPtr::new(iov.as_u64()), count)?;
+    let block = flags & uapi::SPLICE_F_NONBLOCK == 0 && !file.is_nonblocking();
+    if let Some(pipe) = end.writable() {
+        let mut src = Source::ranges(&ranges);
+        if src.remaining() > 0 && !block {
+            wait_for_room(pipe, false)?;
+            // Only what fits now.
+            let free = {
+                let ring = pipe.ring.lock();
+                ring.slots().saturating_sub(ring.used()) * PAGE
+            };
+            src.truncate(free);
+        }
+        return file.write(&mut src);
+    }
+    let mut dst = Sink::ranges(&ranges);
+    if dst.remaining() > 0
+        && let Some(pipe) = end.readable()
+        && !wait_for_data(pipe, block)?
+    {
+        return Ok(0);
+    }
+    file.read(&mut dst)
 }

@@ -1,18 +1,38 @@
 //! System calls of pipes and of the descriptors that wake.
 
-use linux_uapi::raw::general as uapi;
+use alloc::sync::Arc;
 
-use super::{pipe, splice};
+use linux_uapi::raw::general as uapi;
+use linux_uapi::signal::SigSet;
+use linux_uapi::time::Itimerspec;
+
+use super::inotify::{self, Inotify};
+use super::signalfd::{self, SignalFd};
+use super::timerfd::{self, TimerFd};
+use super::{eventfd, pipe, splice};
+use crate::fs::{File, FileKind, LookupFlags, permission};
 use crate::process::{Resource, current};
 use crate::syscall::Cx;
-use crate::user::UserPtr;
+use crate::user::{self, UserAddr, UserPtr};
 use crate::{Errno, Result, syscalls};
 
 syscalls! { ROWS;
     22 pipe => sys_pipe(0);
+    253 inotify_init => sys_inotify_init();
+    254 inotify_add_watch => sys_inotify_add_watch(0, 1, 2);
+    255 inotify_rm_watch => sys_inotify_rm_watch(0, 1);
     275 splice => sys_splice(0, 1, 2, 3, 4, 5);
     276 tee => sys_tee(0, 1, 2, 3);
+    278 vmsplice => sys_vmsplice(0, 1, 2, 3);
+    282 signalfd => sys_signalfd(0, 1, 2);
+    283 timerfd_create => sys_timerfd_create(0, 1);
+    284 eventfd => sys_eventfd(0);
+    286 timerfd_settime => sys_timerfd_settime(0, 1, 2, 3);
+    287 timerfd_gettime => sys_timerfd_gettime(0, 1);
+    289 signalfd4 => sys_signalfd4(0, 1, 2, 3);
+    290 eventfd2 => sys_eventfd2(0, 1);
     293 pipe2 => sys_pipe2(0, 1);
+    294 inotify_init1 => sys_inotify_init1(0);
 }
 
 /// `pipe(2)`.
@@ -87,4 +107,119 @@ pub fn sys_tee(cx: &mut Cx<'_>, fd_in: i32, fd_out: i32, len: usize, flags: u32)
     let from = cx.thread.file(fd_in)?;
     let to = cx.thread.file(fd_out)?;
     splice::tee(&from, &to, len, flags)
+}
+
+/// `vmsplice(2)`: a gift is copied (see [`splice`]).
+pub fn sys_vmsplice(cx: &mut Cx<'_>, fd: i32, iov: UserAddr, count: usize, flags: u32) -> Result<usize> {
+    if flags & !splice::FLAGS != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = cx.thread.file(fd)?;
+    splice::vmsplice(&file, iov, count, flags)
+}
+
+/// Gives the calling process a descriptor for a new file.
+fn install(file: Arc<File>, cloexec: bool) -> Result<i32> {
+    current().files().install(file, cloexec, current().process().rlimits.soft(Resource::Nofile))
+}
+
+/// `eventfd(2)`.
+pub fn sys_eventfd(cx: &mut Cx<'_>, initial: u32) -> Result<i32> {
+    sys_eventfd2(cx, initial, 0)
+}
+
+/// `eventfd2(2)`.
+pub fn sys_eventfd2(_cx: &mut Cx<'_>, initial: u32, flags: u32) -> Result<i32> {
+    install(eventfd::create(initial, flags)?, flags & uapi::EFD_CLOEXEC != 0)
+}
+
+/// `timerfd_create(2)`.
+pub fn sys_timerfd_create(_cx: &mut Cx<'_>, clock: i32, flags: u32) -> Result<i32> {
+    install(timerfd::create(clock, flags)?, flags & uapi::TFD_CLOEXEC != 0)
+}
+
+/// `timerfd_settime(2)`.
+pub fn sys_timerfd_settime(
+    cx: &mut Cx<'_>,
+    fd: i32,
+    flags: u32,
+    new: UserPtr<Itimerspec>,
+    old: UserPtr<Itimerspec>,
+) -> Result {
+    let setting = new.read()?;
+    if flags & !(uapi::TFD_TIMER_ABSTIME | uapi::TFD_TIMER_CANCEL_ON_SET) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = cx.thread.file(fd)?;
+    let former = file.ops::<TimerFd>().ok_or(Errno::EINVAL)?.set(flags, &setting)?;
+    old.write_if_given(&former)
+}
+
+/// `timerfd_gettime(2)`.
+pub fn sys_timerfd_gettime(cx: &mut Cx<'_>, fd: i32, current: UserPtr<Itimerspec>) -> Result {
+    let file = cx.thread.file(fd)?;
+    current.write(&file.ops::<TimerFd>().ok_or(Errno::EINVAL)?.get())
+}
+
+/// `signalfd(2)`.
+pub fn sys_signalfd(cx: &mut Cx<'_>, fd: i32, mask: UserPtr<[u8; 8]>, size: usize) -> Result<i32> {
+    sys_signalfd4(cx, fd, mask, size, 0)
+}
+
+/// `signalfd4(2)`.
+pub fn sys_signalfd4(cx: &mut Cx<'_>, fd: i32, mask: UserPtr<[u8; 8]>, size: usize, flags: u32) -> Result<i32> {
+    if size != size_of::<u64>() {
+        return Err(Errno::EINVAL);
+    }
+    let wanted = SigSet(u64::from_ne_bytes(mask.read()?));
+    if flags & !(uapi::O_CLOEXEC | uapi::O_NONBLOCK) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if fd == -1 {
+        return install(signalfd::create(wanted, flags), flags & uapi::O_CLOEXEC != 0);
+    }
+    let file = cx.thread.file(fd)?;
+    file.ops::<SignalFd>().ok_or(Errno::EINVAL)?.set(wanted);
+    Ok(fd)
+}
+
+/// `inotify_init(2)`.
+pub fn sys_inotify_init(cx: &mut Cx<'_>) -> Result<i32> {
+    sys_inotify_init1(cx, 0)
+}
+
+/// `inotify_init1(2)`.
+pub fn sys_inotify_init1(_cx: &mut Cx<'_>, flags: u32) -> Result<i32> {
+    if flags & !(uapi::IN_CLOEXEC | uapi::IN_NONBLOCK) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = File::anon(Inotify::new()?, "anon_inode:inotify", uapi::O_RDONLY | flags & uapi::IN_NONBLOCK);
+    install(file, flags & uapi::IN_CLOEXEC != 0)
+}
+
+/// `inotify_add_watch(2)`.
+pub fn sys_inotify_add_watch(cx: &mut Cx<'_>, fd: i32, path: UserAddr, wanted: u32) -> Result<i32> {
+    inotify::check_mask(wanted)?;
+    let file = cx.thread.file(fd)?;
+    let instance = file.ops::<Inotify>().ok_or(Errno::EINVAL)?;
+    let mut flags = LookupFlags::empty();
+    if wanted & uapi::IN_DONT_FOLLOW == 0 {
+        flags |= LookupFlags::FOLLOW;
+    }
+    if wanted & uapi::IN_ONLYDIR != 0 {
+        flags |= LookupFlags::DIRECTORY;
+    }
+    let path = crate::fs::path::lookup_at(uapi::AT_FDCWD, &user::read_path(path)?, flags)?;
+    let inode = path.inode()?;
+    if wanted & uapi::IN_ONLYDIR != 0 && inode.kind != FileKind::Directory {
+        return Err(Errno::ENOTDIR);
+    }
+    cx.thread.with_cred(|cred| permission::check(inode, permission::MAY_READ, cred))?;
+    instance.add(inode, wanted)
+}
+
+/// `inotify_rm_watch(2)`.
+pub fn sys_inotify_rm_watch(cx: &mut Cx<'_>, fd: i32, wd: i32) -> Result {
+    let file = cx.thread.file(fd)?;
+    file.ops::<Inotify>().ok_or(Errno::EINVAL)?.remove(wd)
 }

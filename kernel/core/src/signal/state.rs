@@ -167,7 +167,7 @@ pub struct ProcessSignals {
     /// A fatal signal that ends the process; its threads look here once they see `Work::KILL`.
     pub(super) fatal: AtomicU32,
     /// Pollers of signalfds and threads in a signalfd read: woken by every signal to the process or one of its threads.
-    pub signalfd_wait: WaitQueue,
+    pub signalfd_wait: Arc<WaitQueue>,
     /// Interval and POSIX timers.
     pub timers: ProcessTimers,
 }
@@ -184,7 +184,7 @@ impl ProcessSignals {
             shared: IrqLock::new(Pending::default()),
             job: IrqLock::new(Job::default()),
             fatal: AtomicU32::new(0),
-            signalfd_wait: WaitQueue::new(),
+            signalfd_wait: Arc::new(WaitQueue::new()),
             timers: ProcessTimers::default(),
         }
     }

@@ -10,7 +10,7 @@ mod fcntl;
 mod mounts;
 mod names;
 mod open;
-mod rw;
+pub(crate) mod rw;
 mod stat;
 mod sync;
 mod xattr;
