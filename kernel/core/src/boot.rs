@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use ursa_hal::{boot::BootInfo, power};
 
-use crate::{Errno, Result, fs, mm, process, sched, time};
+use crate::{Errno, Result, fs, ipc, mm, process, sched, time, tty};
 
 /// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.
 const OPTIONS: &[&str] =
@@ -46,6 +46,10 @@ fn finish(info: &'static BootInfo) {
         if !OPTIONS.contains(&name) && !name.contains('.') {
             ursa_hal::warn!("boot option \"{word}\" is not known; it is passed over");
         }
+    }
+    ipc::init();
+    if let Err(errno) = tty::init() {
+        ursa_hal::error!("some terminals are missing: {errno}");
     }
     if ursa_hal::ktest::wanted() {
         ursa_hal::ktest::run_all();

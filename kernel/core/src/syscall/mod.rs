@@ -146,7 +146,9 @@ macro_rules! syscalls {
 const FAMILIES: &[&[Row]] = &[
     crate::fs::syscall::ROWS,
     crate::futex::syscall::ROWS,
+    crate::ipc::syscall::ROWS,
     crate::mm::syscall::ROWS,
+    crate::poll::syscall::ROWS,
     crate::process::syscall::ROWS,
     crate::sched::syscall::ROWS,
     crate::signal::syscall::ROWS,
