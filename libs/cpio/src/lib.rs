@@ -214,9 +214,12 @@ impl<'a, I: Input + ?Sized> Reader<'a, I> {
             if self.input.read(name_at, &mut name) < name.len() {
                 return Err(Error::Truncated { offset: start });
             }
-            if name.pop() != Some(0) || name.contains(&0) {
+            // More NULs may follow the one that ends the name: that is how a writer aligns the data behind it.
+            let end = name.iter().position(|byte| *byte == 0).ok_or(Error::Name { offset: start })?;
+            if name[end..].iter().any(|byte| *byte != 0) {
                 return Err(Error::Name { offset: start });
             }
+            name.truncate(end);
             // Headers are aligned to the archive's start, which the padding between archives keeps a multiple of four.
             let data = pad4(name_at + u64::from(name_len));
             let end = data + u64::from(size);
