@@ -18,9 +18,9 @@ mb2_start:
     .long mb2_end - mb2_start
     .long -(0xe85250d6 + 0 + (mb2_end - mb2_start))
     .balign 8
-    .word 5, 1                           /* framebuffer, optional: any size, 32 bits a pixel */
+    .word 5, 1                           /* framebuffer, optional: this one if there is */
     .long 20
-    .long 0, 0, 32
+    .long 1024, 768, 32
     .balign 8
     .word 6, 1                           /* modules page-aligned: their pages are adopted in place */
     .long 8
