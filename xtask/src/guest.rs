@@ -24,6 +24,9 @@ pub const PANIC: u8 = 126;
 /// How long a boot may take. Generous: machines are emulated, and the host may be busy.
 pub const BOOT_PATIENCE: Duration = Duration::from_secs(300);
 
+/// What our kernel says when it, or init, cannot go on.
+const BOOT_STOPPED: &str = "The system cannot start:";
+
 /// Lines of the console shown after a failure.
 const LOG_LINES: usize = 80;
 
@@ -145,6 +148,10 @@ pub fn wait_for_agent(machine: &Machine) -> Result<Result<Link<&UnixStream>, Str
                 bail!("the agent in the guest speaks version {version}, this program {VERSION}")
             }
             Some(Event::Panic(text)) => return Ok(Err(text)),
+            Some(Event::Console(line)) if line.contains(BOOT_STOPPED) => {
+                show_log(&machine.console());
+                bail!("{}", line.trim());
+            }
             Some(Event::Ended) => {
                 show_log(&machine.console());
                 bail!("the machine ended while it booted\n{}", machine.qemu_messages().trim());
