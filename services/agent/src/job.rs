@@ -11,7 +11,6 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -47,9 +46,6 @@ pub fn session_command(user: &str, cwd: Option<&[u8]>, terminal: &str) -> Comman
     command.env_clear();
     command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     command.env("LANG", "C.UTF-8");
-    // Asking for a uid, even the one we have, makes the library use fork and execve. Its other way, posix_spawn, needs
-    // CLONE_VFORK with shared memory, which would make this program useless for bringing up a kernel that lacks it.
-    command.uid(0);
     command
 }
 

@@ -5,8 +5,8 @@
 //! - `init`, as an ordinary service: [`serve`] alone;
 //! - itself, for each command: [`session`] makes the session, takes the user's identity and executes the command.
 //!
-//! It is made to run on a kernel that can do little yet: no threads, no epoll, `fork` rather than `vfork`, and a poll
-//! time-out behind every signal it waits for.
+//! It is made to run on a kernel that can do little yet: no threads, no epoll, no sockets, and a poll time-out behind
+//! every signal it waits for.
 #![deny(unsafe_code)]
 
 mod accounts;
