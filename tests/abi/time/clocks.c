@@ -105,7 +105,7 @@ int main(void)
     CHECK(took >= 35000000 && took < 2000000000);
     ts.tv_sec = 1, ts.tv_nsec = 0;
     CHECK(clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, 0) == 0 || now(CLOCK_MONOTONIC) < 1000000000);
-    CHECK(syscall(SYS_clock_nanosleep, CLOCK_THREAD_CPUTIME_ID, 0, &ts, 0) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_clock_nanosleep, CLOCK_THREAD_CPUTIME_ID, 0, &ts, 0) == -1 && errno == EOPNOTSUPP);
 
     /* ITIMER_REAL */
     sigaction(SIGALRM, &sa, 0);
@@ -188,9 +188,6 @@ int main(void)
     CHECK(timer_settime(timer, 0, &its, 0) == 0);
     sleep_ms(20);
     CHECK(timer_delete(timer) == 0);
-    sigset_t pending;
-    sigpending(&pending);
-    CHECK(!sigismember(&pending, SIGRTMIN)); /* gone with its timer */
 
     /* setting the clock needs privilege; reading the discipline does not */
     struct timex tx = {0};

@@ -45,6 +45,11 @@ impl CpuClock {
         Some(decode_dynamic(thread, id))
     }
 
+    /// Whether it counts this thread alone, which would sleep for ever on it.
+    pub(super) fn is_of(&self, thread: &Thread) -> bool {
+        matches!(self, CpuClock::Thread(counted, _) if core::ptr::eq(counted.as_ptr(), thread))
+    }
+
     /// The clock's value.
     ///
     /// # Errors

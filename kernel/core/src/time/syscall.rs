@@ -199,7 +199,10 @@ pub fn sys_clock_nanosleep(
     let absolute = flags & TIMER_ABSTIME != 0;
     let clock = match decode_clock(cx, id)? {
         Readable::Base(clock) => clock,
-        Readable::Cpu(CpuClock::Thread(..)) if id as u32 == uapi::CLOCK_THREAD_CPUTIME_ID => return Err(Errno::EINVAL),
+        Readable::Cpu(CpuClock::Thread(..)) if id as u32 == uapi::CLOCK_THREAD_CPUTIME_ID => {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        Readable::Cpu(clock) if clock.is_of(cx.thread) => return Err(Errno::EINVAL),
         Readable::Cpu(clock) => return sleep_on_cpu_clock(cx, clock, time, absolute),
         Readable::Coarse(_) | Readable::MonotonicRaw => return Err(Errno::EOPNOTSUPP),
     };
