@@ -49,6 +49,7 @@ pub(crate) struct CpuLocal {
     pub(crate) space: Cell<*const UserSpace>,
     pub(crate) frames: UnsafeCell<crate::mm::frame::FrameCache>,
     pub(crate) heap: UnsafeCell<crate::mm::heap::HeapCache>,
+    pub(crate) page_tables: UnsafeCell<crate::mm::tables::TableCache>,
     pub(crate) tables: UnsafeCell<CpuTables>,
     pub(crate) tlb: crate::mm::tlb::TlbLocal,
 }
@@ -76,6 +77,7 @@ impl CpuLocal {
             space: Cell::new(ptr::null()),
             frames: UnsafeCell::new(crate::mm::frame::FrameCache::new()),
             heap: UnsafeCell::new(crate::mm::heap::HeapCache::new()),
+            page_tables: UnsafeCell::new(crate::mm::tables::TableCache::new()),
             tables: UnsafeCell::new(CpuTables::new()),
             tlb: crate::mm::tlb::TlbLocal::new(),
         }

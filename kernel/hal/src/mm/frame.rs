@@ -15,10 +15,10 @@
 //! **Counts saturate.** A count that reaches 2^31 stays there and the frame is never freed: a leak instead of a use after
 //! free.
 
-use super::buddy::{self, Buddy};
+use super::buddy;
 use super::copy;
 use crate::addr::{DIRECT_MAP, PAGE_SHIFT, PAGE_SIZE, PhysAddr, VMEMMAP, VirtAddr};
-use crate::percpu::{self, CpuLocal};
+use crate::percpu;
 use crate::user::{self, UserFault};
 use core::fmt;
 use core::mem::ManuallyDrop;
@@ -54,45 +54,59 @@ const SATURATED: u32 = 1 << 31;
 
 #[inline(always)]
 pub(super) fn meta(pfn: u64) -> &'static Meta {
-    // SAFETY: callers pass frame numbers of RAM regions, for which `mm::init` mapped zeroed metadata; it is never unmapped.
-    unsafe { &*((VMEMMAP + pfn * size_of::<Meta>() as u64) as *const Meta) }
+    meta_at(pfn << PAGE_SHIFT)
 }
 
-/// Adds `n` references to a frame that has at least one.
+/// As [`meta`], by page-aligned physical address: a shift and an OR.
 #[inline(always)]
-pub(super) fn get_ref(pfn: u64) {
-    let m = meta(pfn);
-    let old = m.refs.fetch_add(1, Ordering::Relaxed);
-    if old >= SATURATED {
-        m.refs.store(SATURATED + (SATURATED >> 1), Ordering::Relaxed);
+pub(super) fn meta_at(phys: u64) -> &'static Meta {
+    const { assert!(size_of::<Meta>() == PAGE_SIZE >> 8) };
+    // SAFETY: callers pass frames of RAM regions, for which `mm::init` mapped zeroed metadata; it is never unmapped.
+    unsafe { &*((VMEMMAP | phys >> 8) as *const Meta) }
+}
+
+/// Adds a reference to a frame, given by its address, that has at least one.
+#[inline(always)]
+pub(super) fn get_ref(phys: u64) {
+    let m = meta_at(phys);
+    if m.refs.fetch_add(1, Ordering::Relaxed) >= SATURATED {
+        m.saturate();
     }
 }
 
 /// Gives one reference up; true when it was the last, and the caller frees the frame.
 #[inline(always)]
-pub(super) fn put_ref(pfn: u64) -> bool {
-    let m = meta(pfn);
+pub(super) fn put_ref(phys: u64) -> bool {
+    let m = meta_at(phys);
     // Alone: nobody else can raise the count, since that takes a reference.
     if m.refs.load(Ordering::Acquire) == 1 {
         m.refs.store(0, Ordering::Relaxed);
         return true;
     }
-    match m.refs.fetch_sub(1, Ordering::Release) {
-        1 => {
+    m.put_shared()
+}
+
+impl Meta {
+    #[cold]
+    fn saturate(&self) {
+        self.refs.store(SATURATED + (SATURATED >> 1), Ordering::Relaxed);
+    }
+    #[inline]
+    fn put_shared(&self) -> bool {
+        let old = self.refs.fetch_sub(1, Ordering::Release);
+        if old == 1 {
             fence(Ordering::Acquire);
-            true
+            return true;
         }
-        old => {
-            if old >= SATURATED {
-                m.refs.store(SATURATED + (SATURATED >> 1), Ordering::Relaxed);
-            }
-            false
+        if old >= SATURATED {
+            self.saturate();
         }
+        false
     }
 }
 
-const CACHE: usize = 64;
-const BATCH: usize = 32;
+const CACHE: usize = 128;
+const BATCH: usize = 64;
 
 /// Free frames at hand on one CPU.
 pub(crate) struct FrameCache {
@@ -110,9 +124,9 @@ impl FrameCache {
 /// Frames that user-visible allocation leaves for the kernel.
 static RESERVE: AtomicUsize = AtomicUsize::new(0);
 
-/// Runs `f` on this CPU's cache, unless the code it would interrupt is at it.
+/// Runs `f` on this CPU's cache, unless the code it would interrupt is at it (or at the heap's).
 #[inline(always)]
-fn with_cache<R>(f: impl FnOnce(&'static CpuLocal, &mut FrameCache) -> R) -> Option<R> {
+fn with_cache<R>(f: impl FnOnce(&mut FrameCache) -> R) -> Option<R> {
     let l = percpu::local();
     if l.alloc_busy.get() {
         return None;
@@ -121,33 +135,43 @@ fn with_cache<R>(f: impl FnOnce(&'static CpuLocal, &mut FrameCache) -> R) -> Opt
     compiler_fence(Ordering::SeqCst);
     // SAFETY: the cache is this CPU's, there is no preemption, and `alloc_busy` keeps interrupt handlers (and nested
     // calls) off it, so this is the only reference.
-    let r = f(l, unsafe { &mut *l.frames.get() });
+    let r = f(unsafe { &mut *l.frames.get() });
     compiler_fence(Ordering::SeqCst);
     l.alloc_busy.set(false);
     Some(r)
 }
 
-#[inline]
-fn alloc_pfn(reserve: usize) -> Option<u64> {
-    let got = with_cache(|_, c| {
-        let n = c.n.load(Ordering::Relaxed) as usize;
-        if let Some(i) = n.checked_sub(1) {
-            c.n.store(i as u32, Ordering::Relaxed);
-            // The count never exceeds the array.
-            return Some(u64::from(c.pfns[i & (CACHE - 1)]));
+/// Address of a frame that nobody has, or 0. Its count is 0.
+#[inline(always)]
+fn alloc_phys(for_kernel: bool) -> u64 {
+    let got = with_cache(|c| {
+        let n = c.n.load(Ordering::Relaxed);
+        if n == 0 {
+            return 0;
         }
-        refill(c, reserve)
+        let i = n.wrapping_sub(1);
+        c.n.store(i, Ordering::Relaxed);
+        // The count never exceeds the array.
+        c.pfns[i as usize & (CACHE - 1)]
     });
     match got {
-        Some(r) => r,
-        None => {
-            let mut b = buddy::lock();
-            if b.free_frames() <= reserve { None } else { b.alloc(0) }
-        }
+        Some(pfn) if pfn != 0 => u64::from(pfn) << PAGE_SHIFT,
+        _ => alloc_slow(for_kernel),
     }
 }
 
+/// Refills the cache (or, when that is in use, goes round it).
 #[cold]
+#[inline(never)]
+fn alloc_slow(for_kernel: bool) -> u64 {
+    let reserve = if for_kernel { 0 } else { RESERVE.load(Ordering::Relaxed) };
+    let pfn = with_cache(|c| refill(c, reserve)).unwrap_or_else(|| {
+        let mut b = buddy::lock();
+        if b.free_frames() <= reserve { None } else { b.alloc(0) }
+    });
+    pfn.unwrap_or(0) << PAGE_SHIFT
+}
+
 fn refill(c: &mut FrameCache, reserve: usize) -> Option<u64> {
     let mut b = buddy::lock();
     if b.free_frames() <= reserve {
@@ -157,8 +181,8 @@ fn refill(c: &mut FrameCache, reserve: usize) -> Option<u64> {
     if room >= 4 * BATCH
         && let Some(first) = b.alloc(BATCH.trailing_zeros())
     {
+        // Handed out ascending: neighbours in memory for neighbours in a program, and runs when they come back.
         for i in 0..BATCH - 1 {
-            // Handed out ascending.
             c.pfns[i] = (first as usize + BATCH - 1 - i) as u32;
         }
         c.n.store(BATCH as u32 - 1, Ordering::Relaxed);
@@ -168,32 +192,53 @@ fn refill(c: &mut FrameCache, reserve: usize) -> Option<u64> {
 }
 
 /// Returns a frame whose count is 0.
-#[inline]
-pub(super) fn free_pfn(pfn: u64) {
-    let done = with_cache(|_, c| {
-        let n = c.n.load(Ordering::Relaxed) as usize;
-        if n == CACHE {
-            spill(c);
-            c.pfns[CACHE - BATCH] = pfn as u32;
-            c.n.store((CACHE - BATCH + 1) as u32, Ordering::Relaxed);
-        } else {
-            c.pfns[n & (CACHE - 1)] = pfn as u32;
-            c.n.store(n as u32 + 1, Ordering::Relaxed);
+#[inline(always)]
+pub(super) fn free_frame(phys: u64) {
+    let done = with_cache(|c| {
+        let n = c.n.load(Ordering::Relaxed);
+        if n >= CACHE as u32 {
+            return false;
         }
+        c.pfns[n as usize & (CACHE - 1)] = (phys >> PAGE_SHIFT) as u32;
+        c.n.store(n.wrapping_add(1), Ordering::Relaxed);
+        true
+    });
+    if done != Some(true) {
+        free_slow(phys);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn free_slow(phys: u64) {
+    let pfn = phys >> PAGE_SHIFT;
+    let done = with_cache(|c| {
+        spill(c);
+        let n = c.n.load(Ordering::Relaxed) as usize;
+        c.pfns[n] = pfn as u32;
+        c.n.store(n as u32 + 1, Ordering::Relaxed);
     });
     if done.is_none() {
         buddy::lock().free(pfn, 0);
     }
 }
 
-/// Gives the older half of the cache back and moves the newer half down: recently freed frames are warm in the CPU's caches.
-#[cold]
+/// Gives the older half of a full cache back, runs of neighbours as whole blocks, and moves the newer half down: recently freed frames
+/// are warm in the CPU's caches.
 fn spill(c: &mut FrameCache) {
     let mut b = buddy::lock();
-    for &pfn in &c.pfns[..BATCH] {
-        b.free(u64::from(pfn), 0);
+    let old = &c.pfns[..BATCH];
+    let mut i = 0;
+    while i < BATCH {
+        let start = i;
+        i += 1;
+        while i < BATCH && old[i] == old[i - 1].wrapping_add(1) {
+            i += 1;
+        }
+        b.free_range(u64::from(old[start]), (i - start) as u64);
     }
     c.pfns.copy_within(BATCH.., 0);
+    c.n.store((CACHE - BATCH) as u32, Ordering::Relaxed);
 }
 
 /// A reference to one 4 KiB frame of RAM. Cloning adds a reference; the frame is freed with its last one.
@@ -219,23 +264,24 @@ impl Frame {
         ManuallyDrop::new(self).phys()
     }
 
-    #[inline]
-    fn with_reserve(reserve: usize) -> Option<Self> {
-        let pfn = alloc_pfn(reserve)?;
-        meta(pfn).refs.store(1, Ordering::Relaxed);
+    #[inline(always)]
+    fn new(for_kernel: bool) -> Option<Self> {
+        let phys = alloc_phys(for_kernel);
+        if phys == 0 {
+            return None;
+        }
+        meta_at(phys).refs.store(1, Ordering::Relaxed);
         // SAFETY: the frame is ours alone, with the one reference just set.
-        Some(unsafe { Self::from_raw(PhysAddr(pfn << PAGE_SHIFT)) })
+        Some(unsafe { Self::from_raw(PhysAddr(phys)) })
     }
 
     /// A frame with unspecified content. `None` when free memory is down to the reserve.
-    #[inline]
     pub fn alloc() -> Option<Self> {
-        Self::with_reserve(RESERVE.load(Ordering::Relaxed))
+        Self::new(false)
     }
     /// As [`Frame::alloc`], for the kernel's own needs: may use the reserve.
-    #[inline]
     pub(crate) fn alloc_kernel() -> Option<Self> {
-        Self::with_reserve(0)
+        Self::new(true)
     }
     /// A frame full of zeroes.
     #[inline]
@@ -259,7 +305,7 @@ impl Frame {
 
     #[inline(always)]
     pub(crate) fn ptr(&self) -> *mut u8 {
-        (DIRECT_MAP + self.0.get()) as *mut u8
+        (DIRECT_MAP | self.0.get()) as *mut u8
     }
     #[inline(always)]
     pub(super) fn pfn(&self) -> u64 {
@@ -379,7 +425,7 @@ impl Frame {
 impl Clone for Frame {
     #[inline]
     fn clone(&self) -> Self {
-        get_ref(self.pfn());
+        get_ref(self.0.get());
         Self(self.0)
     }
 }
@@ -387,8 +433,8 @@ impl Clone for Frame {
 impl Drop for Frame {
     #[inline]
     fn drop(&mut self) {
-        if put_ref(self.pfn()) {
-            free_pfn(self.pfn());
+        if put_ref(self.0.get()) {
+            free_frame(self.0.get());
         }
     }
 }
@@ -466,7 +512,7 @@ impl FrameRun {
     #[track_caller]
     pub fn frame(&self, i: usize) -> Frame {
         assert!(i < self.n);
-        get_ref(self.first + i as u64);
+        get_ref((self.first + i as u64) << PAGE_SHIFT);
         // SAFETY: the reference was just added.
         unsafe { Frame::from_raw(PhysAddr((self.first + i as u64) << PAGE_SHIFT)) }
     }
@@ -483,11 +529,19 @@ impl FrameRun {
 
 impl Drop for FrameRun {
     fn drop(&mut self) {
-        let mut b: Option<crate::sync::IrqGuard<'_, Buddy>> = None;
-        for pfn in self.first..self.first + self.n as u64 {
-            if put_ref(pfn) {
-                b.get_or_insert_with(buddy::lock).free(pfn, 0);
+        // Neighbours that nobody else holds go back as blocks.
+        let end = self.first + self.n as u64;
+        let mut start = self.first;
+        for pfn in self.first..end {
+            if !put_ref(pfn << PAGE_SHIFT) {
+                if start < pfn {
+                    buddy::lock().free_range(start, pfn - start);
+                }
+                start = pfn + 1;
             }
+        }
+        if start < end {
+            buddy::lock().free_range(start, end - start);
         }
     }
 }

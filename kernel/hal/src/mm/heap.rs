@@ -32,6 +32,7 @@ const LARGEST: usize = 4096;
 const FOUR_PAGES_FROM: usize = 640;
 /// No free object in a slab.
 const NONE: u32 = 0xffff;
+const _: () = assert!(4 * PAGE_SIZE / 16 < NONE as usize);
 
 /// Class of a size, by 16-byte steps.
 const CLASS_OF: [u8; LARGEST / 16 + 1] = {
@@ -52,34 +53,50 @@ const CLASS_OF: [u8; LARGEST / 16 + 1] = {
 const fn slab_pages(class: usize) -> u64 {
     if SIZES[class] >= FOUR_PAGES_FROM { 4 } else { 1 }
 }
-/// Objects that a magazine holds at most; about 8 KiB worth, at least 4.
-const fn magazine(class: usize) -> u32 {
-    let n = 16384 / SIZES[class];
-    if n > 64 {
-        64
-    } else if n < 4 {
-        4
-    } else {
-        n as u32
+/// Slots of a magazine.
+const SLOTS: usize = 64;
+/// Objects that a magazine holds at most; about 16 KiB worth, at least 4.
+const LIMIT: [u8; CLASSES] = {
+    let mut t = [0; CLASSES];
+    let mut c = 0;
+    while c < CLASSES {
+        let n = 16384 / SIZES[c];
+        t[c] = if n > SLOTS {
+            SLOTS
+        } else if n < 4 {
+            4
+        } else {
+            n
+        } as u8;
+        c += 1;
     }
-}
+    t
+};
 
 /// One CPU's magazines.
 pub(crate) struct HeapCache {
     mags: [Magazine; CLASSES],
 }
 struct Magazine {
-    head: *mut Object,
     n: u32,
+    limit: u32,
+    objects: [*mut Object; SLOTS],
 }
-/// A free object.
+/// A free object in a slab.
 struct Object {
-    next: *mut Object,
+    /// Offset of the next one in 16-byte units.
+    next: u32,
 }
 
 impl HeapCache {
     pub(crate) const fn new() -> Self {
-        Self { mags: [const { Magazine { head: ptr::null_mut(), n: 0 } }; CLASSES] }
+        let mut mags = [const { Magazine { n: 0, limit: 0, objects: [ptr::null_mut(); SLOTS] } }; CLASSES];
+        let mut c = 0;
+        while c < CLASSES {
+            mags[c].limit = LIMIT[c] as u32;
+            c += 1;
+        }
+        Self { mags }
     }
 }
 
@@ -89,13 +106,20 @@ struct Class {
 }
 static SLABS: [IrqLock<Class>; CLASSES] = [const { IrqLock::new(Class { partial: 0 }) }; CLASSES];
 
-// Slab state in `Meta::refs`: low half the first free object's index, high half the number of objects in use.
+// Slab state. `Meta::refs`: low half the first free object (offset in 16-byte units, NONE: none), high half the number of objects in
+// use. `Meta::kind`: class in bits 8 to 15, number of objects that were ever handed out in bits 16 and up; those behind need no list.
+#[inline(always)]
 fn state(pfn: u64) -> (u32, u32) {
     let v = meta(pfn).refs.load(Ordering::Relaxed);
     (v & 0xffff, v >> 16)
 }
+#[inline(always)]
 fn set_state(pfn: u64, first: u32, used: u32) {
     meta(pfn).refs.store(first | used << 16, Ordering::Relaxed);
+}
+#[inline(always)]
+const fn capacity(class: usize) -> u32 {
+    (slab_pages(class) as usize * PAGE_SIZE / SIZES[class]) as u32
 }
 
 impl Class {
@@ -125,116 +149,123 @@ impl Class {
 
     /// A new slab with all objects free, on the list.
     fn grow(&mut self, class: usize) -> bool {
-        let pages = slab_pages(class);
-        let pfn = if pages == 1 {
-            match buddy::lock().alloc(0) {
-                Some(p) => p,
-                None => return false,
-            }
-        } else {
-            match buddy::lock().alloc(pages.trailing_zeros()) {
-                Some(p) => p,
-                None => return false,
-            }
-        };
-        let m = meta(pfn);
-        m.kind.store(kind::SLAB | (class as u32) << 8, Ordering::Relaxed);
-        let size = SIZES[class];
-        let n = pages as usize * PAGE_SIZE / size;
-        let base = (DIRECT_MAP + (pfn << PAGE_SHIFT)) as *mut u8;
-        for i in 0..n {
-            // SAFETY: inside the slab's pages, which are ours; objects are at least 16 bytes and 16-aligned.
-            unsafe {
-                let o = base.add(i * size).cast::<Object>();
-                let next = if i + 1 < n { base.add((i + 1) * size).cast() } else { ptr::null_mut() };
-                o.write(Object { next });
-            }
-        }
-        set_state(pfn, 0, 0);
+        let Some(pfn) = buddy::lock().alloc(slab_pages(class).trailing_zeros()) else { return false };
+        meta(pfn).kind.store(kind::SLAB | (class as u32) << 8, Ordering::Relaxed);
+        set_state(pfn, NONE, 0);
         self.link(pfn);
         true
     }
 
-    /// Takes one object.
-    fn take(&mut self, class: usize) -> *mut Object {
-        if self.partial == 0 && !self.grow(class) {
-            return ptr::null_mut();
+    /// Takes up to `want` objects of one slab and passes them to `f`; makes a slab when there is none and `want_slab`. Returns how many.
+    fn take(&mut self, class: usize, want: u32, want_slab: bool, mut f: impl FnMut(*mut Object)) -> u32 {
+        if self.partial == 0 && !(want_slab && self.grow(class)) {
+            return 0;
         }
         let pfn = u64::from(self.partial);
-        let base = DIRECT_MAP + (pfn << PAGE_SHIFT);
-        let (first, used) = state(pfn);
-        let o = (base + u64::from(first) * SIZES[class] as u64) as *mut Object;
-        // SAFETY: the first free object of a slab on the partial list; only the class's lock holder touches free objects.
-        let next = unsafe { (*o).next };
-        if next.is_null() {
-            set_state(pfn, NONE, used + 1);
-            self.unlink(pfn);
-        } else {
-            set_state(pfn, ((next as u64 - base) / SIZES[class] as u64) as u32, used + 1);
+        let base = (DIRECT_MAP + (pfn << PAGE_SHIFT)) as *mut u8;
+        let (mut first, used) = state(pfn);
+        let m = meta(pfn);
+        let k = m.kind.load(Ordering::Relaxed);
+        let mut fresh = k >> 16;
+        let mut n = 0;
+        while n < want {
+            // SAFETY: list and fresh objects are inside the slab and free; only the class's lock holder touches them.
+            let o = unsafe {
+                if first != NONE {
+                    let o = base.add(first as usize * 16).cast::<Object>();
+                    first = (*o).next;
+                    o
+                } else if fresh < capacity(class) {
+                    let o = base.add(fresh as usize * SIZES[class]).cast::<Object>();
+                    fresh += 1;
+                    o
+                } else {
+                    break;
+                }
+            };
+            f(o);
+            n += 1;
         }
-        o
+        set_state(pfn, first, used + n);
+        m.kind.store(k & 0xffff | fresh << 16, Ordering::Relaxed);
+        if first == NONE && fresh == capacity(class) {
+            self.unlink(pfn);
+        }
+        n
     }
 
     /// Puts one object back.
     fn give(&mut self, class: usize, o: *mut Object) {
         let pages = slab_pages(class);
         let pfn = ((o as u64 - DIRECT_MAP) >> PAGE_SHIFT) & !(pages - 1);
-        let base = DIRECT_MAP + (pfn << PAGE_SHIFT);
         let (first, used) = state(pfn);
-        if first == NONE {
-            self.link(pfn);
-        }
         if used == 1 {
+            // A full slab of one object is on no list; there is none such: all slabs hold several.
             self.unlink(pfn);
             meta(pfn).kind.store(kind::USED, Ordering::Relaxed);
             meta(pfn).refs.store(0, Ordering::Relaxed);
             buddy::lock().free(pfn, pages.trailing_zeros());
             return;
         }
-        let next = if first == NONE {
-            ptr::null_mut()
-        } else {
-            (base + u64::from(first) * SIZES[class] as u64) as *mut Object
-        };
+        if used == capacity(class) {
+            self.link(pfn);
+        }
         // SAFETY: the object was just given up by its owner.
-        unsafe { o.write(Object { next }) };
-        set_state(pfn, ((o as u64 - base) / SIZES[class] as u64) as u32, used - 1);
+        unsafe { o.write(Object { next: first }) };
+        let at = (o as u64 & (pages * PAGE_SIZE as u64 - 1)) / 16;
+        set_state(pfn, at as u32, used - 1);
     }
 }
 
+/// Takes an object for the caller and half a magazine full besides.
 #[cold]
-fn refill(mag: &mut Magazine, class: usize) -> *mut u8 {
-    let mut c = SLABS[class].lock();
-    let first = c.take(class);
-    if first.is_null() {
-        return ptr::null_mut();
-    }
-    for _ in 0..magazine(class) / 2 {
-        // Do not take a new slab only to fill up.
-        if c.partial == 0 {
-            break;
+#[inline(never)]
+fn alloc_slow(class: usize) -> *mut u8 {
+    let mut first: *mut Object = ptr::null_mut();
+    let done = with_magazine(class, |m| {
+        let mut c = SLABS[class].lock();
+        let want = (m.limit / 2).max(1);
+        let mut got = 0;
+        // A new slab only for the first object, not to fill up.
+        while got < want {
+            let n = c.take(class, want - got, got == 0, |o| {
+                if first.is_null() {
+                    first = o;
+                } else {
+                    m.objects[m.n as usize] = o;
+                    m.n += 1;
+                }
+            });
+            if n == 0 {
+                break;
+            }
+            got += n;
         }
-        let o = c.take(class);
-        if o.is_null() {
-            break;
-        }
-        // SAFETY: the object is ours now.
-        unsafe { o.write(Object { next: mag.head }) };
-        mag.head = o;
-        mag.n += 1;
+    });
+    if done.is_none() {
+        SLABS[class].lock().take(class, 1, true, |o| first = o);
     }
     first.cast()
 }
 
+/// Puts an object back past a full magazine, half of which goes back, too.
 #[cold]
-fn spill(mag: &mut Magazine, class: usize) {
-    let mut c = SLABS[class].lock();
-    while mag.n > magazine(class) / 2 {
-        let o = mag.head;
-        // SAFETY: objects in the magazine are free and linked.
-        mag.head = unsafe { (*o).next };
-        mag.n -= 1;
-        c.give(class, o);
+#[inline(never)]
+fn free_slow(class: usize, o: *mut Object) {
+    let done = with_magazine(class, |m| {
+        let mut c = SLABS[class].lock();
+        // The older half; what was freed last stays.
+        let n = m.n.min(m.limit / 2) as usize;
+        for old in &m.objects[..n] {
+            c.give(class, *old);
+        }
+        m.objects.copy_within(n.., 0);
+        m.n -= n as u32;
+        m.objects[m.n as usize] = o;
+        m.n += 1;
+    });
+    if done.is_none() {
+        SLABS[class].lock().give(class, o);
     }
 }
 
@@ -264,43 +295,44 @@ fn class_of(layout: &Layout) -> Option<usize> {
     if size > LARGEST {
         return None;
     }
-    Some(usize::from(CLASS_OF[size.div_ceil(16)]))
+    Some(usize::from(CLASS_OF[size.wrapping_add(15) / 16]))
 }
 
-#[inline]
+#[inline(always)]
 fn alloc_small(class: usize) -> *mut u8 {
     let got = with_magazine(class, |m| {
-        let o = m.head;
-        if o.is_null() {
-            return refill(m, class);
+        if m.n == 0 {
+            return ptr::null_mut::<u8>();
         }
-        // SAFETY: objects in the magazine are free and linked.
-        m.head = unsafe { (*o).next };
-        m.n -= 1;
-        o.cast()
+        let i = m.n.wrapping_sub(1);
+        m.n = i;
+        m.objects[i as usize & (SLOTS - 1)].cast()
     });
-    got.unwrap_or_else(|| SLABS[class].lock().take(class).cast())
+    match got {
+        Some(p) if !p.is_null() => p,
+        _ => alloc_slow(class),
+    }
 }
 
-#[inline]
+#[inline(always)]
 fn free_small(class: usize, p: *mut u8) {
     let o = p.cast::<Object>();
     let done = with_magazine(class, |m| {
-        // SAFETY: the object's owner gave it up; it is at least 16 bytes and aligned.
-        unsafe { o.write(Object { next: m.head }) };
-        m.head = o;
-        m.n += 1;
-        if m.n > magazine(class) {
-            spill(m, class);
+        if m.n >= m.limit {
+            return false;
         }
+        m.objects[m.n as usize & (SLOTS - 1)] = o;
+        m.n = m.n.wrapping_add(1);
+        true
     });
-    if done.is_none() {
-        SLABS[class].lock().give(class, o);
+    if done != Some(true) {
+        free_slow(class, o);
     }
 }
 
 #[cold]
-fn alloc_large(layout: &Layout) -> *mut u8 {
+#[inline(never)]
+fn alloc_large(layout: Layout) -> *mut u8 {
     let pages = layout.size().div_ceil(PAGE_SIZE).max(1);
     let align = layout.align().div_ceil(PAGE_SIZE);
     if let Some(run) = FrameRun::alloc_reserve(pages, align, None, 0) {
@@ -329,7 +361,8 @@ fn alloc_large(layout: &Layout) -> *mut u8 {
 }
 
 #[cold]
-fn free_large(p: *mut u8, layout: &Layout) {
+#[inline(never)]
+fn free_large(p: *mut u8, layout: Layout) {
     let pages = layout.size().div_ceil(PAGE_SIZE).max(1);
     let at = p as u64;
     if (DIRECT_MAP..DIRECT_MAP + DIRECT_MAP_SIZE).contains(&at) {
@@ -351,18 +384,18 @@ static HEAP: Heap = Heap;
 
 // SAFETY: blocks come from slabs, runs and areas that are not handed out twice; class sizes and alignments cover the layout.
 unsafe impl GlobalAlloc for Heap {
-    #[inline]
+    #[inline(always)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match class_of(&layout) {
             Some(c) => alloc_small(c),
-            None => alloc_large(&layout),
+            None => alloc_large(layout),
         }
     }
-    #[inline]
+    #[inline(always)]
     unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
         match class_of(&layout) {
             Some(c) => free_small(c, p),
-            None => free_large(p, &layout),
+            None => free_large(p, layout),
         }
     }
 }

@@ -43,7 +43,7 @@ pub(crate) fn write_cr3(root: PhysAddr) {
 #[inline(always)]
 pub(super) fn entry(table: PhysAddr, index: usize) -> &'static AtomicU64 {
     // SAFETY: `table` is a page-table frame, which stays one as long as anyone can walk to it; the index is masked.
-    unsafe { &*((DIRECT_MAP + table.0) as *const AtomicU64).add(index & 511) }
+    unsafe { &*((DIRECT_MAP | table.0) as *const AtomicU64).add(index & 511) }
 }
 
 /// Index into the table of `level` (1 = leaf).

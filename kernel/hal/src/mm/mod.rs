@@ -19,6 +19,7 @@ pub(crate) mod kernel;
 mod mmio;
 mod pte;
 mod space;
+pub(crate) mod tables;
 #[cfg(target_os = "none")]
 mod tests;
 pub mod tlb;

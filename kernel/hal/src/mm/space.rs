@@ -13,10 +13,11 @@
 //!
 //! Reference: Intel SDM vol. 3A, 4.5 and 4.10 (paging-structure caches: `INVLPG` and CR3 loads drop them too).
 
-use super::frame::{Frame, free_pfn, get_ref, meta, put_ref};
-use super::kernel::{copy_top, entry, index};
+use super::frame::{Frame, free_frame, get_ref, meta, meta_at, put_ref};
+use super::kernel::{entry, index};
 use super::pte::{A, ADDR, CacheMode, D, DEVICE, P, Prot, RIGHTS, TABLE, W, prot_of, user_bits};
-use super::{copy, tlb};
+use super::tables::{free_root, free_table, new_root, new_table};
+use super::tlb;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
 use crate::percpu;
 use crate::sync::{SpinLock, SpinLockGuard};
@@ -74,10 +75,13 @@ pub struct UserSpace {
     tables: AtomicUsize,
 }
 
+/// Pages that a gather list holds without a frame.
+const FEW: usize = 8;
+
 /// Pages on their way out: address and entry. The list fills a frame if there is one, else a few slots on the stack.
 struct Gather {
     page: Option<Frame>,
-    few: [(u64, u64); 8],
+    few: [(u64, u64); FEW],
     n: usize,
     /// First table frame to free, linked through `Meta::prev`.
     tables: u32,
@@ -88,9 +92,12 @@ struct Gather {
 }
 
 impl Gather {
-    fn new() -> Self {
-        Self { page: Frame::alloc_kernel(), few: [(0, 0); 8], n: 0, tables: 0, n_tables: 0, start: u64::MAX, end: 0 }
+    /// For at most `pages` pages.
+    fn new(pages: u64) -> Self {
+        let page = if pages > FEW as u64 { Frame::alloc_kernel() } else { None };
+        Self { page, few: [(0, 0); FEW], n: 0, tables: 0, n_tables: 0, start: u64::MAX, end: 0 }
     }
+    #[inline]
     fn slots(&mut self) -> &mut [(u64, u64)] {
         match &self.page {
             // SAFETY: the frame is unique and not shown to anybody: 4 KiB of plain memory, aligned, and the slots are
@@ -104,37 +111,60 @@ impl Gather {
         self.n == self.slots().len()
     }
     #[inline]
-    fn note(&mut self, va: u64) {
-        self.start = self.start.min(va);
-        self.end = self.end.max(va + PAGE);
+    fn note(&mut self, start: u64, end: u64) {
+        self.start = self.start.min(start);
+        self.end = self.end.max(end);
     }
+    /// Takes entries `from..to` of `leaf`, which maps from `base` on, as far as there is room. Returns the entry where it stopped.
     #[inline]
-    fn push(&mut self, va: u64, pte: u64) {
-        let n = self.n;
-        self.slots()[n] = (va, pte);
-        self.n = n + 1;
-        self.note(va);
+    fn take(&mut self, leaf: PhysAddr, base: u64, from: usize, to: usize) -> usize {
+        let count = used(leaf);
+        let mut left = count.load(Ordering::Relaxed);
+        let mut n = self.n;
+        let slots = self.slots();
+        let mut i = from;
+        let (mut first, mut last) = (usize::MAX, 0);
+        while i < to && left > 0 {
+            let e = entry(leaf, i);
+            if e.load(Ordering::Relaxed) != 0 {
+                let Some(slot) = slots.get_mut(n) else { break };
+                *slot = (base.wrapping_add((i * PAGE_SIZE) as u64), e.swap(0, Ordering::AcqRel));
+                n += 1;
+                left -= 1;
+                first = first.min(i);
+                last = i + 1;
+            }
+            i += 1;
+        }
+        self.n = n;
+        count.store(left, Ordering::Relaxed);
+        if last > 0 {
+            self.note(base + (first * PAGE_SIZE) as u64, base + (last * PAGE_SIZE) as u64);
+        }
+        if left == 0 { to } else { i }
     }
     fn push_table(&mut self, table: PhysAddr, va: u64) {
         meta(table.pfn()).prev.store(self.tables, Ordering::Relaxed);
         self.tables = table.pfn() as u32;
         self.n_tables += 1;
-        self.note(va);
+        self.note(va, va + PAGE);
     }
     /// Flushes, frees tables, and hands the pages to `f`.
-    fn finish(&mut self, space: &UserSpace, f: &mut dyn FnMut(VirtAddr, Frame, bool)) {
+    #[inline]
+    fn finish(&mut self, space: &UserSpace, mut f: impl FnMut(VirtAddr, Frame, bool)) {
         if self.start < self.end {
             tlb::flush_user(&space.cpus, self.start, self.end);
         }
-        while self.tables != 0 {
-            let pfn = u64::from(self.tables);
-            self.tables = meta(pfn).prev.swap(0, Ordering::Relaxed);
-            free_table(PhysAddr(pfn << PAGE_SHIFT));
+        if self.tables != 0 {
+            while self.tables != 0 {
+                let pfn = u64::from(self.tables);
+                self.tables = meta(pfn).prev.swap(0, Ordering::Relaxed);
+                free_table(PhysAddr(pfn << PAGE_SHIFT));
+            }
+            space.tables.fetch_sub(self.n_tables, Ordering::Relaxed);
         }
-        space.tables.fetch_sub(self.n_tables, Ordering::Relaxed);
         let n = core::mem::take(&mut self.n);
-        for i in 0..n {
-            let (va, pte) = self.slots()[i];
+        for &(va, pte) in &self.slots()[..n] {
             if pte & DEVICE == 0 {
                 // SAFETY: the entry owned a reference and was taken out of the table.
                 let frame = unsafe { Frame::from_raw(PhysAddr(pte & ADDR)) };
@@ -142,13 +172,6 @@ impl Gather {
             }
         }
         (self.start, self.end, self.n_tables) = (u64::MAX, 0, 0);
-    }
-}
-
-fn free_table(table: PhysAddr) {
-    meta(table.pfn()).next.store(0, Ordering::Relaxed);
-    if put_ref(table.pfn()) {
-        free_pfn(table.pfn());
     }
 }
 
@@ -188,8 +211,7 @@ fn check_page(va: VirtAddr) {
 impl UserSpace {
     /// Empty tables. `None` when memory is short.
     pub fn new() -> Option<Self> {
-        let root = new_table()?;
-        copy_top(root);
+        let root = new_root()?;
         Some(Self { root, lock: SpinLock::new(()), cpus: AtomicU64::new(0), tables: AtomicUsize::new(1) })
     }
 
@@ -220,9 +242,7 @@ impl UserSpace {
                 let t = new_table()?;
                 self.tables.fetch_add(1, Ordering::Relaxed);
                 e.store(t.0 | TABLE, Ordering::Release);
-                if level != 4 {
-                    bump(used(table), 1);
-                }
+                bump(used(table), 1);
                 t
             };
         }
@@ -277,7 +297,7 @@ impl UserSpace {
             let parent = path[4 - level as usize];
             entry(parent, index(va, level)).store(0, Ordering::Release);
             gather.push_table(child, va);
-            if level == 4 || bump(used(parent), -1) != 0 {
+            if bump(used(parent), -1) != 0 || level == 4 {
                 return;
             }
             child = parent;
@@ -357,7 +377,7 @@ impl UserSpace {
         }
         let phys = PhysAddr(pte & ADDR);
         let frame = (pte & DEVICE == 0).then(|| {
-            get_ref(phys.pfn());
+            get_ref(phys.0);
             // SAFETY: the entry holds a reference, the lock keeps it there, and one was added.
             unsafe { Frame::from_raw(phys) }
         });
@@ -400,35 +420,18 @@ impl UserSpace {
     pub fn unmap(&self, range: Range<VirtAddr>, mut f: impl FnMut(VirtAddr, Frame, bool)) {
         check_range(&range);
         let (mut va, end) = (range.start.0, range.end.0);
-        if va == end {
-            return;
-        }
-        let mut gather = None;
+        let mut gather: Option<Gather> = None;
         while va < end {
             {
                 let _guard = self.lock.lock();
                 while let Some((at, leaf)) = self.next_leaf(va, end) {
-                    va = at;
-                    let gather = gather.get_or_insert_with(Gather::new);
-                    let stop = end.min((va & !(LEAF_SPAN - 1)) + LEAF_SPAN);
-                    let mut left = used(leaf).load(Ordering::Relaxed);
-                    let before = left;
-                    while va < stop && left > 0 {
-                        let e = entry(leaf, index(va, 1));
-                        if e.load(Ordering::Relaxed) != 0 {
-                            if gather.is_full() {
-                                break;
-                            }
-                            gather.push(va, e.swap(0, Ordering::AcqRel));
-                            left -= 1;
-                        }
-                        va += PAGE;
-                    }
-                    bump(used(leaf), left as i32 - before as i32);
-                    if left == 0 {
-                        self.prune(va.min(stop - PAGE).max(at), leaf, gather);
-                        va = stop;
-                    } else if va < stop {
+                    let gather = gather.get_or_insert_with(|| Gather::new((end - va) >> PAGE_SHIFT));
+                    let base = at & !(LEAF_SPAN - 1);
+                    let stop = if end - base < LEAF_SPAN { index(end, 1) } else { 512 };
+                    let reached = gather.take(leaf, base, index(at, 1), stop);
+                    self.prune(at, leaf, gather);
+                    va = base + (reached * PAGE_SIZE) as u64;
+                    if reached < stop {
                         break;
                     }
                 }
@@ -533,7 +536,7 @@ impl UserSpace {
         let m = meta((now & ADDR) >> PAGE_SHIFT);
         // One reference is this entry's: nobody can add one, since that takes a reference or this lock.
         if m.refs.load(Ordering::Acquire) != 1 || m.prev.load(Ordering::Relaxed) != tag {
-            get_ref((now & ADDR) >> PAGE_SHIFT);
+            get_ref(now & ADDR);
             // SAFETY: the entry holds a reference, the lock keeps it there, and one was added.
             return WriteFault::Shared(unsafe { Frame::from_raw(PhysAddr(now & ADDR)) });
         }
@@ -618,8 +621,10 @@ impl UserSpace {
                     break;
                 };
                 let mut copied = 0;
-                while va < stop && left > 0 {
-                    let i = index(va, 1);
+                let base = va & !(LEAF_SPAN - 1);
+                let to_index = if stop - base < LEAF_SPAN { index(stop, 1) } else { 512 };
+                let mut i = index(va, 1);
+                while i < to_index && left > 0 {
                     let e = entry(leaf, i);
                     let pte = e.load(Ordering::Relaxed);
                     if pte != 0 {
@@ -631,9 +636,8 @@ impl UserSpace {
                             break 'leaves;
                         }
                         if pte & DEVICE == 0 {
-                            let pfn = (pte & ADDR) >> PAGE_SHIFT;
-                            get_ref(pfn);
-                            see(meta(pfn).prev.load(Ordering::Relaxed));
+                            get_ref(pte & ADDR);
+                            see(meta_at(pte & ADDR).prev.load(Ordering::Relaxed));
                         }
                         if !share && pte & W != 0 {
                             if alone {
@@ -641,13 +645,14 @@ impl UserSpace {
                             } else {
                                 e.fetch_and(!W, Ordering::AcqRel);
                             }
-                            start = start.min(va);
-                            last = va + PAGE;
+                            let at = base.wrapping_add((i * PAGE_SIZE) as u64);
+                            start = start.min(at);
+                            last = at.wrapping_add(PAGE);
                         }
                         d.store(pte & !drop_bits, Ordering::Relaxed);
                         copied += 1;
                     }
-                    va += PAGE;
+                    i += 1;
                 }
                 bump(used(to), copied);
                 va = stop;
@@ -703,7 +708,7 @@ impl UserSpace {
         check_range(&to);
         assert!(from.end <= to.start || to.end <= from.start, "ranges overlap");
         let shift = new.0.wrapping_sub(old.0);
-        let mut gather = Gather::new();
+        let mut gather = Gather::new(0);
         let result = {
             let _guard = self.lock.lock();
             // First the tables, so that the move itself cannot fail.
@@ -731,7 +736,7 @@ impl UserSpace {
                         let pte = entry(leaf, index(va, 1)).swap(0, Ordering::AcqRel);
                         if pte != 0 {
                             bump(used(leaf), -1);
-                            gather.note(va);
+                            gather.note(va, va + PAGE);
                             let dst = va.wrapping_add(shift);
                             if let Some(l) = self.leaf(dst) {
                                 entry(l, index(dst, 1)).store(pte, Ordering::Release);
@@ -746,7 +751,7 @@ impl UserSpace {
             }
             result
         };
-        gather.finish(self, &mut |_, _, _| {});
+        gather.finish(self, |_, _, _| {});
         result
     }
 
@@ -785,47 +790,35 @@ fn lock_two<'a>(a: &'a UserSpace, b: &'a UserSpace) -> (SpinLockGuard<'a, ()>, S
     }
 }
 
-fn new_table() -> Option<PhysAddr> {
-    let f = Frame::alloc()?;
-    // SAFETY: 4 KiB of RAM in the direct map, ours alone.
-    unsafe { copy::zero_page(f.ptr()) };
-    meta(f.pfn()).next.store(0, Ordering::Relaxed);
-    Some(f.into_raw())
-}
-
 impl Drop for UserSpace {
     fn drop(&mut self) {
         // No CPU runs it: each that does owns an `Arc`. So no TLB knows its entries and nobody changes them.
-        debug_assert!(self.cpus.load(Ordering::Relaxed) == 0);
-        for i in 0..256 {
-            let v = entry(self.root, i).load(Ordering::Relaxed);
-            if v & P != 0 {
-                drop_table(PhysAddr(v & ADDR), 3);
-            }
-        }
-        free_table(self.root);
+        assert!(self.cpus.load(Ordering::Relaxed) == 0, "a space that is active was dropped");
+        clear_table(self.root, 4);
+        free_root(self.root);
     }
 }
 
-/// Frees a table with everything below it.
-fn drop_table(table: PhysAddr, level: u32) {
+/// Frees everything below a table and clears its entries (for the top level: the user half).
+fn clear_table(table: PhysAddr, level: u32) {
     let mut left = used(table).load(Ordering::Relaxed);
     let mut i = 0;
-    while left > 0 && i < 512 {
-        let v = entry(table, i).load(Ordering::Relaxed);
+    while left > 0 {
+        let e = entry(table, i);
+        let v = e.load(Ordering::Relaxed);
         i += 1;
         if v == 0 {
             continue;
         }
         left -= 1;
+        e.store(0, Ordering::Relaxed);
+        let phys = PhysAddr(v & ADDR);
         if level > 1 {
-            drop_table(PhysAddr(v & ADDR), level - 1);
-        } else if v & DEVICE == 0 {
-            let pfn = (v & ADDR) >> PAGE_SHIFT;
-            if put_ref(pfn) {
-                free_pfn(pfn);
-            }
+            clear_table(phys, level - 1);
+            free_table(phys);
+        } else if v & DEVICE == 0 && put_ref(phys.0) {
+            free_frame(phys.0);
         }
     }
-    free_table(table);
+    used(table).store(0, Ordering::Relaxed);
 }
