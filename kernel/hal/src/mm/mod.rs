@@ -16,6 +16,7 @@ pub(crate) mod copy;
 pub(crate) mod frame;
 pub(crate) mod heap;
 pub(crate) mod kernel;
+mod memfn;
 mod mmio;
 mod pte;
 mod space;

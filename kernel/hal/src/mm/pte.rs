@@ -56,6 +56,7 @@ pub enum CacheMode {
 }
 
 impl CacheMode {
+    #[inline(always)]
     pub(super) const fn bits(self) -> u64 {
         match self {
             Self::WriteBack => 0,
@@ -63,6 +64,7 @@ impl CacheMode {
             Self::Uncached => PWT | PCD,
         }
     }
+    #[inline(always)]
     pub(super) const fn of(pte: u64) -> Self {
         match pte & (PWT | PCD) {
             0 => Self::WriteBack,
@@ -75,19 +77,18 @@ impl CacheMode {
 /// The bits for user rights, without address.
 #[inline(always)]
 pub(super) const fn user_bits(prot: Prot) -> u64 {
-    let p = prot.bits();
-    if p == 0 {
-        return U | NO_ACCESS | NX;
-    }
-    let mut b = P | U;
-    if p & 2 != 0 {
-        b |= W;
-    }
-    if p & 4 == 0 {
-        b |= NX;
-    }
-    b
+    BITS[prot.bits() as usize & 7]
 }
+
+const BITS: [u64; 8] = {
+    let mut t = [U | NO_ACCESS | NX; 8];
+    let mut p = 1;
+    while p < 8 {
+        t[p] = P | U | if p & 2 != 0 { W } else { 0 } | if p & 4 != 0 { 0 } else { NX };
+        p += 1;
+    }
+    t
+};
 
 #[inline(always)]
 pub(super) const fn prot_of(pte: u64) -> Prot {

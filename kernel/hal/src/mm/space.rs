@@ -92,10 +92,16 @@ struct Gather {
 }
 
 impl Gather {
-    /// For at most `pages` pages.
-    fn new(pages: u64) -> Self {
-        let page = if pages > FEW as u64 { Frame::alloc_kernel() } else { None };
-        Self { page, few: [(0, 0); FEW], n: 0, tables: 0, n_tables: 0, start: u64::MAX, end: 0 }
+    #[inline(always)]
+    const fn new() -> Self {
+        Self { page: None, few: [(0, 0); FEW], n: 0, tables: 0, n_tables: 0, start: u64::MAX, end: 0 }
+    }
+    /// Makes room for up to `pages` pages, if there is memory.
+    #[inline]
+    fn reserve(&mut self, pages: u64) {
+        if self.page.is_none() && self.n == 0 && pages > FEW as u64 {
+            self.page = Frame::alloc_kernel();
+        }
     }
     #[inline]
     fn slots(&mut self) -> &mut [(u64, u64)] {
@@ -230,8 +236,14 @@ impl UserSpace {
     }
 
     /// The leaf table for `va`, made if it is not there.
-    #[inline]
+    #[inline(always)]
     fn leaf_or_new(&self, va: u64) -> Option<PhysAddr> {
+        self.leaf(va).or_else(|| self.new_leaf(va))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn new_leaf(&self, va: u64) -> Option<PhysAddr> {
         let mut table = self.root;
         for level in (2..=4).rev() {
             let e = entry(table, index(va, level));
@@ -250,21 +262,36 @@ impl UserSpace {
     }
 
     /// The leaf table for `va`, if it is there.
-    #[inline]
+    #[inline(always)]
     fn leaf(&self, va: u64) -> Option<PhysAddr> {
-        let mut table = self.root;
-        for level in (2..=4).rev() {
-            let v = entry(table, index(va, level)).load(Ordering::Relaxed);
-            if v & P == 0 {
-                return None;
-            }
-            table = PhysAddr(v & ADDR);
+        // Written out: the compiler keeps a loop rolled.
+        let v = entry(self.root, index(va, 4)).load(Ordering::Relaxed);
+        if v & P == 0 {
+            return None;
         }
-        Some(table)
+        let v = entry(PhysAddr(v & ADDR), index(va, 3)).load(Ordering::Relaxed);
+        if v & P == 0 {
+            return None;
+        }
+        let v = entry(PhysAddr(v & ADDR), index(va, 2)).load(Ordering::Relaxed);
+        if v & P == 0 { None } else { Some(PhysAddr(v & ADDR)) }
     }
 
     /// The first leaf table that maps anything at or after `va` and before `end`, with the address where to go on.
-    fn next_leaf(&self, mut va: u64, end: u64) -> Option<(u64, PhysAddr)> {
+    #[inline(always)]
+    fn next_leaf(&self, va: u64, end: u64) -> Option<(u64, PhysAddr)> {
+        if va >= end {
+            return None;
+        }
+        match self.leaf(va) {
+            Some(leaf) => Some((va, leaf)),
+            None => self.find_leaf(va, end),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_leaf(&self, mut va: u64, end: u64) -> Option<(u64, PhysAddr)> {
         'top: while va < end {
             let mut table = self.root;
             for level in (2..=4).rev() {
@@ -420,25 +447,24 @@ impl UserSpace {
     pub fn unmap(&self, range: Range<VirtAddr>, mut f: impl FnMut(VirtAddr, Frame, bool)) {
         check_range(&range);
         let (mut va, end) = (range.start.0, range.end.0);
-        let mut gather: Option<Gather> = None;
+        let mut gather = Gather::new();
         while va < end {
             {
                 let _guard = self.lock.lock();
                 while let Some((at, leaf)) = self.next_leaf(va, end) {
-                    let gather = gather.get_or_insert_with(|| Gather::new((end - va) >> PAGE_SHIFT));
+                    gather.reserve((end - at) >> PAGE_SHIFT);
                     let base = at & !(LEAF_SPAN - 1);
                     let stop = if end - base < LEAF_SPAN { index(end, 1) } else { 512 };
                     let reached = gather.take(leaf, base, index(at, 1), stop);
-                    self.prune(at, leaf, gather);
+                    self.prune(at, leaf, &mut gather);
                     va = base + (reached * PAGE_SIZE) as u64;
                     if reached < stop {
                         break;
                     }
                 }
             }
-            let Some(g) = &mut gather else { return };
-            let more = g.is_full();
-            g.finish(self, &mut f);
+            let more = gather.is_full();
+            gather.finish(self, &mut f);
             if !more {
                 return;
             }
@@ -708,7 +734,7 @@ impl UserSpace {
         check_range(&to);
         assert!(from.end <= to.start || to.end <= from.start, "ranges overlap");
         let shift = new.0.wrapping_sub(old.0);
-        let mut gather = Gather::new(0);
+        let mut gather = Gather::new();
         let result = {
             let _guard = self.lock.lock();
             // First the tables, so that the move itself cannot fail.

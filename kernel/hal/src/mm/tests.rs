@@ -42,7 +42,64 @@ fn no_leak(f: impl Fn()) {
     assert!(after + slack >= before, "{} frames lost", before - after);
 }
 
+unsafe extern "C" {
+    fn memcpy(dst: *mut u8, src: *const u8, n: usize) -> *mut u8;
+    fn memmove(dst: *mut u8, src: *const u8, n: usize) -> *mut u8;
+    fn memset(dst: *mut u8, byte: i32, n: usize) -> *mut u8;
+    fn memcmp(a: *const u8, b: *const u8, n: usize) -> i32;
+}
+
+/// A byte loop that the compiler cannot turn into one of the functions under test.
+fn by_byte(n: usize, mut f: impl FnMut(usize)) {
+    for i in 0..n {
+        f(core::hint::black_box(i));
+    }
+}
+
 ktest! {
+    /// Every length up to 300 at several offsets, with overlap in both directions, against byte loops.
+    fn memory_functions() {
+        let mut a = [0u8; 800];
+        let mut b = [0u8; 800];
+        let mut want = [0u8; 800];
+        for n in (0..300).chain([511, 512, 513]) {
+            for (from, to) in [(0, 0), (3, 100), (0, 1), (1, 0), (0, 7), (9, 0), (40, 3), (3, 41), (5, 13), (77, 200)] {
+                by_byte(800, |i| a[i] = (i * 7 + n) as u8);
+                by_byte(800, |i| want[i] = a[i]);
+                by_byte(n, |i| want[to + i] = a[from + i]);
+                let p = a.as_mut_ptr();
+                // SAFETY: inside the array.
+                let r = unsafe { memmove(p.add(to), p.add(from), n) };
+                assert_eq!(r as usize - p as usize, to);
+                by_byte(800, |i| assert!(a[i] == want[i], "memmove {n} {from} {to} at {i}"));
+                by_byte(800, |i| b[i] = 0xee);
+                // SAFETY: inside two arrays.
+                unsafe { memcpy(b.as_mut_ptr().add(to), a.as_ptr().add(from), n) };
+                by_byte(800, |i| {
+                    let w = if (to..to + n).contains(&i) { a[from + i - to] } else { 0xee };
+                    assert!(b[i] == w, "memcpy {n} {from} {to} at {i}");
+                });
+                // SAFETY: inside the arrays.
+                unsafe {
+                    assert_eq!(memcmp(b.as_ptr().add(to), a.as_ptr().add(from), n), 0);
+                    if n > 0 {
+                        let at = (n * 5 + to) % n;
+                        let old = b[to + at];
+                        b[to + at] = old.wrapping_add(1);
+                        let r = memcmp(b.as_ptr().add(to), a.as_ptr().add(from), n);
+                        assert_eq!(r > 0, b[to + at] > old, "memcmp {n} {at}");
+                        assert!(r != 0 && memcmp(b.as_ptr().add(to), a.as_ptr().add(from), at) == 0);
+                    }
+                    memset(b.as_mut_ptr().add(to), 0x1a5, n);
+                }
+                by_byte(800, |i| {
+                    let inside = (to..to + n).contains(&i);
+                    assert!((b[i] == 0xa5) == inside, "memset {n} {to} at {i}");
+                });
+            }
+        }
+    }
+
     /// Counts go up and down, and frames come back when the last reference goes.
     fn frames_are_counted() {
         no_leak(|| {
