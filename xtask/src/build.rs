@@ -33,6 +33,24 @@ impl Profile {
     }
 }
 
+/// What of the compiler's words is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noise {
+    /// Warnings too.
+    Warnings,
+    /// Nothing, unless the build fails: standard error belongs to the guest.
+    Failures,
+}
+
+impl Noise {
+    fn run(self, command: &mut std::process::Command) -> Result<()> {
+        match self {
+            Noise::Warnings => shell::run(command),
+            Noise::Failures => shell::run_quietly(command),
+        }
+    }
+}
+
 /// What a build gives.
 #[derive(Debug, Clone)]
 pub struct Built {
@@ -53,7 +71,8 @@ pub struct Programs {
 
 /// `cargo xtask build`.
 pub fn run(options: &Options) -> Result<Built> {
-    let built = Built { kernel: kernel(options.profile)?, programs: programs()? };
+    let noise = Noise::Warnings;
+    let built = Built { kernel: kernel(options.profile, noise)?, programs: programs(noise)? };
     println!("kernel  {}", built.kernel.display());
     println!("agent   {}", built.programs.agent.display());
     if let Some(init) = &built.programs.init {
@@ -63,11 +82,12 @@ pub fn run(options: &Options) -> Result<Built> {
 }
 
 /// Builds the kernel.
-pub fn kernel(profile: Profile) -> Result<PathBuf> {
+pub fn kernel(profile: Profile, noise: Noise) -> Result<PathBuf> {
     let toolchain = Toolchain::find()?;
     shell::step(format!("building the kernel (profile {})", profile.name()));
     let mut command = toolchain.cargo("build");
-    shell::run(command.args(["--quiet", "--package", "ursa-kernel", "--profile", profile.name()]))?;
+    command.args(["--quiet", "--package", "ursa-kernel", "--profile", profile.name()]);
+    noise.run(&mut command)?;
     let built = paths::target().join(KERNEL_TARGET).join(profile.name()).join("ursa-kernel");
     let kernel = paths::target().join("ursa-kernel");
     // Put in place at once, so that a machine that is booting from the old one is not disturbed.
@@ -79,7 +99,7 @@ pub fn kernel(profile: Profile) -> Result<PathBuf> {
 }
 
 /// Builds the programs of the boot archive.
-pub fn programs() -> Result<Programs> {
+pub fn programs(noise: Noise) -> Result<Programs> {
     hosttools::ensure(hosttools::COMPILER)?;
     let has_init = paths::root().join("services/init/Cargo.toml").exists();
     shell::step("building the programs of the boot archive");
@@ -88,7 +108,7 @@ pub fn programs() -> Result<Programs> {
     if has_init {
         command.args(["--package", "ursa-init"]);
     }
-    shell::run(&mut command)?;
+    noise.run(&mut command)?;
     let folder = paths::target().join(PROGRAM_TARGET).join("release");
     Ok(Programs { agent: folder.join("ursa-agent"), init: has_init.then(|| folder.join("ursa-init")) })
 }

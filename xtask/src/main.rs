@@ -11,6 +11,7 @@ use std::process::ExitCode;
 mod archive;
 mod bench;
 mod build;
+mod campaign;
 mod check;
 mod guest;
 mod hosttools;
@@ -46,6 +47,8 @@ enum Command {
     Vm(vm::Options),
     /// Run a command in a fresh machine; its output and exit status are passed on.
     Guest(guest::Options),
+    /// Run what takes too long for every day.
+    Campaign(campaign::Options),
     /// Measure Ursa beside Debian's kernel.
     Bench(bench::Options),
     /// Check format, lints, documentation, licences and the use of `unsafe`.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(&options).map(|_| ExitCode::SUCCESS),
         Command::Image(options) => image::run(&options),
         Command::Guest(options) => guest::run(options),
+        Command::Campaign(options) => campaign::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Check => check::run(),
         Command::Run(options) => run::run(options),

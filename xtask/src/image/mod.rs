@@ -112,7 +112,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     println!("archive {}", image.archive().display());
     if options.boot {
         let boot = paths::target().join(format!("{name}-boot.cpio"));
-        crate::archive::write_for_ursa(&image, &crate::build::programs()?, &[], &boot)?;
+        crate::archive::write_for_ursa(&image, &crate::build::programs(crate::build::Noise::Failures)?, &[], &boot)?;
         println!("boot    {}", boot.display());
     }
     if options.disk {

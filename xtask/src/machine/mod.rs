@@ -137,12 +137,12 @@ pub struct Boot {
 impl Boot {
     /// Builds what is needed for these options: programs, kernel, image and archive. The archive is put into `folder`.
     pub fn prepare(options: &Options, gpu: Gpu, folder: &Path) -> Result<Boot> {
-        let programs = build::programs()?;
+        let programs = build::programs(build::Noise::Failures)?;
         let image = image::get(&options.image)?;
         let first = if options.init { "init=/usr/sbin/ursa-init ursa.agent=ttyS1" } else { "" };
         match options.kernel {
             Kernel::Ursa => {
-                let kernel = build::kernel(options.profile)?;
+                let kernel = build::kernel(options.profile, build::Noise::Failures)?;
                 let initrd = if options.additions.is_empty() {
                     standard_archive(&image, &programs)?
                 } else {

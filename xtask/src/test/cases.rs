@@ -96,6 +96,9 @@ pub struct Case {
     /// Whether it has a machine of its own, because it harms its surroundings.
     #[serde(default)]
     pub alone: bool,
+    /// Too long for every day: `cargo xtask campaign FILE` runs it, `cargo xtask test` does not.
+    #[serde(default)]
+    pub long: bool,
     /// On which kernels: both without it.
     #[serde(default)]
     pub kernels: Option<Vec<KernelName>>,

@@ -20,9 +20,10 @@ const OWN_TESTS: &str = "guest";
 /// Runs them.
 pub fn run(filter: Option<&str>, kernels: &[Kernel]) -> Result<Tally> {
     let mut tally = Tally::default();
+    let name_fits = |name: &str| filter.is_none_or(|filter| name.contains(filter));
     for file in cases::load()? {
         for &kernel in kernels {
-            run_file(&file, kernel, filter, &mut tally)?;
+            run_file(&file, kernel, &|case, name| !case.long && name_fits(name), &mut tally)?;
         }
     }
     let own = run_own_tests(filter, kernels)?;
@@ -38,10 +39,11 @@ fn run_own_tests(filter: Option<&str>, kernels: &[Kernel]) -> Result<Tally> {
     unit::run_and_count(&mut command)
 }
 
-fn run_file(file: &File, kernel: Kernel, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
+/// Runs the cases of a file that `wanted` chooses by the case and its full name.
+pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> bool, tally: &mut Tally) -> Result<()> {
     let full = |case: &Case| format!("{}::{}", file.name, case.name);
-    let wanted = |case: &&Case| case.runs_on(kernel) && filter.is_none_or(|filter| full(case).contains(filter));
-    let wanted: Vec<&Case> = file.cases.iter().filter(wanted).collect();
+    let chosen = |case: &&Case| case.runs_on(kernel) && wanted(case, &full(case));
+    let wanted: Vec<&Case> = file.cases.iter().filter(chosen).collect();
     if wanted.is_empty() {
         return Ok(());
     }

@@ -17,7 +17,7 @@ const MACHINES: &[(u32, &str)] = &[(2, "1G"), (1, "256M")];
 
 /// Runs them.
 pub fn run(filter: Option<&str>) -> Result<Tally> {
-    let kernel = build::kernel(Profile::Kernel)?;
+    let kernel = build::kernel(Profile::Kernel, build::Noise::Warnings)?;
     let mut tally = Tally::default();
     for &(smp, mem) in MACHINES {
         println!("kernel tests with {smp} CPUs and {mem}");
