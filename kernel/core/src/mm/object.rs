@@ -100,8 +100,6 @@ pub struct MemoryObject {
     /// The page that a sequential reader would miss next.
     ahead_next: AtomicU64,
     ahead_window: AtomicU64,
-    /// The first error of a write-back since the last `sync`.
-    write_error: AtomicU32,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -130,7 +128,6 @@ impl MemoryObject {
             cuts: AtomicU64::new(0),
             ahead_next: AtomicU64::new(0),
             ahead_window: AtomicU64::new(0),
-            write_error: AtomicU32::new(0),
         }
     }
 
@@ -665,18 +662,8 @@ impl MemoryObject {
         }
     }
 
-    /// Marks a page dirty: a store through a shared mapping is about to be allowed. False if the page is gone.
-    pub(super) fn mark_dirty(&self, index: u64) -> bool {
-        let mut pages = self.pages.write();
-        if pages.get(index).is_none() {
-            return false;
-        }
-        pages.set_mark(index, Mark::Dirty, true);
-        true
-    }
-
     /// Writes the dirty pages of `first..end` to the pager and waits for it (`msync`, `fsync`, reclaim). Nothing to do for
-    /// objects without one. The first error since the last call is returned once.
+    /// objects without one.
     pub fn sync(&self, first: u64, end: u64) -> Result {
         let Kind::Pager(pager) = &self.kind else { return Ok(()) };
         let mut at = first;

@@ -160,8 +160,6 @@ pub struct AddressSpace {
     charge: Arc<Charge>,
     /// `oom_score_adj`, -1000..=1000.
     oom_score_adj: AtomicI32,
-    /// Changes with every `exec`-visible event that a reader of `/proc` may care about; also what tells two maps apart.
-    pub(super) changes: AtomicU64,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -196,7 +194,6 @@ impl AddressSpace {
             counters: Arc::default(),
             charge: Arc::default(),
             oom_score_adj: AtomicI32::new(0),
-            changes: AtomicU64::new(0),
         }
     }
 

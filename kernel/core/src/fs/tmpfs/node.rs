@@ -386,6 +386,10 @@ impl FileOps for TmpFile {
         Ok((end + n as u64, n))
     }
 
+    fn fcntl(&self, f: &File, cmd: u32, arg: u64) -> Option<Result<i64>> {
+        crate::mm::memfd::fcntl_seals(&self.object, f, cmd, arg)
+    }
+
     fn is_stream(&self) -> bool {
         false
     }
