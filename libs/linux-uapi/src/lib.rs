@@ -13,6 +13,7 @@ pub mod poll;
 pub mod process;
 pub mod sched;
 pub mod signal;
+pub mod socket;
 pub mod stat;
 pub mod time;
 pub mod tty;

@@ -1,1 +1,14 @@
 //! Sockets.
+//!
+//! A [`Socket`] is the open file; what it does is its family's [`SocketOps`]. Families: `AF_UNIX` ([`unix`]); others are refused
+//! with `EAFNOSUPPORT` until they come.
+
+mod message;
+mod options;
+mod socket;
+pub mod syscall;
+pub mod unix;
+
+pub use message::{Control, Incoming, Outgoing};
+pub use options::Options;
+pub use socket::{Socket, SocketOps};

@@ -148,6 +148,7 @@ const FAMILIES: &[&[Row]] = &[
     crate::futex::syscall::ROWS,
     crate::ipc::syscall::ROWS,
     crate::mm::syscall::ROWS,
+    crate::net::syscall::ROWS,
     crate::poll::syscall::ROWS,
     crate::process::syscall::ROWS,
     crate::sched::syscall::ROWS,

@@ -1,0 +1,86 @@
+//! Socket options that every family has (`SOL_SOCKET`).
+
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+
+use crate::time::Deadline;
+
+/// `net.core.{r,w}mem_default` and `_max`.
+pub const BUFFER_DEFAULT: usize = 212_992;
+const BUFFER_MAX: usize = 212_992;
+/// What even `SO_SNDBUFFORCE` gets at most.
+const BUFFER_FORCE_MAX: usize = (i32::MAX / 2) as usize;
+const SNDBUF_MIN: usize = 4608;
+const RCVBUF_MIN: usize = 2304;
+
+/// The options.
+pub struct Options {
+    /// `SO_RCVBUF`, doubled as Linux doubles it.
+    pub rcvbuf: AtomicUsize,
+    /// `SO_PASSCRED`
+    pub pass_credentials: AtomicBool,
+    /// `SO_PASSPIDFD`
+    pub pass_pidfd: AtomicBool,
+    /// `SO_RCVTIMEO` in nanoseconds; 0 is none.
+    pub receive_timeout_ns: AtomicU64,
+    /// `SO_SNDTIMEO` in nanoseconds; 0 is none.
+    pub send_timeout_ns: AtomicU64,
+    /// `SO_RCVLOWAT`
+    pub receive_low_water: AtomicI32,
+    /// `SO_PRIORITY`
+    pub priority: AtomicI32,
+    /// `SO_MARK`
+    pub mark: AtomicI32,
+    /// Boolean options that are kept and change nothing on a local socket: `SO_REUSEADDR`, `SO_KEEPALIVE`, `SO_BROADCAST` …
+    /// by number.
+    pub kept: AtomicU64,
+    /// `SO_LINGER`: seconds, or -1.
+    pub linger: AtomicI32,
+}
+
+impl Options {
+    /// A new socket's options.
+    pub fn new() -> Self {
+        Options {
+            rcvbuf: AtomicUsize::new(BUFFER_DEFAULT),
+            pass_credentials: AtomicBool::new(false),
+            pass_pidfd: AtomicBool::new(false),
+            receive_timeout_ns: AtomicU64::new(0),
+            send_timeout_ns: AtomicU64::new(0),
+            receive_low_water: AtomicI32::new(1),
+            priority: AtomicI32::new(0),
+            mark: AtomicI32::new(0),
+            kept: AtomicU64::new(0),
+            linger: AtomicI32::new(-1),
+        }
+    }
+
+    /// When a receive that starts now gives up.
+    pub fn receive_deadline(&self) -> Option<Deadline> {
+        deadline(&self.receive_timeout_ns)
+    }
+
+    /// When a send that starts now gives up.
+    pub fn send_deadline(&self) -> Option<Deadline> {
+        deadline(&self.send_timeout_ns)
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn deadline(timeout: &AtomicU64) -> Option<Deadline> {
+    match timeout.load(Ordering::Relaxed) {
+        0 => None,
+        ns => Some(Deadline::after(ns)),
+    }
+}
+
+/// The buffer size that a request for `value` bytes gives: twice that, within limits.
+pub fn buffer_size(value: i32, force: bool, is_send: bool) -> usize {
+    let max = if force { BUFFER_FORCE_MAX } else { BUFFER_MAX };
+    let wanted = usize::try_from(value).unwrap_or(if force { 0 } else { max }).min(max);
+    (wanted * 2).max(if is_send { SNDBUF_MIN } else { RCVBUF_MIN })
+}
