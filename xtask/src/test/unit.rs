@@ -56,6 +56,7 @@ fn summary(line: &str) -> Option<Tally> {
     Some(Tally {
         passed: number_before(" passed").unwrap_or(0),
         failed: number_before(" failed").unwrap_or(0) + number_before(" timed out").unwrap_or(0),
+        skipped: 0,
     })
 }
 
@@ -67,9 +68,9 @@ mod tests {
     fn summaries_of_both_runners_are_read() {
         let libtest =
             "test result: FAILED. 4 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out; finished in 0.00s";
-        assert_eq!(summary(libtest), Some(Tally { passed: 4, failed: 1 }));
+        assert_eq!(summary(libtest), Some(Tally { passed: 4, failed: 1, skipped: 0 }));
         let nextest = "     Summary [   0.512s] 24 tests run: 22 passed (1 slow), 2 failed, 3 skipped";
-        assert_eq!(summary(nextest), Some(Tally { passed: 22, failed: 2 }));
+        assert_eq!(summary(nextest), Some(Tally { passed: 22, failed: 2, skipped: 0 }));
         let clean = "     Summary [   0.005s] 0 tests run: 0 passed, 24 skipped";
         assert_eq!(summary(clean), Some(Tally::default()));
         assert_eq!(summary("test a::b ... ok"), None);
