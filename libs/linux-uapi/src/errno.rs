@@ -209,6 +209,12 @@ impl core::fmt::Display for Errno {
 
 impl core::error::Error for Errno {}
 
+impl From<core::fmt::Error> for Errno {
+    fn from(_: core::fmt::Error) -> Errno {
+        Errno::EIO
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -75,23 +75,24 @@ fn mount_of(kind: u32) -> Result<&'static Arc<Mount>> {
         0o140_000 => (1, "sockfs", SOCK_MAGIC),
         _ => (2, "anon_inodefs", ANON_MAGIC),
     };
-    Ok(MOUNTS[slot].call_once(|| {
-        let params = SuperBlockParams {
-            fs_name: name,
-            magic,
-            attributes_expire: false,
-            cache_negative: false,
-            flags: SbFlags::empty(),
-        };
-        let sb = SuperBlock::new(params, Box::new(AnonFs(magic)));
-        // Nothing is looked up in its root; it is there because a mount has one.
-        let root = NewInode { mode: 0o040_555, uid: 0, gid: 0, rdev: 0 };
-        struct Empty;
-        impl InodeOps for Empty {}
-        sb.set_root(Inode::new(&sb, 1, &root, Box::new(Empty)));
-        let root = Dentry::new_root(Inode::new(&sb, 1, &root, Box::new(Empty)));
-        Mount::new(sb, root, name.as_bytes(), MountFlags::empty())
-    }))
+    Ok(MOUNTS[slot].call_once(|| new_mount(name, magic)))
+}
+
+/// A mount that is attached nowhere, of a file system that nothing is looked up in.
+fn new_mount(name: &'static str, magic: u64) -> Arc<Mount> {
+    struct Empty;
+    impl InodeOps for Empty {}
+    let params = SuperBlockParams {
+        fs_name: name,
+        magic,
+        attributes_expire: false,
+        cache_negative: false,
+        flags: SbFlags::empty(),
+    };
+    let sb = SuperBlock::new(params, Box::new(AnonFs(magic)));
+    let root = NewInode { mode: 0o040_555, uid: 0, gid: 0, rdev: 0 };
+    let root = Dentry::new_root(Inode::new(&sb, 1, &root, Box::new(Empty)));
+    Mount::new(sb, root, name.as_bytes(), MountFlags::empty())
 }
 
 /// The path of an open file; one without gets a path of its own.
@@ -120,7 +121,23 @@ pub fn path_of(file: &Arc<File>) -> Result<Path> {
     Ok(Path { mount, dentry })
 }
 
+/// `NSFS_MAGIC`
+const NS_MAGIC: u64 = 0x6e73_6673;
+
+/// The path of a name space object: `kind:[number]` on a mount of its own.
+///
+/// # Errors
+/// None now; the file system behind it may come to have some.
+pub fn namespace_path(name: &str, number: u64, ops: Box<dyn InodeOps>) -> Result<Path> {
+    static MOUNT: Once<Arc<Mount>> = Once::new();
+    let mount = MOUNT.call_once(|| new_mount("nsfs", NS_MAGIC)).clone();
+    let new = NewInode { mode: 0o100_444, uid: 0, gid: 0, rdev: 0 };
+    let inode = Inode::new(&mount.sb, number, &new, ops);
+    let dentry = Dentry::new_detached(&mount.root, name.as_bytes(), inode, false);
+    Ok(Path { mount, dentry })
+}
+
 /// Whether `path` is one that [`path_of`] made: it is shown by its name alone.
 pub fn is_anon(path: &Path) -> bool {
-    matches!(path.mount.sb.fs_name, "pipefs" | "sockfs" | "anon_inodefs")
+    matches!(path.mount.sb.fs_name, "pipefs" | "sockfs" | "anon_inodefs" | "nsfs")
 }

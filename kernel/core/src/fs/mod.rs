@@ -29,6 +29,7 @@ pub mod open;
 pub mod owner;
 pub mod path;
 pub mod permission;
+pub mod procfs;
 pub mod registry;
 pub mod syscall;
 pub mod tmpfs;
@@ -62,10 +63,12 @@ pub fn init() {
     dentry::set_cache_limit((ursa_hal::mm::stats().total as usize / 2).max(1 << 14));
     registry::register(Arc::new(tmpfs::TmpfsType));
     registry::register(Arc::new(devfs::DevTmpfs));
+    registry::register(Arc::new(procfs::ProcFs));
     let root = inode::NewInode { mode: 0o040_755, uid: 0, gid: 0, rdev: 0 };
     let sb = tmpfs::Tmpfs::create("rootfs", 0, 0, &root, inode::SbFlags::empty());
     let flags = mount::MountFlags::empty();
-    let started = Mount::of(sb, b"rootfs", flags).map(mount::set_root).and_then(|()| devfs::init());
+    let started =
+        Mount::of(sb, b"rootfs", flags).map(mount::set_root).and_then(|()| devfs::init()).and_then(|()| procfs::init());
     if let Err(errno) = started {
         panic!("the root file system cannot be made: {errno}");
     }

@@ -45,6 +45,11 @@ pub(crate) fn syscall_enter(_thread: &Thread, _context: &mut UserContext) -> boo
 }
 pub(crate) fn syscall_exit(_thread: &Thread, _context: &mut UserContext) {}
 pub(crate) fn debug_exception(_thread: &Thread, _dr6: u64) {}
+/// The tracer's process id for `/proc/PID/status`, 0 for none.
+pub fn tracer_id(_thread: &Thread) -> i32 {
+    0
+}
+
 /// Whether a tracer is attached to the thread.
 pub fn is_traced(_thread: &Thread) -> bool {
     false

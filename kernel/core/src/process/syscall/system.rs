@@ -65,6 +65,27 @@ pub fn sys_setdomainname(cx: &mut Cx<'_>, from: UserAddr, len: i32) -> Result {
     Ok(())
 }
 
+/// Sets the host name from the kernel's side (`/proc/sys/kernel/hostname`).
+pub fn set_hostname(text: &[u8]) -> Result {
+    NAMES.lock().host = name_from(text)?;
+    Ok(())
+}
+
+/// Sets the NIS domain name from the kernel's side (`/proc/sys/kernel/domainname`).
+pub fn set_domainname(text: &[u8]) -> Result {
+    NAMES.lock().domain = name_from(text)?;
+    Ok(())
+}
+
+fn name_from(text: &[u8]) -> Result<Name> {
+    if text.len() >= UTS_LEN {
+        return Err(Errno::EINVAL);
+    }
+    let mut bytes = [0; UTS_LEN];
+    bytes[..text.len()].copy_from_slice(text);
+    Ok((bytes, text.len()))
+}
+
 fn read_name(cx: &Cx<'_>, from: UserAddr, len: i32) -> Result<Name> {
     cx.thread.cred().require(Cap::SysAdmin)?;
     let len = usize::try_from(len).ok().filter(|n| *n < UTS_LEN).ok_or(Errno::EINVAL)?;

@@ -1,0 +1,251 @@
+//! procfs: processes and the system as files.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`node`] | directories, generated files, links |
+//! | `pid` | `/proc/PID` and `/proc/PID/task/TID`: a directory that is made anew at each look |
+//! | `status`, `maps`, `fds` | what it holds |
+//! | `system` | `/proc/meminfo`, `cpuinfo`, `stat` … |
+//! | `sysctl` | `/proc/sys` |
+//! | `mounts` | the mount tables |
+//!
+//! Others add files with [`register`], [`register_link`] and [`register_dir`]. Formats are Linux's, byte for byte where
+//! programs parse them.
+//!
+//! References: proc(5), `Documentation/filesystems/proc.rst`.
+
+mod fds;
+mod maps;
+mod mounts;
+pub mod node;
+mod pid;
+mod status;
+mod sysctl;
+mod system;
+
+use alloc::{boxed::Box, format, sync::Arc};
+
+use linux_uapi::raw::general as uapi;
+use node::{FixedDir, GeneratedFile, Link, Listing, make, text_target};
+pub use node::{Generator, Text};
+use ursa_hal::sync::Once;
+
+use super::{
+    file::{DirSink, File, FileOps},
+    inode::{Entry, FileKind, FileSystem, FsStat, Inode, InodeOps, SbFlags, SuperBlock, SuperBlockParams, SuperOps},
+};
+use crate::{
+    Errno, Result,
+    process::{self, Pid, current},
+};
+
+/// `PROC_SUPER_MAGIC`
+const MAGIC: u64 = 0x9fa0;
+/// Positions from here on list processes.
+const PIDS_FROM: u64 = 0x1_0000;
+
+struct ProcSuper;
+
+impl SuperOps for ProcSuper {
+    fn statfs(&self, _sb: &SuperBlock) -> Result<FsStat> {
+        Ok(FsStat { magic: MAGIC, block_size: 4096, name_max: 255, ..FsStat::default() })
+    }
+}
+
+/// The top directory: fixed entries, then a directory for each process.
+struct Root {
+    fixed: FixedDir,
+}
+
+impl InodeOps for Root {
+    fn lookup(&self, dir: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
+        if let Some(inode) = self.fixed.get(name) {
+            return Ok(Entry::stable(inode));
+        }
+        let id = parse_pid(name).ok_or(Errno::ENOENT)?;
+        let thread = process::lookup_tid(id).ok_or(Errno::ENOENT)?;
+        // A thread that is not a leader is found by its number, but not listed, as on Linux.
+        Ok(Entry::volatile(pid::directory(&dir.sb, &thread, false)))
+    }
+
+    fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
+        Ok(Arc::new(Listing(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+            let root = super::inode::inode_of(f)?.ops_as::<Root>().ok_or(Errno::EIO)?;
+            if *pos < PIDS_FROM {
+                if !root.fixed.list(2, pos, sink) {
+                    return Ok(());
+                }
+                *pos = PIDS_FROM;
+            }
+            let mut from = (*pos - PIDS_FROM) as Pid;
+            while let Some(process) = process::next_process(from) {
+                let id = process.pid();
+                let next = PIDS_FROM + id as u64 + 1;
+                let ino = pid::ino(id, 0);
+                if !sink.emit(format!("{id}").as_bytes(), ino, FileKind::Directory.dirent_type(), next) {
+                    return Ok(());
+                }
+                *pos = next;
+                from = id + 1;
+            }
+            Ok(())
+        })))
+    }
+
+    fn fill_attr(&self, _inode: &Inode, attr: &mut super::inode::Attr) {
+        attr.nlink = (process::process_count() + 2) as u32;
+    }
+}
+
+/// A decimal number without leading zeroes.
+fn parse_pid(name: &[u8]) -> Option<Pid> {
+    if name.is_empty() || name.len() > 10 || name[0] == b'0' || !name.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    core::str::from_utf8(name).ok()?.parse().ok()
+}
+
+fn instance() -> &'static Arc<SuperBlock> {
+    static INSTANCE: Once<Arc<SuperBlock>> = Once::new();
+    INSTANCE.call_once(|| {
+        let params = SuperBlockParams {
+            fs_name: "proc",
+            magic: MAGIC,
+            attributes_expire: false,
+            cache_negative: false,
+            flags: SbFlags::empty(),
+        };
+        let sb = SuperBlock::new(params, Box::new(ProcSuper));
+        sb.mounts.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        let ino = sb.next_ino();
+        sb.set_root(make(&sb, ino, uapi::S_IFDIR | 0o555, Box::new(Root { fixed: FixedDir::default() })));
+        sb
+    })
+}
+
+/// The type `proc`.
+pub struct ProcFs;
+
+impl FileSystem for ProcFs {
+    fn name(&self) -> &'static str {
+        "proc"
+    }
+
+    fn mount(&self, _source: &[u8], _flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>> {
+        for option in data.split(|b| *b == b',').filter(|o| !o.is_empty()) {
+            let known =
+                option.starts_with(b"hidepid=") || option.starts_with(b"gid=") || option.starts_with(b"subset=");
+            if !known {
+                return Err(Errno::EINVAL);
+            }
+        }
+        Ok(instance().clone())
+    }
+}
+
+/// Finds or makes the directory that `path` is in; the last component.
+fn with_parent(path: &str, add: impl FnOnce(&FixedDir, &str, &Arc<SuperBlock>)) -> Result {
+    let sb = instance();
+    let root = sb.root()?;
+    let root = root.inode().ok_or(Errno::EIO)?;
+    let (dirs, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let mut at: Option<Arc<Inode>> = None;
+    for part in dirs.split('/').filter(|p| !p.is_empty()) {
+        let dir = fixed_of(at.as_ref().unwrap_or(root))?;
+        let next = match dir.get(part.as_bytes()) {
+            Some(next) => next,
+            None => {
+                let next = make(sb, sb.next_ino(), uapi::S_IFDIR | 0o555, Box::new(FixedDir::default()));
+                dir.insert(part, next.clone());
+                next
+            }
+        };
+        at = Some(next);
+    }
+    add(fixed_of(at.as_ref().unwrap_or(root))?, name, sb);
+    Ok(())
+}
+
+fn fixed_of(inode: &Inode) -> Result<&FixedDir> {
+    if let Some(root) = inode.ops_as::<Root>() {
+        return Ok(&root.fixed);
+    }
+    inode.ops_as::<FixedDir>().ok_or(Errno::ENOTDIR)
+}
+
+/// Adds a file: `register("pressure/cpu", 0o444, generator)`. Directories on the way are made.
+///
+/// # Errors
+/// `ENOTDIR` when a component is a file already.
+pub fn register(path: &str, mode: u32, generator: impl Generator + 'static) -> Result {
+    with_parent(path, |dir, name, sb| {
+        let ops = Box::new(GeneratedFile(Arc::new(generator)));
+        dir.insert(name, make(sb, sb.next_ino(), uapi::S_IFREG | mode & 0o777, ops));
+    })
+}
+
+/// Adds a file with a text that `show` makes.
+///
+/// # Errors
+/// As [`register`].
+pub fn register_text(path: &str, show: impl Fn(&mut Text) -> Result + Send + Sync + 'static) -> Result {
+    register(path, 0o444, show)
+}
+
+/// Adds a symbolic link.
+///
+/// # Errors
+/// As [`register`].
+pub fn register_link(path: &str, target: &'static str) -> Result {
+    with_parent(path, |dir, name, sb| {
+        let ops = Box::new(Link(move || text_target(target)));
+        dir.insert(name, make(sb, sb.next_ino(), uapi::S_IFLNK | 0o777, ops));
+    })
+}
+
+/// Adds an empty directory: a mount point.
+///
+/// # Errors
+/// As [`register`].
+pub fn register_dir(path: &str) -> Result {
+    with_parent(path, |dir, name, sb| {
+        if dir.get(name.as_bytes()).is_none() {
+            dir.insert(name, make(sb, sb.next_ino(), uapi::S_IFDIR | 0o555, Box::new(FixedDir::default())));
+        }
+    })
+}
+
+/// Adds a file or directory with operations of its own.
+///
+/// # Errors
+/// As [`register`].
+pub fn register_inode(path: &str, mode: u32, ops: Box<dyn InodeOps>) -> Result {
+    with_parent(path, |dir, name, sb| dir.insert(name, make(sb, sb.next_ino(), mode, ops)))
+}
+
+/// Takes an entry away.
+///
+/// # Errors
+/// As [`register`].
+pub fn unregister(path: &str) -> Result {
+    with_parent(path, |dir, name, _| drop(dir.remove(name)))
+}
+
+/// Fills the tree.
+///
+/// # Errors
+/// As [`register`].
+pub fn init() -> Result {
+    let link = |name: &str, target: fn() -> Result<super::inode::LinkTarget>| {
+        register_inode(name, uapi::S_IFLNK | 0o777, Box::new(Link(target)))
+    };
+    link("self", || text_target(&format!("{}", current().process().pid())))?;
+    link("thread-self", || {
+        let thread = current();
+        text_target(&format!("{}/task/{}", thread.process().pid(), thread.tid()))
+    })?;
+    register_link("mounts", "self/mounts")?;
+    register_link("net", "self/net")?;
+    system::init()?;
+    sysctl::init()
+}

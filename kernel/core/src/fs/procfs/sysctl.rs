@@ -1,0 +1,327 @@
+//! `/proc/sys`: kernel parameters.
+//!
+//! A parameter is a number or a text that some module owns; here are its name, who may write it and its range. Parameters
+//! whose only value is the one shown are read-only.
+//!
+//! References: `Documentation/admin-guide/sysctl/`, proc_sys_kernel(5), proc_sys_fs(5), proc_sys_vm(5).
+
+use alloc::{boxed::Box, string::String};
+use core::{
+    fmt::Write,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+use ursa_hal::sync::{Once, SpinLock};
+
+use super::{Text, node::Generator, register, register_text, system::uts_field};
+use crate::{
+    Errno, Result,
+    fs::{dentry, permission},
+    process::{self, Cap, capable, rng, syscall::system},
+};
+
+/// A number in an atomic, within a range.
+struct Number {
+    value: &'static AtomicU32,
+    min: u32,
+    max: u32,
+}
+
+impl Generator for Number {
+    fn show(&self, out: &mut Text) -> Result {
+        writeln!(out, "{}", self.value.load(Relaxed))?;
+        Ok(())
+    }
+
+    fn store(&self, text: &str) -> Result {
+        let value: u32 = text.trim().parse().map_err(|_| Errno::EINVAL)?;
+        if !(self.min..=self.max).contains(&value) {
+            return Err(Errno::EINVAL);
+        }
+        self.value.store(value, Relaxed);
+        Ok(())
+    }
+}
+
+/// A text that can be changed, with what happens then.
+struct Editable {
+    show: fn(&mut Text) -> Result,
+    store: fn(&str) -> Result,
+}
+
+impl Generator for Editable {
+    fn show(&self, out: &mut Text) -> Result {
+        (self.show)(out)
+    }
+
+    fn store(&self, text: &str) -> Result {
+        (self.store)(text)
+    }
+}
+
+/// A fixed text.
+fn fixed(path: &str, text: &'static str) -> Result {
+    register_text(path, move |out| {
+        out.push_str(text);
+        out.push('\n');
+        Ok(())
+    })
+}
+
+fn number(path: &str, value: &'static AtomicU32, min: u32, max: u32) -> Result {
+    register(path, 0o644, Number { value, min, max })
+}
+
+/// Eight hexadecimal groups as a UUID of version 4.
+fn uuid(bytes: [u8; 16]) -> String {
+    let mut bytes = bytes;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let mut out = String::new();
+    for (i, byte) in bytes.iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            out.push('-');
+        }
+        let _ = write!(out, "{byte:02x}");
+    }
+    out
+}
+
+fn random_uuid() -> String {
+    let mut bytes = [0; 16];
+    rng::fill(&mut bytes);
+    uuid(bytes)
+}
+
+/// The pattern of `core_pattern`.
+static CORE_PATTERN: SpinLock<Option<Box<str>>> = SpinLock::new(None);
+
+/// Where a core dump is written: `/proc/sys/kernel/core_pattern`.
+pub fn core_pattern() -> String {
+    CORE_PATTERN.lock().as_deref().unwrap_or("core").into()
+}
+
+static SUID_DUMPABLE: AtomicU32 = AtomicU32::new(0);
+static PTRACE_SCOPE: AtomicU32 = AtomicU32::new(0);
+static DMESG_RESTRICT: AtomicU32 = AtomicU32::new(1);
+static PANIC: AtomicU32 = AtomicU32::new(0);
+static SYSRQ: AtomicU32 = AtomicU32::new(0x1b6);
+static SWAPPINESS: AtomicU32 = AtomicU32::new(60);
+static MAX_MAP_COUNT: AtomicU32 = AtomicU32::new(65530);
+
+/// Registers the parameters.
+pub fn init() -> Result {
+    kernel()?;
+    files()?;
+    memory()?;
+    net()
+}
+
+fn kernel() -> Result {
+    register(
+        "sys/kernel/hostname",
+        0o644,
+        Editable {
+            show: |out| {
+                writeln!(out, "{}", uts_field(&system::utsname().nodename))?;
+                Ok(())
+            },
+            store: |text| system::set_hostname(text.as_bytes()),
+        },
+    )?;
+    register(
+        "sys/kernel/domainname",
+        0o644,
+        Editable {
+            show: |out| {
+                writeln!(out, "{}", uts_field(&system::utsname().domainname))?;
+                Ok(())
+            },
+            store: |text| system::set_domainname(text.as_bytes()),
+        },
+    )?;
+    for (name, field) in [
+        ("ostype", (|u| uts_field(&u.sysname).into()) as fn(&linux_uapi::process::Utsname) -> String),
+        ("osrelease", |u| uts_field(&u.release).into()),
+        ("version", |u| uts_field(&u.version).into()),
+    ] {
+        register_text(&alloc::format!("sys/kernel/{name}"), move |out| {
+            writeln!(out, "{}", field(&system::utsname()))?;
+            Ok(())
+        })?;
+    }
+    fixed("sys/kernel/arch", "x86_64")?;
+    register_text("sys/kernel/pid_max", |out| {
+        writeln!(out, "{}", process::pid::PID_MAX)?;
+        Ok(())
+    })?;
+    register_text("sys/kernel/threads-max", |out| {
+        writeln!(out, "{}", process::fork::threads_max())?;
+        Ok(())
+    })?;
+    register_text("sys/kernel/cap_last_cap", |out| {
+        writeln!(out, "{}", process::caps::CAP_LAST)?;
+        Ok(())
+    })?;
+    register_text("sys/kernel/ngroups_max", |out| {
+        writeln!(out, "{}", process::cred::NGROUPS_MAX)?;
+        Ok(())
+    })?;
+    register(
+        "sys/kernel/core_pattern",
+        0o644,
+        Editable {
+            show: |out| {
+                out.push_str(&core_pattern());
+                out.push('\n');
+                Ok(())
+            },
+            store: |text| {
+                // A pipe to a helper needs user-mode helpers started by the kernel, which do not exist here.
+                if text.len() > 127 || text.starts_with('|') {
+                    return Err(Errno::EINVAL);
+                }
+                let new = Box::from(text);
+                let old = CORE_PATTERN.lock().replace(new);
+                drop(old);
+                Ok(())
+            },
+        },
+    )?;
+    fixed("sys/kernel/core_uses_pid", "0")?;
+    fixed("sys/kernel/core_pipe_limit", "0")?;
+    fixed("sys/kernel/randomize_va_space", "2")?;
+    fixed("sys/kernel/overflowuid", "65534")?;
+    fixed("sys/kernel/overflowgid", "65534")?;
+    fixed("sys/kernel/printk", "4\t4\t1\t7")?;
+    fixed("sys/kernel/tainted", "0")?;
+    fixed("sys/kernel/kptr_restrict", "2")?;
+    fixed("sys/kernel/perf_event_paranoid", "4")?;
+    fixed("sys/kernel/unprivileged_bpf_disabled", "2")?;
+    fixed("sys/kernel/modules_disabled", "1")?;
+    fixed("sys/kernel/kexec_load_disabled", "1")?;
+    fixed("sys/kernel/sched_rt_period_us", "1000000")?;
+    fixed("sys/kernel/sched_rt_runtime_us", "950000")?;
+    fixed("sys/kernel/sched_autogroup_enabled", "0")?;
+    fixed("sys/kernel/sem", "32000\t1024000000\t500\t32000")?;
+    fixed("sys/kernel/shmmax", "18446744073692774399")?;
+    fixed("sys/kernel/shmall", "18446744073692774399")?;
+    fixed("sys/kernel/shmmni", "4096")?;
+    fixed("sys/kernel/msgmax", "8192")?;
+    fixed("sys/kernel/msgmnb", "16384")?;
+    fixed("sys/kernel/msgmni", "32000")?;
+    number("sys/kernel/dmesg_restrict", &DMESG_RESTRICT, 0, 1)?;
+    number("sys/kernel/panic", &PANIC, 0, u32::MAX)?;
+    number("sys/kernel/sysrq", &SYSRQ, 0, 0x1ff)?;
+    number("sys/kernel/yama/ptrace_scope", &PTRACE_SCOPE, 0, 3)?;
+    static BOOT_ID: Once<String> = Once::new();
+    register_text("sys/kernel/random/boot_id", |out| {
+        writeln!(out, "{}", BOOT_ID.call_once(random_uuid))?;
+        Ok(())
+    })?;
+    register_text("sys/kernel/random/uuid", |out| {
+        writeln!(out, "{}", random_uuid())?;
+        Ok(())
+    })?;
+    fixed("sys/kernel/random/entropy_avail", "256")?;
+    fixed("sys/kernel/random/poolsize", "256")?;
+    fixed("sys/kernel/random/urandom_min_reseed_secs", "60")?;
+    fixed("sys/kernel/random/write_wakeup_threshold", "256")?;
+    super::register_dir("sys/kernel/keys")?;
+    super::register_dir("sys/user")?;
+    super::register_dir("sys/debug")?;
+    super::register_dir("sys/dev")
+}
+
+fn files() -> Result {
+    fixed("sys/fs/nr_open", "1048576")?;
+    fixed("sys/fs/file-max", "9223372036854775807")?;
+    register_text("sys/fs/file-nr", |out| {
+        let open: usize =
+            process::processes().iter().filter_map(|p| p.representative()).map(|t| t.files().count()).sum();
+        writeln!(out, "{open}\t0\t9223372036854775807")?;
+        Ok(())
+    })?;
+    register_text("sys/fs/inode-nr", |out| {
+        writeln!(out, "{}\t0", dentry::cached_entries())?;
+        Ok(())
+    })?;
+    register_text("sys/fs/inode-state", |out| {
+        writeln!(out, "{}\t0\t0\t0\t0\t0\t0", dentry::cached_entries())?;
+        Ok(())
+    })?;
+    register_text("sys/fs/dentry-state", |out| {
+        writeln!(out, "{}\t0\t45\t0\t0\t0", dentry::cached_entries())?;
+        Ok(())
+    })?;
+    fixed("sys/fs/pipe-max-size", "1048576")?;
+    fixed("sys/fs/pipe-user-pages-hard", "0")?;
+    fixed("sys/fs/pipe-user-pages-soft", "16384")?;
+    fixed("sys/fs/mount-max", "100000")?;
+    fixed("sys/fs/lease-break-time", "45")?;
+    fixed("sys/fs/leases-enable", "0")?;
+    fixed("sys/fs/aio-max-nr", "65536")?;
+    fixed("sys/fs/aio-nr", "0")?;
+    fixed("sys/fs/overflowuid", "65534")?;
+    fixed("sys/fs/overflowgid", "65534")?;
+    fixed("sys/fs/epoll/max_user_watches", "1048576")?;
+    fixed("sys/fs/inotify/max_queued_events", "16384")?;
+    fixed("sys/fs/inotify/max_user_instances", "128")?;
+    fixed("sys/fs/inotify/max_user_watches", "1048576")?;
+    fixed("sys/fs/mqueue/queues_max", "256")?;
+    fixed("sys/fs/mqueue/msg_max", "10")?;
+    fixed("sys/fs/mqueue/msgsize_max", "8192")?;
+    super::register_dir("sys/fs/binfmt_misc")?;
+    number("sys/fs/suid_dumpable", &SUID_DUMPABLE, 0, 2)?;
+    number("sys/fs/protected_symlinks", &permission::PROTECTED_SYMLINKS, 0, 1)?;
+    number("sys/fs/protected_hardlinks", &permission::PROTECTED_HARDLINKS, 0, 1)?;
+    number("sys/fs/protected_fifos", &permission::PROTECTED_FIFOS, 0, 2)?;
+    number("sys/fs/protected_regular", &permission::PROTECTED_REGULAR, 0, 2)
+}
+
+fn memory() -> Result {
+    use crate::mm::account::{OVERCOMMIT, OVERCOMMIT_RATIO};
+    number("sys/vm/overcommit_memory", &OVERCOMMIT, 0, 2)?;
+    number("sys/vm/overcommit_ratio", &OVERCOMMIT_RATIO, 0, 1000)?;
+    number("sys/vm/swappiness", &SWAPPINESS, 0, 200)?;
+    number("sys/vm/max_map_count", &MAX_MAP_COUNT, 65530, 65530)?;
+    register(
+        "sys/vm/drop_caches",
+        0o200,
+        Editable {
+            show: |_| Err(Errno::EACCES),
+            store: |text| match text.trim() {
+                "1" | "2" | "3" | "4" => {
+                    if !capable(Cap::SysAdmin) {
+                        return Err(Errno::EPERM);
+                    }
+                    dentry::shrink_cache(dentry::cached_entries());
+                    Ok(())
+                }
+                _ => Err(Errno::EINVAL),
+            },
+        },
+    )?;
+    fixed("sys/vm/mmap_min_addr", "65536")?;
+    fixed("sys/vm/mmap_rnd_bits", "28")?;
+    fixed("sys/vm/legacy_va_layout", "0")?;
+    fixed("sys/vm/dirty_ratio", "20")?;
+    fixed("sys/vm/dirty_background_ratio", "10")?;
+    fixed("sys/vm/dirty_expire_centisecs", "3000")?;
+    fixed("sys/vm/dirty_writeback_centisecs", "500")?;
+    fixed("sys/vm/nr_hugepages", "0")?;
+    fixed("sys/vm/oom_kill_allocating_task", "0")?;
+    fixed("sys/vm/panic_on_oom", "0")?;
+    fixed("sys/vm/vfs_cache_pressure", "100")?;
+    fixed("sys/vm/memfd_noexec", "0")
+}
+
+fn net() -> Result {
+    fixed("sys/net/core/somaxconn", "4096")?;
+    fixed("sys/net/core/rmem_default", "212992")?;
+    fixed("sys/net/core/rmem_max", "212992")?;
+    fixed("sys/net/core/wmem_default", "212992")?;
+    fixed("sys/net/core/wmem_max", "212992")?;
+    fixed("sys/net/core/optmem_max", "131072")?;
+    fixed("sys/net/unix/max_dgram_qlen", "512")
+}
