@@ -7,7 +7,7 @@
 
 use alloc::vec::Vec;
 
-use ursa_hal::user::{strncpy_from_user, StrError};
+use ursa_hal::user::{StrError, strncpy_from_user};
 
 use crate::user::{UserAddr, UserPtr};
 use crate::{Errno, Result};

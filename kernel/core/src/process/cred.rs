@@ -316,9 +316,8 @@ impl FileCaps {
     /// `EINVAL` for a wrong size or an unknown revision. Revision 3 names a user namespace's root: only root 0 applies
     /// here, another gives `ENODATA` (the attribute does not count).
     pub fn decode(data: &[u8]) -> Result<FileCaps> {
-        let word = |i: usize| -> Option<u64> {
-            Some(u32::from_le_bytes(data.get(i * 4..i * 4 + 4)?.try_into().ok()?) as u64)
-        };
+        let word =
+            |i: usize| -> Option<u64> { Some(u32::from_le_bytes(data.get(i * 4..i * 4 + 4)?.try_into().ok()?) as u64) };
         let magic = word(0).ok_or(Errno::EINVAL)?;
         let (pairs, len) = match magic >> 24 {
             1 => (1, 12),

@@ -17,15 +17,15 @@ use ursa_hal::{fpu, task};
 
 use super::args::ArgBlock;
 use super::cred::{Credentials, ExecFile, FileCaps};
-use super::executable::{parse_script, Executable};
+use super::executable::{Executable, parse_script};
 use super::loader::{self, Loaded};
 use super::rlimit::Resource;
 use super::thread::Thread;
-use super::{exit, Cap};
+use super::{Cap, exit};
 use crate::fs::mount::MountFlags;
 use crate::fs::permission::{self, MAY_READ};
 use crate::user::UserPtr;
-use crate::{ptrace, Errno, Result};
+use crate::{Errno, Result, ptrace};
 
 /// How many `#!` lines may follow each other.
 const SCRIPT_DEPTH: usize = 5;

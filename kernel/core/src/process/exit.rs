@@ -13,13 +13,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering::*;
 
-use linux_uapi::signal::{SigInfo, SIGCHLD, SIGCONT, SIGHUP};
+use linux_uapi::signal::{SIGCHLD, SIGCONT, SIGHUP, SigInfo};
 use ursa_hal::sync::Once;
 use ursa_hal::task;
 
 use super::group::ProcessGroup;
 use super::pid::lookup_pid;
-use super::process::{tree_lock, Process};
+use super::process::{Process, tree_lock};
 use super::thread::Thread;
 use crate::fs::{FdTable, FsContext};
 use crate::mm::AddressSpace;

@@ -11,15 +11,15 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
 use bitflags::bitflags;
-use linux_uapi::signal::{SIGCHLD, NSIG};
+use linux_uapi::signal::{NSIG, SIGCHLD};
 use ursa_hal::trap::UserContext;
 
 use super::cred::Credentials;
-use super::pid::{Pid, PidNumber, PID_MAX};
-use super::process::{tree_lock, Process, ProcessParts};
+use super::pid::{PID_MAX, Pid, PidNumber};
+use super::process::{Process, ProcessParts, tree_lock};
 use super::rlimit::Resource;
 use super::thread::{Thread, ThreadParts};
-use super::{pidfd, Cap};
+use super::{Cap, pidfd};
 use crate::sched;
 use crate::user::UserPtr;
 use crate::wait::WaitQueue;
@@ -228,7 +228,8 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
     if !has(F::VM) {
         super::rseq::inherit(parent, &thread);
     }
-    let vfork_done = has(F::VFORK).then(|| Arc::new(VforkDone { done: AtomicBool::new(false), wait: WaitQueue::new() }));
+    let vfork_done =
+        has(F::VFORK).then(|| Arc::new(VforkDone { done: AtomicBool::new(false), wait: WaitQueue::new() }));
     *thread.vfork_done.lock() = vfork_done.clone();
 
     let mut child_regs = regs.clone();
@@ -369,7 +370,13 @@ fn publish(parent: &Thread, request: &CloneRequest, thread: &Arc<Thread>, is_new
 }
 
 /// Decodes what the legacy calls put into one word.
-pub(super) fn legacy_request(flags: u64, stack_pointer: u64, parent_tid: u64, child_tid: u64, tls: u64) -> CloneRequest {
+pub(super) fn legacy_request(
+    flags: u64,
+    stack_pointer: u64,
+    parent_tid: u64,
+    child_tid: u64,
+    tls: u64,
+) -> CloneRequest {
     CloneRequest {
         flags: CloneFlags::from_bits_truncate(flags & 0xffff_ff00),
         exit_signal: (flags & 0xff) as i32,

@@ -14,8 +14,8 @@ use core::any::Any;
 
 use ursa_hal::sync::{IrqLock, SpinLock};
 
-use super::pid::{Pid, PidNumber};
 use super::Process;
+use super::pid::{Pid, PidNumber};
 
 /// A process group.
 pub struct ProcessGroup {

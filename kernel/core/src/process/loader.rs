@@ -7,7 +7,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use elf_image::{Access, Error as ElfError, Header, Kind, Program, Segment, HEADER_LEN};
+use elf_image::{Access, Error as ElfError, HEADER_LEN, Header, Kind, Program, Segment};
 use linux_uapi::process::auxv::*;
 use ursa_hal::USER_END;
 
@@ -137,11 +137,8 @@ pub fn load(request: &Request<'_>) -> Result<Loaded> {
     let end = program.end.wrapping_add(bias);
     // Without an interpreter a position-independent program sits in the mmap area: its heap must not run into what is
     // mapped above it, so it gets the place that a loaded one would have.
-    let heap_after = if image.header.kind == Kind::Relocatable && interp.is_none() {
-        Layout::pie_base(None)
-    } else {
-        end
-    };
+    let heap_after =
+        if image.header.kind == Kind::Relocatable && interp.is_none() { Layout::pie_base(None) } else { end };
     let heap = Layout::heap_start(heap_after, source(request, &mut random));
     let vdso = crate::time::map_vdso(&vm)?;
     vm.setup_stack(exec_stack)?;

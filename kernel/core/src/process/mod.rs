@@ -32,9 +32,9 @@ pub mod wait;
 
 pub use caps::{Cap, CapSet};
 pub use cred::{Credentials, UserAccount};
-pub use init::{init, spawn_init};
 pub use group::{ControllingTerminal, ProcessGroup, Session};
-pub use pid::{last_pid, lookup_pid, lookup_tid, next_process, process_count, process_group, processes, session, Pid};
+pub use init::{init, spawn_init};
+pub use pid::{Pid, last_pid, lookup_pid, lookup_tid, next_process, process_count, process_group, processes, session};
 pub use process::Process;
-pub use rlimit::{Limit, Resource, Rlimits, RLIM_INFINITY};
-pub use thread::{capable, current, try_current, CurrentThread, Thread};
+pub use rlimit::{Limit, RLIM_INFINITY, Resource, Rlimits};
+pub use thread::{CurrentThread, Thread, capable, current, try_current};

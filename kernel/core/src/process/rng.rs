@@ -10,8 +10,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::*};
 
-use blake2::digest::Digest;
 use blake2::Blake2s256;
+use blake2::digest::Digest;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use ursa_hal::percpu::PerCpu;

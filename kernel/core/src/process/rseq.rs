@@ -7,7 +7,7 @@
 use core::sync::atomic::Ordering::*;
 
 use linux_uapi::process::RseqCs;
-use linux_uapi::signal::{SigInfo, SIGSEGV};
+use linux_uapi::signal::{SIGSEGV, SigInfo};
 use ursa_hal::trap::UserContext;
 
 use super::thread::Thread;
@@ -188,4 +188,3 @@ fn abort_critical_section(rseq: &Rseq, regs: &mut UserContext) -> Result {
     }
     Ok(())
 }
-

@@ -10,7 +10,7 @@
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicU8, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 
 use ursa_hal::sync::{Once, SpinLock};
 use ursa_hal::task::{self, Task};
@@ -21,11 +21,11 @@ use super::pid::{Pid, PidNumber};
 use super::process::Process;
 use super::rseq::Rseq;
 use super::usage::Usage;
+use crate::Result;
 use crate::fs::{FdTable, File, FsContext};
 use crate::mm::AddressSpace;
 use crate::sched;
 use crate::signal::ThreadSignals;
-use crate::Result;
 
 /// The longest thread name, with its NUL (`TASK_COMM_LEN`).
 pub const NAME_LEN: usize = 16;

@@ -42,6 +42,7 @@ crate::syscalls! { ROWS;
     219 restart_syscall => sys_restart_syscall;
     234 tgkill => sys_tgkill, 0 1 2;
     297 rt_tgsigqueueinfo => sys_rt_tgsigqueueinfo, 0 1 2 3;
+    424 pidfd_send_signal => sys_pidfd_send_signal, 0, 1, 2, 3;
 }
 
 fn check_set_size(size: usize) -> Result {
@@ -366,6 +367,47 @@ pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, pid: i32, signo: i32, info: UserAddr
     let info = read_info(cx.thread, info, number, pid)?;
     let target = process::lookup_pid(pid).ok_or(Errno::ESRCH)?;
     send_checked(cx.thread, &target, None, number, info)
+}
+
+/// Sends a signal to what a pidfd stands for; `flags` may choose the thread, the process, or its group.
+pub fn sys_pidfd_send_signal(cx: &mut Cx<'_>, pidfd: i32, signo: i32, info: UserPtr<u8>, flags: u32) -> Result {
+    const PIDFD_SIGNAL_THREAD: u32 = 1;
+    const PIDFD_SIGNAL_THREAD_GROUP: u32 = 2;
+    const PIDFD_SIGNAL_PROCESS_GROUP: u32 = 4;
+    if flags & !7 != 0 || flags.count_ones() > 1 {
+        return Err(Errno::EINVAL);
+    }
+    let file = cx.thread.file(pidfd)?;
+    let target = process::pidfd::of_file(&file)?;
+    let number = decode_signal(signo)?;
+    let to_thread = match flags {
+        PIDFD_SIGNAL_THREAD => true,
+        PIDFD_SIGNAL_THREAD_GROUP | PIDFD_SIGNAL_PROCESS_GROUP => false,
+        _ => matches!(target, process::pidfd::PidFd::Thread(_)),
+    };
+    let process = target.process();
+    if process.is_reaped() {
+        return Err(Errno::ESRCH);
+    }
+    let info = if info.is_null() {
+        own_info(cx.thread, number, if to_thread { SI_TKILL } else { SI_USER })
+    } else {
+        let made_up = read_info(cx.thread, info.addr(), number, process.pid())?;
+        // The program's own number for the signal must agree.
+        let claimed = info.cast::<i32>().read()?;
+        if claimed != signo { return Err(Errno::EINVAL) } else { made_up }
+    };
+    if flags == PIDFD_SIGNAL_PROCESS_GROUP {
+        return kill_many(cx.thread, &process.group().members(), number, info);
+    }
+    if !to_thread {
+        return send_checked(cx.thread, process, None, number, info);
+    }
+    let thread = target.thread()?;
+    if thread.is_dead() {
+        return Err(Errno::ESRCH);
+    }
+    send_checked(cx.thread, process, Some(&thread), number, info)
 }
 
 /// Queues a signal with data to a thread (pthread_sigqueue(3)).

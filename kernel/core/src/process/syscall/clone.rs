@@ -5,9 +5,9 @@ use alloc::sync::Arc;
 use linux_uapi::process::CloneArgs;
 use linux_uapi::zerocopy::{FromZeros, IntoBytes};
 
+use crate::process::Cap;
 use crate::process::fork::{self, CloneFlags, CloneRequest};
 use crate::process::pid::Pid;
-use crate::process::Cap;
 use crate::syscall::Cx;
 use crate::user::{self, UserAddr, UserPtr};
 use crate::{Errno, Result};
@@ -81,7 +81,10 @@ fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs) -> Result<CloneRequest> {
         0 => None,
         // One number for each nested pid namespace; there is one.
         1 => {
-            cx.thread.with_cred(|c| c.has_cap(Cap::SysAdmin) || c.has_cap(Cap::CheckpointRestore)).then_some(()).ok_or(Errno::EPERM)?;
+            cx.thread
+                .with_cred(|c| c.has_cap(Cap::SysAdmin) || c.has_cap(Cap::CheckpointRestore))
+                .then_some(())
+                .ok_or(Errno::EPERM)?;
             Some(UserPtr::<Pid>::new(args.set_tid).read()?)
         }
         _ => return Err(Errno::EINVAL),

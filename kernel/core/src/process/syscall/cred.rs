@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::*;
 
 use linux_uapi::process::{CapData, CapHeader};
 
-use crate::process::cred::{Credentials, SecureBits, UserAccount, NGROUPS_MAX};
+use crate::process::cred::{Credentials, NGROUPS_MAX, SecureBits, UserAccount};
 use crate::process::pid::lookup_tid;
 use crate::process::rlimit::Resource;
 use crate::process::thread::Thread;
@@ -428,4 +428,3 @@ fn ambient(thread: &Thread, args: [u64; 4]) -> Result<u64> {
     thread.set_cred(new);
     Ok(0)
 }
-

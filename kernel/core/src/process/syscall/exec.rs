@@ -27,14 +27,7 @@ pub fn sys_execveat(
     execute(cx, dirfd, path, argv, envp, flags)
 }
 
-fn execute(
-    cx: &mut Cx<'_>,
-    dirfd: i32,
-    path: UserAddr,
-    argv: UserPtr<u64>,
-    envp: UserPtr<u64>,
-    flags: u32,
-) -> Result {
+fn execute(cx: &mut Cx<'_>, dirfd: i32, path: UserAddr, argv: UserPtr<u64>, envp: UserPtr<u64>, flags: u32) -> Result {
     let path = user::read_path(path)?;
     if path.is_empty() && flags & AT_EMPTY_PATH == 0 {
         return Err(Errno::ENOENT);

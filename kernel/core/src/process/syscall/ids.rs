@@ -3,8 +3,8 @@
 use alloc::sync::Arc;
 
 use crate::process::group::{ProcessGroup, Session};
-use crate::process::pid::{lookup_pid, process_group, Pid};
-use crate::process::process::{tree_lock, Process};
+use crate::process::pid::{Pid, lookup_pid, process_group};
+use crate::process::process::{Process, tree_lock};
 use crate::syscall::Cx;
 use crate::{Errno, Result};
 

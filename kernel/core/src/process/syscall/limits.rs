@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use linux_uapi::process::{Rlimit64, Rusage, Tms};
 use linux_uapi::time::Timeval;
 
-use crate::process::pid::{lookup_tid, Pid};
+use crate::process::pid::{Pid, lookup_tid};
 use crate::process::rlimit::{Limit, Resource};
 use crate::process::thread::Thread;
 use crate::process::usage::UsageTotals;

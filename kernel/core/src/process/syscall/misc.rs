@@ -2,12 +2,12 @@
 
 use alloc::sync::Arc;
 use core::cmp::Ordering as Cmp;
-use core::sync::atomic::{fence, Ordering::*};
+use core::sync::atomic::{Ordering::*, fence};
 
-use crate::process::pid::{lookup_tid, process_group, Pid};
+use crate::process::Cap;
+use crate::process::pid::{Pid, lookup_tid, process_group};
 use crate::process::process::process_flags as flags;
 use crate::process::thread::Thread;
-use crate::process::Cap;
 use crate::syscall::Cx;
 use crate::{Errno, Result};
 

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use crate::process::pid::{lookup_pid, lookup_tid, Pid};
+use crate::process::pid::{Pid, lookup_pid, lookup_tid};
 use crate::process::pidfd::{self, PIDFD_THREAD};
 use crate::process::rlimit::Resource;
 use crate::syscall::Cx;

@@ -6,10 +6,10 @@ use core::sync::atomic::Ordering::*;
 use linux_uapi::signal::NSIG;
 
 use super::cred;
+use crate::process::Process;
 use crate::process::cred::Credentials;
 use crate::process::process::process_flags;
-use crate::process::thread::{Thread, NAME_LEN};
-use crate::process::Process;
+use crate::process::thread::{NAME_LEN, Thread};
 use crate::syscall::Cx;
 use crate::user::{self, UserAddr, UserPtr};
 use crate::{Errno, Result};
@@ -49,7 +49,8 @@ const VMA_NAME_MAX: usize = 80;
 pub fn sys_prctl(cx: &mut Cx<'_>, option: i32, a2: u64, a3: u64, a4: u64, a5: u64) -> Result<u64> {
     let thread = cx.thread;
     let process = thread.process();
-    let no_more = |from: usize| if [a2, a3, a4, a5][from..].iter().any(|a| *a != 0) { Err(Errno::EINVAL) } else { Ok(()) };
+    let no_more =
+        |from: usize| if [a2, a3, a4, a5][from..].iter().any(|a| *a != 0) { Err(Errno::EINVAL) } else { Ok(()) };
     if let Some(result) = cred::prctl(thread, option, [a2, a3, a4, a5]) {
         return result;
     }

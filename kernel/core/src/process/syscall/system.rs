@@ -1,10 +1,10 @@
 //! The system as a whole: uname(2), sethostname(2), sysinfo(2), getrandom(2), reboot(2).
 
-use linux_uapi::process::{Sysinfo, Utsname, UTS_LEN};
+use linux_uapi::process::{Sysinfo, UTS_LEN, Utsname};
 use ursa_hal::sync::SpinLock;
 
 use crate::process::pid::Pid;
-use crate::process::{fork, rng, Cap};
+use crate::process::{Cap, fork, rng};
 use crate::syscall::Cx;
 use crate::user::{self, UserAddr, UserPtr};
 use crate::{Errno, Result};

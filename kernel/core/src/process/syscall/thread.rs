@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::*;
 
-use crate::process::pid::{lookup_tid, Pid};
+use crate::process::pid::{Pid, lookup_tid};
 use crate::process::rseq;
 use crate::syscall::Cx;
 use crate::user::UserPtr;

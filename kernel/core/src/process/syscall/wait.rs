@@ -1,7 +1,7 @@
 //! wait4(2), waitid(2).
 
 use linux_uapi::process::Rusage;
-use linux_uapi::signal::{SigInfo, SIGCHLD};
+use linux_uapi::signal::{SIGCHLD, SigInfo};
 
 use crate::process::pid::Pid;
 use crate::process::pidfd;
