@@ -17,7 +17,7 @@ impl AddressSpace {
     pub fn setup_stack(&self, executable: bool) -> Result {
         let mut inner = self.inner.write();
         let top = inner.layout.stack_top;
-        let len = STACK_INITIAL.min(limit(Resource::Stack).next_multiple_of(PAGE)).max(2 * PAGE);
+        let len = STACK_INITIAL.min(limit(Resource::Stack) & !(PAGE - 1)).max(2 * PAGE);
         let mut flags =
             VmFlags::READ | VmFlags::WRITE | VmFlags::MAYACCESS | VmFlags::GROWSDOWN | VmFlags::ACCOUNT | inner.future;
         if executable {

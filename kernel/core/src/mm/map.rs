@@ -96,7 +96,7 @@ pub(super) fn page_len(len: usize) -> Option<u64> {
 /// Checks a page range argument of `munmap`, `mprotect`, `madvise`…: aligned, within user space. Returns its end.
 pub(super) fn user_range(start: VirtAddr, len: u64) -> Option<u64> {
     let start = start.as_u64();
-    (start.is_multiple_of(PAGE) && len <= USER_END && start <= USER_END - len).then_some(start + len)
+    (start.is_multiple_of(PAGE) && len <= USER_END && start <= USER_END - len).then(|| start + len)
 }
 
 impl AddressSpace {
@@ -333,7 +333,7 @@ impl AddressSpace {
 
     fn move_brk(&self, inner: &mut Inner, old: u64, to: u64, removed: &mut Removed) -> Result {
         let layout = &inner.layout;
-        let data = (to - layout.start_brk).saturating_add(layout.end_data - layout.start_data);
+        let data = (to - layout.start_brk).saturating_add(layout.end_data.saturating_sub(layout.start_data));
         if data > limit(Resource::Data) {
             return Err(Errno::ENOMEM);
         }

@@ -94,7 +94,8 @@ impl AddressSpace {
                 self.remove_range(inner, new_addr, new_addr + new_len, removed)?;
             }
             if old_len > new_len {
-                self.remove_range(inner, addr + new_len, addr + old_len, removed)?;
+                let end = user_range(VirtAddr::new(addr), old_len).ok_or(Errno::EINVAL)?;
+                self.remove_range(inner, addr + new_len, end, removed)?;
                 old_len = new_len;
             }
             self.check_resize(inner, addr, old_len, new_len, flags)?;

@@ -280,7 +280,7 @@ impl AddressSpace {
         let rss = self.counters.rss();
         let inner = self.inner.read();
         let exe_pages =
-            inner.layout.end_code.next_multiple_of(PAGE).saturating_sub(inner.layout.start_code & !(PAGE - 1)) / PAGE;
+            inner.layout.end_code.saturating_sub(inner.layout.start_code & !(PAGE - 1)).div_ceil(PAGE);
         Usage {
             vm_size: inner.total,
             vm_peak: inner.peak.max(inner.total),
@@ -394,7 +394,7 @@ impl Vmas<'_> {
         if vma.file().is_some() {
             return None;
         }
-        if vma.start < layout.brk.next_multiple_of(PAGE) && vma.end > layout.start_brk && layout.brk > layout.start_brk
+        if vma.start < layout.brk && vma.end > layout.start_brk && layout.brk > layout.start_brk
         {
             return Some(("", "[heap]"));
         }
