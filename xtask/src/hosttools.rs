@@ -44,6 +44,18 @@ pub const DEBIAN_RUST: &[Tool] = &[
     tool("ld.lld", "lld"),
 ];
 
+/// To make a boot disc. `mformat` and the platform folders are what `grub-mkrescue` looks for.
+pub const ISO: &[Tool] = &[
+    tool("grub-mkrescue", "grub-common"),
+    tool("/usr/lib/grub/i386-pc", "grub-pc-bin"),
+    tool("/usr/lib/grub/x86_64-efi", "grub-efi-amd64-bin"),
+    tool("xorriso", "xorriso"),
+    tool("mformat", "mtools"),
+];
+
+/// UEFI firmware for QEMU.
+pub const OVMF: &[Tool] = &[tool("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf")];
+
 /// To debug the kernel.
 pub const GDB: &[Tool] = &[tool("gdb", "gdb")];
 

@@ -16,6 +16,7 @@ mod check;
 mod guest;
 mod hosttools;
 mod image;
+mod iso;
 mod ksyms;
 mod machine;
 mod paths;
@@ -41,6 +42,8 @@ enum Command {
     Build(build::Options),
     /// Make an image from its recipe in `image/`.
     Image(image::Options),
+    /// Make one file that boots as CD and as disk, on BIOS and UEFI.
+    Iso(iso::Options),
     /// Boot into a login shell on this terminal.
     Run(run::Options),
     /// Start, drive and stop a machine that stays.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Toolchain => toolchain::show(),
         Command::Build(options) => build::run(&options).map(|_| ExitCode::SUCCESS),
         Command::Image(options) => image::run(&options),
+        Command::Iso(options) => iso::run(&options),
         Command::Guest(options) => guest::run(options),
         Command::Campaign(options) => campaign::run(&options),
         Command::Bench(options) => bench::run(&options),

@@ -182,6 +182,21 @@ impl Boot {
         Boot { kind: Kernel::Ursa, kernel, initrd: None, disk: None, append }
     }
 
+    /// The kernel's file.
+    pub fn kernel(&self) -> &Path {
+        &self.kernel
+    }
+
+    /// The archive that is booted with it.
+    pub fn initrd(&self) -> Option<&Path> {
+        self.initrd.as_deref()
+    }
+
+    /// The kernel's command line.
+    pub fn append(&self) -> &str {
+        self.append.trim()
+    }
+
     /// Whose kernel it is.
     pub fn kind(&self) -> Kernel {
         self.kind

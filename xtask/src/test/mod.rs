@@ -1,6 +1,6 @@
-//! `cargo xtask test`: host unit tests, tests inside the kernel, and tests in guests.
+//! `cargo xtask test`: host unit tests, tests inside the kernel, boots, and tests in guests.
 //!
-//! The three kinds run one after the other ([`unit`], [`ktest`], [`guest`]); all of them run even if one fails, and the
+//! The kinds run one after the other ([`unit`], [`ktest`], [`boot`], [`guest`]); all of them run even if one fails, and the
 //! last line counts them together.
 
 use crate::machine::Kernel;
@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use std::process::ExitCode;
 
+mod boot;
 pub mod cases;
 pub mod guest;
 mod ktest;
@@ -40,6 +41,8 @@ pub enum Kind {
     Unit,
     /// Inside the kernel.
     Ktest,
+    /// Every way to start the kernel.
+    Boot,
     /// Programs in a guest.
     Guest,
 }
@@ -99,6 +102,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     };
     run(Kind::Unit, "unit tests on the host", &mut || unit::run(filter));
     run(Kind::Ktest, "tests inside the kernel", &mut || ktest::run(filter));
+    run(Kind::Boot, "boots", &mut || boot::run(filter));
     run(Kind::Guest, "tests in guests", &mut || guest::run(filter, &kernels, options.missing));
     let skipped = if total.skipped == 0 { String::new() } else { format!(", {} skipped", total.skipped) };
     println!("{} passed, {} failed{skipped}", total.passed, total.failed);
