@@ -11,8 +11,24 @@ use ursa_hal::{boot::BootInfo, power};
 use crate::{Errno, Result, fs, ipc, mm, process, sched, time, tty};
 
 /// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.
-const OPTIONS: &[&str] =
-    &["init", "rdinit", "ktest", "panic", "loglevel", "quiet", "console", "rescue", "mask", "maxcpus", "root", "ro", "rw"];
+const OPTIONS: &[&str] = &[
+    "init",
+    "rdinit",
+    "ktest",
+    "panic",
+    "loglevel",
+    "quiet",
+    "debug",
+    "clocksource",
+    "x2apic",
+    "console",
+    "rescue",
+    "mask",
+    "maxcpus",
+    "root",
+    "ro",
+    "rw",
+];
 
 /// What a test run under QEMU ends with (`isa-debug-exit` makes 2 n + 1 of it).
 const KTEST_PASSED: u8 = 0x10;
@@ -70,7 +86,9 @@ fn finish(info: &'static BootInfo) {
     match start_init() {
         Ok(()) => {}
         Err(errno) => {
-            ursa_hal::error!("no first program could be started ({errno}); the boot archive must hold one of {INITS:?}");
+            ursa_hal::error!(
+                "no first program could be started ({errno}); the boot archive must hold one of {INITS:?}"
+            );
             give_up("there is no first program");
         }
     }
@@ -96,8 +114,5 @@ fn start_init() -> Result {
 /// Says what is wrong and stops: a person must be able to read it, a test run must end.
 fn give_up(reason: &str) -> ! {
     ursa_hal::error!("The system cannot start: {reason}.");
-    if ursa_hal::boot::option("panic") == Some("exit") {
-        power::off();
-    }
-    power::halt()
+    ursa_hal::panic::stop()
 }
