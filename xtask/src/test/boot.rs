@@ -76,7 +76,7 @@ pub fn run(filter: Option<&str>) -> Result<Tally> {
         return Ok(tally);
     }
     hosttools::ensure(hosttools::QEMU)?;
-    let kernel = build::kernel(Profile::Kernel)?;
+    let kernel = build::kernel(Profile::Kernel, build::Noise::Warnings)?;
     let folder = tempfile::Builder::new().prefix("ursa-boot-").tempdir_in(paths::target())?;
     let disc = folder.path().join("ursa.iso");
     if chosen.iter().any(|c| c.append.is_none()) {
