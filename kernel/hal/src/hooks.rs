@@ -12,8 +12,6 @@ pub trait Hooks: Sync {
     fn user_fault(&self, addr: VirtAddr, access: Access) -> bool;
     /// Another CPU asked this one to look at its run queue. Interrupt context.
     fn reschedule(&self) {}
-    /// The rate or base of the clock changed: the vDSO page needs [`crate::time::tsc_params`] again. Interrupt context.
-    fn clock_changed(&self) {}
 }
 
 static HOOKS: Once<&'static dyn Hooks> = Once::new();

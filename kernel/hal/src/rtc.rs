@@ -153,7 +153,7 @@ pub fn write(seconds: i64) {
     let t = DateTime::from_unix(seconds);
     let _ports = PORTS.lock();
     let b = cmos_read(reg::STATUS_B);
-    let enc = |v: u32| if b & MODE_BINARY != 0 { v as u8 } else { (v / 10 << 4 | v % 10) as u8 };
+    let enc = |v: u32| if b & MODE_BINARY != 0 { v as u8 } else { ((v / 10) << 4 | (v % 10)) as u8 };
     let hour = match (b & MODE_24H != 0, t.hour) {
         (true, h) => enc(h),
         (false, h) => enc(if h % 12 == 0 { 12 } else { h % 12 }) | if h >= 12 { 0x80 } else { 0 },

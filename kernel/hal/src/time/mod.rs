@@ -2,8 +2,7 @@
 //!
 //! The clock is the TSC where it can be trusted: its rate is known (CPUID, hypervisor) or was measured with a small bound
 //! of error ([`calibrate`]) and agrees with a second reference, it is the same on all CPUs, and it does not stop. Else it is
-//! the HPET or ACPI PM timer. `clocksource=tsc|hpet|acpi_pm` overrides. A second after boot the rate is measured once more over
-//! that longer interval.
+//! the HPET or ACPI PM timer. `clocksource=tsc|hpet|acpi_pm` overrides.
 //!
 //! Events come from each CPU's local APIC timer in one-shot mode, or TSC-deadline mode (*unexercised*).
 //! Locking: the clock's parameters are a `SeqLock`; reading the time takes no lock and works in any context.
