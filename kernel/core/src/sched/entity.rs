@@ -271,6 +271,11 @@ impl TaskExt {
         self.in_user.store(in_user, Ordering::Relaxed);
     }
 
+    /// Where the last tick found the task: what is not booked yet goes there.
+    pub(crate) fn last_sample_was_user(&self) -> bool {
+        self.sampled_user.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_in_user(&self) -> bool {
         self.in_user.load(Ordering::Relaxed)
     }

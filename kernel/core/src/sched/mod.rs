@@ -178,20 +178,20 @@ pub fn new_task(
 
 /// Nanoseconds of CPU time that a task has had, up to now.
 pub fn task_run_ns(task: &Arc<Task>) -> u64 {
-    ext_of(task).run_ns() + unbooked_run_ns(task)
+    with_cpu_time(task, |unbooked| ext_of(task).run_ns() + unbooked)
 }
 
-/// Of those, what runs at this moment and is not booked yet.
-pub fn unbooked_run_ns(task: &Arc<Task>) -> u64 {
+/// Reads a task's CPU time: `f` gets what runs at this moment and is not booked yet, and reads what is. Nothing is booked
+/// meanwhile, so that the sum never goes back.
+pub fn with_cpu_time<R>(task: &Arc<Task>, f: impl FnOnce(u64) -> R) -> R {
     let ext = ext_of(task);
-    let mut unbooked = 0;
+    let mut result = None;
     with_owning_queue(ext, |queue, now| {
-        if queue.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, task)) {
-            unbooked = now.saturating_sub(ext.exec_start.load(Ordering::Relaxed));
-        }
+        let runs = queue.current.as_ref().is_some_and(|current| Arc::ptr_eq(current, task));
+        result = Some(f(if runs { now.saturating_sub(ext.exec_start.load(Ordering::Relaxed)) } else { 0 }));
         false
     });
-    unbooked
+    result.expect("the queue was there")
 }
 
 /// Gives every queue room for `tasks`, so that no wake-up has to allocate.
@@ -454,10 +454,11 @@ pub(crate) fn tick(now: u64) {
         return;
     }
     cpu.tick_at.store(u64::MAX, Ordering::Relaxed);
-    with_current(|ext| ext.sampled_user.store(ext.is_in_user(), Ordering::Relaxed));
     {
         let mut queue = cpu.queue.lock();
         let slice_over = queue.charge_current(now);
+        // After the booking: what readers saw as user or system time must not change sides afterwards.
+        with_current(|ext| ext.sampled_user.store(ext.is_in_user(), Ordering::Relaxed));
         if queue.should_preempt_at_tick(slice_over, now) {
             task::set_need_resched(smp::current_cpu());
         }

@@ -8,7 +8,7 @@ use alloc::sync::{Arc, Weak};
 use linux_uapi::raw::general as uapi;
 
 use crate::process::{self, Process, Thread};
-use crate::{Errno, Result, sched};
+use crate::{Errno, Result};
 
 /// What a CPU-time clock counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,16 +69,9 @@ impl CpuClock {
     }
 }
 
-pub(super) fn thread_ns(thread: &Thread, counts: Counts) -> u64 {
-    use core::sync::atomic::Ordering::Relaxed;
-    let user = thread.usage.user_ns.load(Relaxed);
-    match counts {
-        Counts::User => user,
-        Counts::Total => match thread.task() {
-            Some(task) => sched::task_run_ns(&task),
-            None => user + thread.usage.system_ns.load(Relaxed),
-        },
-    }
+fn thread_ns(thread: &Thread, counts: Counts) -> u64 {
+    let (user, system) = thread.cpu_ns();
+    if counts == Counts::User { user } else { user + system }
 }
 
 fn decode_dynamic(thread: &Thread, id: i32) -> Result<CpuClock> {
