@@ -26,6 +26,9 @@ const KERNEL_FLAGS: &[&str] = &[
     "-C link-arg=-zmax-page-size=0x1000",
 ];
 
+/// Raised when the sysroot is built in another way.
+const SYSROOT_FORMAT: u32 = 2;
+
 /// A compiler for the kernel.
 #[derive(Debug)]
 pub struct Toolchain {
@@ -127,7 +130,7 @@ fn debian_sysroot(cargo: &Path, rustc: &Path) -> Result<PathBuf> {
     let version = shell::output(Command::new(rustc).arg("--version"))?;
     let release = version.split_whitespace().nth(1).context("`rustc --version` names no version")?.to_owned();
     let key: String = version.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
-    let sysroot = paths::cache("sysroot")?.join(&key);
+    let sysroot = paths::cache("sysroot")?.join(format!("{key}-{SYSROOT_FORMAT}"));
     let libraries = sysroot.join("lib/rustlib").join(KERNEL_TARGET).join("lib");
     let _lock = paths::lock(&sysroot)?;
     if libraries.is_dir() {
@@ -152,6 +155,8 @@ fn debian_sysroot(cargo: &Path, rustc: &Path) -> Result<PathBuf> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("__CARGO_TESTS_ONLY_SRC_ROOT", &source)
         .env("CARGO_TARGET_DIR", work.path().join("target"))
+        // The kernel's dist profile optimises across crates, these among them.
+        .env("CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTFLAGS", "-C embed-bitcode=yes")
         .current_dir(work.path())
         .args(["build", "--quiet", "--release", "--target", KERNEL_TARGET])
         .args(["-Zbuild-std=core,alloc,compiler_builtins", "-Zbuild-std-features=compiler-builtins-mem"]);
