@@ -13,7 +13,7 @@ use crate::cpu::cpuid;
 use crate::percpu;
 use crate::sync::{IrqsOff, Once};
 use crate::task::Task;
-use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use alloc::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use core::arch::asm;
 use core::ptr::{self, NonNull};
 
@@ -113,7 +113,7 @@ impl FpuState {
         // SAFETY: the size is not zero.
         let area = NonNull::new(unsafe { alloc_zeroed(Self::layout()) })?;
         let mut s = Self { area };
-        s.reset();
+        s.set_defaults();
         Some(s)
     }
     fn bytes_mut(&mut self) -> &mut [u8] {
@@ -125,16 +125,23 @@ impl FpuState {
         unsafe { core::slice::from_raw_parts(self.area.as_ptr(), features().size) }
     }
     fn reset(&mut self) {
+        self.bytes_mut().fill(0);
+        self.set_defaults();
+    }
+    /// What is not zero after reset.
+    fn set_defaults(&mut self) {
         let b = self.bytes_mut();
-        b.fill(0);
         b[0..2].copy_from_slice(&FCW_DEFAULT.to_le_bytes());
         b[24..28].copy_from_slice(&MXCSR_DEFAULT.to_le_bytes());
     }
     /// A copy. `None` when memory is short. `self` belongs to no running task, or to the current one after it was saved.
     fn duplicate(&self) -> Option<Self> {
-        let mut s = Self::new()?;
-        s.bytes_mut().copy_from_slice(self.bytes());
-        Some(s)
+        // SAFETY: the size is not zero; the whole area is written before anything reads it.
+        unsafe {
+            let area = NonNull::new(alloc(Self::layout()))?;
+            area.copy_from_nonoverlapping(self.area, features().size);
+            Some(Self { area })
+        }
     }
     /// Replaces the state by a checked image. The legacy part alone is accepted too; the rest is then in its initial state.
     fn load(&mut self, image: &[u8]) -> Result<(), BadImage> {

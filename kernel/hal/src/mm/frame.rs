@@ -566,7 +566,10 @@ pub fn stats() -> MemoryStats {
     for cpu in percpu::online().iter() {
         if let Some(l) = percpu::local_of(cpu) {
             // SAFETY: only the atomic count is read; no reference to the rest is made.
-            free += unsafe { (*(&raw const (*l.frames.get()).n)).load(Ordering::Relaxed) } as usize;
+            free += unsafe {
+                let n = &raw const (*l.frames.get()).n;
+                (*n).load(Ordering::Relaxed) as usize
+            };
         }
     }
     MemoryStats { total, free }

@@ -21,6 +21,7 @@ use super::tlb;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
 use crate::percpu;
 use crate::sync::{SpinLock, SpinLockGuard};
+use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -81,7 +82,7 @@ const FEW: usize = 8;
 /// Pages on their way out: address and entry. The list fills a frame if there is one, else a few slots on the stack.
 struct Gather {
     page: Option<Frame>,
-    few: [(u64, u64); FEW],
+    few: [MaybeUninit<(u64, u64)>; FEW],
     n: usize,
     /// First table frame to free, linked through `Meta::prev`.
     tables: u32,
@@ -94,7 +95,7 @@ struct Gather {
 impl Gather {
     #[inline(always)]
     const fn new() -> Self {
-        Self { page: None, few: [(0, 0); FEW], n: 0, tables: 0, n_tables: 0, start: u64::MAX, end: 0 }
+        Self { page: None, few: [MaybeUninit::uninit(); FEW], n: 0, tables: 0, n_tables: 0, start: u64::MAX, end: 0 }
     }
     /// Makes room for up to `pages` pages, if there is memory.
     #[inline]
@@ -104,10 +105,10 @@ impl Gather {
         }
     }
     #[inline]
-    fn slots(&mut self) -> &mut [(u64, u64)] {
+    fn slots(&mut self) -> &mut [MaybeUninit<(u64, u64)>] {
         match &self.page {
-            // SAFETY: the frame is unique and not shown to anybody: 4 KiB of plain memory, aligned, and the slots are
-            // written before they are read. Borrowed from `self`, so there is one reference at a time.
+            // SAFETY: the frame is unique and not shown to anybody: 4 KiB of plain memory, aligned, as uninitialised slots.
+            // Borrowed from `self`, so there is one reference at a time.
             Some(f) => unsafe { core::slice::from_raw_parts_mut(f.ptr().cast(), PAGE_SIZE / size_of::<(u64, u64)>()) },
             None => &mut self.few,
         }
@@ -134,7 +135,7 @@ impl Gather {
             let e = entry(leaf, i);
             if e.load(Ordering::Relaxed) != 0 {
                 let Some(slot) = slots.get_mut(n) else { break };
-                *slot = (base.wrapping_add((i * PAGE_SIZE) as u64), e.swap(0, Ordering::AcqRel));
+                slot.write((base.wrapping_add((i * PAGE_SIZE) as u64), e.swap(0, Ordering::AcqRel)));
                 n += 1;
                 left -= 1;
                 first = first.min(i);
@@ -170,7 +171,9 @@ impl Gather {
             space.tables.fetch_sub(self.n_tables, Ordering::Relaxed);
         }
         let n = core::mem::take(&mut self.n);
-        for &(va, pte) in &self.slots()[..n] {
+        for slot in &self.slots()[..n] {
+            // SAFETY: `take` wrote the first `n` slots.
+            let (va, pte) = unsafe { slot.assume_init() };
             if pte & DEVICE == 0 {
                 // SAFETY: the entry owned a reference and was taken out of the table.
                 let frame = unsafe { Frame::from_raw(PhysAddr(pte & ADDR)) };
@@ -195,17 +198,19 @@ fn bump(c: &core::sync::atomic::AtomicU32, by: i32) -> u32 {
     v
 }
 
+#[inline(always)]
 #[track_caller]
 fn check_range(range: &Range<VirtAddr>) {
-    assert!(
-        range.start.is_page_aligned()
-            && range.end.is_page_aligned()
-            && range.start <= range.end
-            && range.end.0 <= USER_END,
-        "bad user range {:#x}..{:#x}",
-        range.start,
-        range.end
-    );
+    let (start, end) = (range.start.0, range.end.0);
+    if (start | end) & (PAGE - 1) != 0 || start > end || end > USER_END {
+        bad_range(start, end);
+    }
+}
+
+#[cold]
+#[track_caller]
+fn bad_range(start: u64, end: u64) -> ! {
+    panic!("bad user range {start:#x}..{end:#x}");
 }
 
 #[inline]

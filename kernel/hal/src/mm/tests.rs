@@ -305,7 +305,7 @@ ktest! {
                 bits
             };
             assert_eq!(look(true), [(false, false), (true, false), (true, true)]);
-            assert_eq!(look(false)[2].1, false);
+            assert!(!look(false)[2].1);
             user::store_u32(va(2), 6).unwrap();
             assert_eq!(look(true)[2], (true, true));
             task::leave_space();
@@ -356,10 +356,10 @@ ktest! {
                 for _ in 0..4000 {
                     seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let r = seed >> 33;
-                    let size = if r % 50 == 0 { r as usize % 40_000 } else { r as usize % 700 };
+                    let size = if r.is_multiple_of(50) { r as usize % 40_000 } else { r as usize % 700 };
                     let tag = r as u8;
                     mine.push((tag, alloc::vec![tag; size]));
-                    if r % 3 == 0 && mine.len() > 20 {
+                    if r.is_multiple_of(3) && mine.len() > 20 {
                         let at = r as usize % mine.len();
                         let (tag, v) = mine.swap_remove(at);
                         assert!(v.iter().all(|b| *b == tag));

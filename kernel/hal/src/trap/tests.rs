@@ -183,7 +183,7 @@ ktest! {
             assert_eq!(event(&mut ctx), UserEvent::Exception { vector: 13, error_code: 0, dr6: 0 });
         }
         let r = ctx.regs_mut();
-        (r.rip, r.rsp, r.cs, r.ss, r.rflags) = (USER_END, 0x8000_0000_0000_0000, 0x10, 0x18, !0 & !0x100);
+        (r.rip, r.rsp, r.cs, r.ss, r.rflags) = (USER_END, 0x8000_0000_0000_0000, 0x10, 0x18, !0x100);
         assert!(matches!(event(&mut ctx), UserEvent::PageFault { access: Access::Exec, present: false, .. }));
         assert_eq!((ctx.regs().cs, ctx.regs().ss, ctx.regs().rflags >> 12 & 3), (0x33, 0x2b, 0));
         // Stack pages are not executable.
