@@ -7,14 +7,13 @@
 use alloc::sync::{Arc, Weak};
 
 use linux_uapi::raw::general as uapi;
-use ursa_hal::sync::SpinLock;
 use ursa_hal::time;
 
 use super::AddressSpace;
 use crate::process::{self, Process};
 use crate::signal::SigInfo;
 use crate::time::Deadline;
-use crate::wait::WaitQueue;
+use crate::wait::{Mutex, WaitQueue};
 use crate::{Errno, Result};
 
 /// The smallest and largest `oom_score_adj`.
@@ -30,7 +29,8 @@ struct Victim {
     since_ns: u64,
 }
 
-static VICTIM: SpinLock<Option<Victim>> = SpinLock::new(None);
+/// Held while a victim is chosen, so that two who run out at once choose one.
+static VICTIM: Mutex<Option<Victim>> = Mutex::with_queue(None, WaitQueue::new());
 static RETRY: WaitQueue = WaitQueue::new();
 
 /// The weight that decides who ends; `None` for the exempt. `total` is memory in pages.
@@ -57,8 +57,8 @@ pub(super) fn out_of_memory() -> Result {
         return Err(Errno::ENOMEM);
     }
     let now = time::monotonic_ns();
-    let waiting = VICTIM
-        .lock()
+    let mut last = VICTIM.lock();
+    let waiting = last
         .as_ref()
         .is_some_and(|victim| victim.vm.strong_count() > 0 && now.wrapping_sub(victim.since_ns) < PATIENCE_NS);
     if !waiting {
@@ -66,7 +66,7 @@ pub(super) fn out_of_memory() -> Result {
             ursa_hal::error!("out of memory and nothing to end");
             return Err(Errno::ENOMEM);
         };
-        *VICTIM.lock() = Some(Victim { vm: Arc::downgrade(&vm), since_ns: now });
+        *last = Some(Victim { vm: Arc::downgrade(&vm), since_ns: now });
         ursa_hal::error!(
             "Out of memory: Killed process {} ({}) rss:{}kB shmem:{}kB oom_score_adj:{}",
             victim.pid(),
@@ -81,6 +81,7 @@ pub(super) fn out_of_memory() -> Result {
             return Err(Errno::ENOMEM);
         }
     }
+    drop(last);
     // Interrupted by a fatal signal: give up; by the time: try again.
     let deadline = Deadline::after(RETRY_NS);
     match RETRY.wait_killable_until(Some(deadline), || (!ursa_hal::mm::low()).then_some(())) {
