@@ -7,8 +7,8 @@
 
 extern crate alloc;
 
-mod coredump;
 pub mod boot;
+mod coredump;
 pub mod fs;
 pub mod futex;
 mod hooks;

@@ -65,7 +65,8 @@ pub fn init() {
     registry::register(Arc::new(devfs::DevTmpfs));
     registry::register(Arc::new(procfs::ProcFs));
     let root = inode::NewInode { mode: 0o040_755, uid: 0, gid: 0, rdev: 0 };
-    let sb = tmpfs::Tmpfs::create("rootfs", 0, 0, &root, inode::SbFlags::empty());
+    let pages = ursa_hal::mm::stats().total as u64;
+    let sb = tmpfs::Tmpfs::create("rootfs", pages, 0, &root, inode::SbFlags::empty());
     let flags = mount::MountFlags::empty();
     let started =
         Mount::of(sb, b"rootfs", flags).map(mount::set_root).and_then(|()| devfs::init()).and_then(|()| procfs::init());

@@ -21,7 +21,7 @@ use alloc::sync::Arc;
 use core::hash::{Hash, Hasher};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ursa_hal::sync::{SpinLockGuard, SpinLock};
+use ursa_hal::sync::{SpinLock, SpinLockGuard};
 use ursa_hal::task::Task;
 use ursa_hal::user;
 

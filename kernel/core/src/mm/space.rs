@@ -279,8 +279,7 @@ impl AddressSpace {
         let pages = |n: &AtomicI64| n.load(Relaxed).max(0) as u64;
         let rss = self.counters.rss();
         let inner = self.inner.read();
-        let exe_pages =
-            inner.layout.end_code.saturating_sub(inner.layout.start_code & !(PAGE - 1)).div_ceil(PAGE);
+        let exe_pages = inner.layout.end_code.saturating_sub(inner.layout.start_code & !(PAGE - 1)).div_ceil(PAGE);
         Usage {
             vm_size: inner.total,
             vm_peak: inner.peak.max(inner.total),
@@ -394,8 +393,7 @@ impl Vmas<'_> {
         if vma.file().is_some() {
             return None;
         }
-        if vma.start < layout.brk && vma.end > layout.start_brk && layout.brk > layout.start_brk
-        {
+        if vma.start < layout.brk && vma.end > layout.start_brk && layout.brk > layout.start_brk {
             return Some(("", "[heap]"));
         }
         vma.contains(layout.start_stack).then_some(("", "[stack]"))

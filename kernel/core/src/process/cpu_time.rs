@@ -12,7 +12,11 @@ impl Thread {
         match self.task() {
             Some(task) => sched::with_cpu_time(&task, |unbooked| {
                 let (user, system) = booked();
-                if sched::ext_of(&task).last_sample_was_user() { (user + unbooked, system) } else { (user, system + unbooked) }
+                if sched::ext_of(&task).last_sample_was_user() {
+                    (user + unbooked, system)
+                } else {
+                    (user, system + unbooked)
+                }
             }),
             None => booked(),
         }

@@ -19,12 +19,7 @@ use crate::{Errno, Result};
 /// # Errors
 /// `ENXIO` for a nonblocking writer without reader, `EINVAL` for access mode 3, `ERESTARTSYS`.
 pub fn open_fifo(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
-    let (reads, writes) = match flags & uapi::O_ACCMODE {
-        uapi::O_RDONLY => (true, false),
-        uapi::O_WRONLY => (false, true),
-        uapi::O_RDWR => (true, true),
-        _ => return Err(Errno::EINVAL),
-    };
+    let (reads, writes) = sides(flags)?;
     let nonblocking = flags & uapi::O_NONBLOCK != 0;
     let fresh = Pipe::new();
     let pipe = {
@@ -43,6 +38,40 @@ pub fn open_fifo(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
         pipe.open_end(reads, writes);
         pipe
     };
+    enter(pipe, (reads, writes), nonblocking, Some(inode.clone()))
+}
+
+/// Opens a pipe without a name again, through `/proc/PID/fd/N`. `flags` are `O_*`.
+///
+/// # Errors
+/// As [`open_fifo`].
+pub(super) fn reopen(pipe: &Arc<Pipe>, flags: u32) -> Result<Arc<dyn FileOps>> {
+    let (reads, writes) = sides(flags)?;
+    let nonblocking = flags & uapi::O_NONBLOCK != 0;
+    if nonblocking && writes && !reads && !pipe.has_readers() {
+        return Err(Errno::ENXIO);
+    }
+    pipe.open_end(reads, writes);
+    enter(pipe.clone(), (reads, writes), nonblocking, None)
+}
+
+/// Which sides an access mode opens.
+fn sides(flags: u32) -> Result<(bool, bool)> {
+    match flags & uapi::O_ACCMODE {
+        uapi::O_RDONLY => Ok((true, false)),
+        uapi::O_WRONLY => Ok((false, true)),
+        uapi::O_RDWR => Ok((true, true)),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// Makes the end whose sides are already counted, and waits for a partner.
+fn enter(
+    pipe: Arc<Pipe>,
+    (reads, writes): (bool, bool),
+    nonblocking: bool,
+    fifo: Option<Arc<Inode>>,
+) -> Result<Arc<dyn FileOps>> {
     pipe.wake_everybody();
     let end = PipeEnd {
         writer_opens_seen: if reads && nonblocking && !pipe.has_writers() {
@@ -54,10 +83,10 @@ pub fn open_fifo(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
         pipe,
         reads,
         writes,
-        fifo: Some(inode.clone()),
+        fifo,
     };
     if let Err(error) = wait_for_partner(&end, nonblocking) {
-        close(&end, inode);
+        end.close();
         return Err(error);
     }
     Ok(Arc::new(end))

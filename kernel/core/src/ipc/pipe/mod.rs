@@ -183,6 +183,16 @@ impl PipeEnd {
         self.writes.then_some(&self.pipe)
     }
 
+    /// Takes the end back.
+    fn close(&self) {
+        match &self.fifo {
+            Some(inode) => fifo::close(self, inode),
+            None => {
+                self.pipe.close_end(self.reads, self.writes);
+            }
+        }
+    }
+
     fn set_size(&self, size: u64) -> Result<i64> {
         let size = usize::try_from(size).ok().filter(|s| *s <= i32::MAX as usize).ok_or(Errno::EINVAL)?;
         let size = size.max(PAGE).next_power_of_two();
@@ -362,12 +372,11 @@ impl FileOps for PipeEnd {
         write!(out, "pipe:[{}]", self.pipe.ino)
     }
 
+    fn reopen(&self, _f: &Arc<File>, flags: u32) -> Result<Arc<dyn FileOps>> {
+        fifo::reopen(&self.pipe, flags)
+    }
+
     fn release(&self, _f: &File) {
-        match &self.fifo {
-            Some(inode) => fifo::close(self, inode),
-            None => {
-                self.pipe.close_end(self.reads, self.writes);
-            }
-        }
+        self.close();
     }
 }
