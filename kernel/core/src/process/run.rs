@@ -10,6 +10,8 @@
 //! its CPU: so work that arrives between our look and the entry brings us back at once.
 //! References: Linux `kernel/entry/common.c`, `arch/x86/kernel/traps.c`.
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use linux_uapi::signal::{
     BUS_ADRALN, FPE_FLTDIV, FPE_FLTINV, FPE_FLTOVF, FPE_FLTRES, FPE_FLTUND, FPE_INTDIV, ILL_ILLOPN, SI_KERNEL, SIGBUS,
     SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SigInfo, TRAP_HWBKPT, TRAP_TRACE,
@@ -83,6 +85,9 @@ fn before_user_mode(thread: &Thread, ext: &TaskExt, context: &mut UserContext) {
 }
 
 fn page_fault(thread: &Thread, addr: VirtAddr, access: Access, present: bool) {
+    // The thread alone writes its counters.
+    let faults = &thread.usage.minor_faults;
+    faults.store(faults.load(Relaxed) + 1, Relaxed);
     if let Err(fault) = thread.vm().handle_fault(addr, access) {
         // What the CPU told, for the signal frame: present, write, user, instruction fetch.
         let error_code = u64::from(present)
