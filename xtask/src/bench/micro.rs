@@ -1,4 +1,7 @@
 //! Micro-measures: `tests/bench/micro.c`, one CPU, guest time that counts instructions.
+//!
+//! QEMU counts each iteration of a `rep` instruction, so a kernel that clears pages with `rep stosb` looks worse than it is on
+//! hardware. Whoever quotes figures of page faults says so.
 
 use super::{Measure, Subject};
 use crate::archive::Addition;
