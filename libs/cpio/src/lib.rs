@@ -11,7 +11,7 @@
 
 extern crate alloc;
 
-use alloc::vec::Vec;
+use alloc::{vec, vec::Vec};
 use core::fmt;
 
 /// Where the bytes come from.
@@ -208,8 +208,7 @@ impl<'a, I: Input + ?Sized> Reader<'a, I> {
             if name_len == 0 || name_len > NAME_MAX {
                 return Err(Error::Name { offset: start });
             }
-            let mut name = Vec::new();
-            name.resize(name_len as usize, 0);
+            let mut name = vec![0; name_len as usize];
             let name_at = start + HEADER as u64;
             if self.input.read(name_at, &mut name) < name.len() {
                 return Err(Error::Truncated { offset: start });

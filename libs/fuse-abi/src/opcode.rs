@@ -22,7 +22,6 @@ macro_rules! numbered {
         }
     };
 }
-pub(crate) use numbered;
 
 numbered! {
     /// What a request asks for (`enum fuse_opcode`).

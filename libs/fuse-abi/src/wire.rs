@@ -15,7 +15,6 @@ macro_rules! wire {
         )*
     };
 }
-pub(crate) use wire;
 
 wire! {
     /// Attributes of an inode.

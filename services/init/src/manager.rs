@@ -80,16 +80,16 @@ pub enum Action {
     /// Start the service's program, then report [`Manager::spawned`] or [`Manager::spawn_failed`].
     Spawn(String),
     /// Send a signal to the process group of this process.
-    Signal(Pid, Kill),
+    Signal(Pid, Ending),
     /// Tell people.
     Log(String),
     /// All services have stopped after [`Event::Shutdown`].
     AllStopped,
 }
 
-/// The two signals that end a service.
+/// The signals that end a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kill {
+pub enum Ending {
     /// SIGTERM: please end.
     Term,
     /// SIGKILL: the time for that is over.
@@ -488,14 +488,14 @@ impl Service {
                 // A process in an uninterruptible wait may outlive several of these.
                 *deadline = now + Duration::from_millis(self.unit.stop_timeout_ms.max(1));
                 actions.push(Action::Log(format!("{name}: killed: it did not stop in time")));
-                actions.push(Action::Signal(pid, Kill::Kill));
+                actions.push(Action::Signal(pid, Ending::Kill));
             }
             _ => {}
         }
     }
 
     fn abort(&mut self, now: Instant, pid: Pid, reason: &str, actions: &mut Vec<Action>) {
-        actions.push(Action::Signal(pid, Kill::Abort));
+        actions.push(Action::Signal(pid, Ending::Abort));
         let deadline = now + Duration::from_millis(self.unit.stop_timeout_ms);
         self.state = State::Stopping { pid, deadline, then: Then::Fail(reason.to_owned()) };
     }
@@ -503,7 +503,7 @@ impl Service {
     fn stop(&mut self, now: Instant, then: Then, actions: &mut Vec<Action>) {
         match self.state {
             State::Starting { pid, .. } | State::Running { pid, .. } => {
-                actions.push(Action::Signal(pid, Kill::Term));
+                actions.push(Action::Signal(pid, Ending::Term));
                 let deadline = now + Duration::from_millis(self.unit.stop_timeout_ms);
                 self.state = State::Stopping { pid, deadline, then };
             }

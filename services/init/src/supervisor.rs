@@ -25,7 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     control,
-    manager::{Action, Event, ExitKind, Kill, Manager, Pid, State},
+    manager::{Action, Ending, Event, ExitKind, Manager, Pid, State},
     notify::{self, StoreRequest},
     spawn,
     system::Down,
@@ -174,9 +174,9 @@ impl Supervisor {
                 },
                 Action::Signal(pid, kill) => {
                     let signal = match kill {
-                        Kill::Term => Signal::SIGTERM,
-                        Kill::Kill => Signal::SIGKILL,
-                        Kill::Abort => Signal::SIGABRT,
+                        Ending::Term => Signal::SIGTERM,
+                        Ending::Kill => Signal::SIGKILL,
+                        Ending::Abort => Signal::SIGABRT,
                     };
                     // The child leads a session, and so a group, of its own as soon as it has set itself up.
                     let pid = unistd::Pid::from_raw(pid);

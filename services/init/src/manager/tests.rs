@@ -8,7 +8,7 @@ struct Bench {
     now: Instant,
     next_pid: Pid,
     log: Vec<String>,
-    signals: Vec<(Pid, Kill)>,
+    signals: Vec<(Pid, Ending)>,
     all_stopped: bool,
 }
 
@@ -134,7 +134,7 @@ fn a_missed_watchdog_aborts_and_restarts() {
     bench.after(900);
     assert!(bench.signals.is_empty());
     bench.after(100);
-    assert_eq!(bench.signals, [(pid, Kill::Abort)]);
+    assert_eq!(bench.signals, [(pid, Ending::Abort)]);
     bench.send(Event::Exited(pid, ExitKind::Signal(6)));
     bench.after(100);
     assert_ne!(bench.pid("app"), pid);
@@ -147,7 +147,7 @@ fn a_start_that_takes_too_long_is_ended_and_counts_as_a_failure() {
     let pid = bench.pid("app");
     bench.after(50);
     bench.after(20);
-    assert_eq!(bench.signals, [(pid, Kill::Term), (pid, Kill::Kill)]);
+    assert_eq!(bench.signals, [(pid, Ending::Term), (pid, Ending::Kill)]);
     bench.send(Event::Exited(pid, ExitKind::Signal(9)));
     assert!(matches!(bench.state("app"), State::Failed(reason) if reason.contains("not ready")));
 }
@@ -157,9 +157,9 @@ fn shutdown_stops_in_reverse_order() {
     let mut bench = Bench::new(&[("bus", ""), ("app", "after = ['bus']")]);
     let (bus, app) = (bench.pid("bus"), bench.pid("app"));
     bench.send(Event::Shutdown);
-    assert_eq!(bench.signals, [(app, Kill::Term)]);
+    assert_eq!(bench.signals, [(app, Ending::Term)]);
     bench.send(Event::Exited(app, ExitKind::Signal(15)));
-    assert_eq!(bench.signals, [(app, Kill::Term), (bus, Kill::Term)]);
+    assert_eq!(bench.signals, [(app, Ending::Term), (bus, Ending::Term)]);
     assert!(!bench.all_stopped);
     bench.send(Event::Exited(bus, ExitKind::Status(0)));
     assert!(bench.all_stopped);
