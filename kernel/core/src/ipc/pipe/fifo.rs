@@ -22,7 +22,7 @@ pub fn open_fifo(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
     let (reads, writes) = sides(flags)?;
     let nonblocking = flags & uapi::O_NONBLOCK != 0;
     let fresh = Pipe::new();
-    let pipe = {
+    let (pipe, absent_since) = {
         let mut special = inode.special.lock();
         let present = special.clone().and_then(|any| any.downcast::<Pipe>().ok());
         let pipe = present.unwrap_or_else(|| {
@@ -35,10 +35,10 @@ pub fn open_fifo(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
             }
             return Err(Errno::ENXIO);
         }
-        pipe.open_end(reads, writes);
-        pipe
+        let absent_since = count_in(&pipe, reads, writes);
+        (pipe, absent_since)
     };
-    enter(pipe, (reads, writes), nonblocking, Some(inode.clone()))
+    enter(pipe, absent_since, (reads, writes), nonblocking, Some(inode.clone()))
 }
 
 /// Opens a pipe without a name again, through `/proc/PID/fd/N`. `flags` are `O_*`.
@@ -51,8 +51,19 @@ pub(super) fn reopen(pipe: &Arc<Pipe>, flags: u32) -> Result<Arc<dyn FileOps>> {
     if nonblocking && writes && !reads && !pipe.has_readers() {
         return Err(Errno::ENXIO);
     }
+    let absent_since = count_in(pipe, reads, writes);
+    enter(pipe.clone(), absent_since, (reads, writes), nonblocking, None)
+}
+
+/// Counts a new end. When there is no partner: how often its side had been opened before.
+///
+/// The look comes first: a partner that is here already, and waits for us, may do its work and leave as soon as we are
+/// counted; one that comes later moves the counter.
+fn count_in(pipe: &Pipe, reads: bool, writes: bool) -> Option<u32> {
+    let opens = if reads { &pipe.writer_opens } else { &pipe.reader_opens }.load(Ordering::SeqCst);
+    let present = if reads { pipe.has_writers() } else { pipe.has_readers() };
     pipe.open_end(reads, writes);
-    enter(pipe.clone(), (reads, writes), nonblocking, None)
+    (!present && !(reads && writes)).then_some(opens)
 }
 
 /// Which sides an access mode opens.
@@ -68,6 +79,7 @@ fn sides(flags: u32) -> Result<(bool, bool)> {
 /// Makes the end whose sides are already counted, and waits for a partner.
 fn enter(
     pipe: Arc<Pipe>,
+    absent_since: Option<u32>,
     (reads, writes): (bool, bool),
     nonblocking: bool,
     fifo: Option<Arc<Inode>>,
@@ -85,28 +97,23 @@ fn enter(
         writes,
         fifo,
     };
-    if let Err(error) = wait_for_partner(&end, nonblocking) {
+    let partner = match absent_since {
+        Some(opens) if !nonblocking => wait_for_partner(&end, opens),
+        _ => Ok(()),
+    };
+    if let Err(error) = partner {
         end.close();
         return Err(error);
     }
     Ok(Arc::new(end))
 }
 
-fn wait_for_partner(end: &PipeEnd, nonblocking: bool) -> Result {
+/// Sleeps until the other side was opened once more than `before`.
+fn wait_for_partner(end: &PipeEnd, before: u32) -> Result {
     let pipe = &end.pipe;
-    if (end.reads && end.writes) || nonblocking {
-        return Ok(());
-    }
-    // A partner that came and went in the meantime counts.
-    if end.reads {
-        let before = pipe.writer_opens.load(Ordering::SeqCst);
-        let came = || pipe.has_writers() || pipe.writer_opens.load(Ordering::SeqCst) != before;
-        pipe.read_queue.wait_interruptible(None, || came().then_some(()))
-    } else {
-        let before = pipe.reader_opens.load(Ordering::SeqCst);
-        let came = || pipe.has_readers() || pipe.reader_opens.load(Ordering::SeqCst) != before;
-        pipe.write_queue.wait_interruptible(None, || came().then_some(()))
-    }
+    let (queue, opens) =
+        if end.reads { (&pipe.read_queue, &pipe.writer_opens) } else { (&pipe.write_queue, &pipe.reader_opens) };
+    queue.wait_interruptible(None, || (opens.load(Ordering::SeqCst) != before).then_some(()))
 }
 
 /// Takes an end back; the pipe leaves the inode with the last one.
