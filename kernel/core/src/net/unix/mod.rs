@@ -256,15 +256,6 @@ impl Unix {
     fn connect_stream(&self, target: &Address, nonblocking: bool) -> Result {
         let deadline = self.options.send_deadline();
         loop {
-            {
-                let state = self.state.lock();
-                if state.listener.is_some() {
-                    return Err(Errno::EINVAL);
-                }
-                if state.connected {
-                    return Err(Errno::EISCONN);
-                }
-            }
             let listener = self.find(target)?;
             let client = self.me.upgrade().ok_or(Errno::ENOTCONN)?;
             let identity = Identity::of_caller();
@@ -302,6 +293,9 @@ impl Unix {
                 let mut state = self.state.lock();
                 if state.connected {
                     return Err(Errno::EISCONN);
+                }
+                if state.listener.is_some() {
+                    return Err(Errno::EINVAL);
                 }
                 state.connected = true;
                 state.peer = Some(Arc::downgrade(&server));
