@@ -156,12 +156,26 @@ pub(crate) fn patch_smap() {
     }
 }
 
+/// The exception table's entries: instruction and fix-up.
+fn ex_table() -> (*const [u64; 2], usize) {
+    let start = &raw const __ex_table_start;
+    // SAFETY: both symbols belong to the one section, which holds only whole entries.
+    (start, unsafe { (&raw const __ex_table_end).offset_from_unsigned(start) })
+}
+
+/// Sorts the exception table for [`fixup_for`]. Runs before rodata becomes read-only.
+pub(crate) fn sort_ex_table() {
+    let (start, n) = ex_table();
+    // SAFETY: the boot tables map the section writable, one CPU runs, and no other reference to the table exists now.
+    unsafe { core::slice::from_raw_parts_mut(start.cast_mut(), n) }.sort_unstable_by_key(|e| e[0]);
+}
+
 /// Where to go on after a failed user access at `rip`.
 pub(crate) fn fixup_for(rip: u64) -> Option<u64> {
-    let start = &raw const __ex_table_start;
-    // SAFETY: the linker script puts the section's entries between the symbols; read-only.
-    let table = unsafe { core::slice::from_raw_parts(start, (&raw const __ex_table_end).offset_from(start) as usize) };
-    table.iter().find(|e| e[0] == rip).map(|e| e[1])
+    let (start, n) = ex_table();
+    // SAFETY: the section's entries, which nobody writes after boot.
+    let table = unsafe { core::slice::from_raw_parts(start, n) };
+    table.binary_search_by_key(&rip, |e| e[0]).ok().map(|i| table[i][1])
 }
 
 #[inline(always)]

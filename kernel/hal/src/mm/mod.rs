@@ -47,6 +47,7 @@ static BOOT: Once<&'static BootInfo> = Once::new();
 pub fn init(boot: &'static BootInfo) {
     BOOT.call_once(|| boot);
     crate::user::patch_smap();
+    crate::user::sort_ex_table();
     kernel::init(boot);
     let s = stats();
     crate::info!("memory: {} MiB, {} MiB free", s.total >> 8, s.free >> 8);
