@@ -1,8 +1,9 @@
 //! The kernel log: a ring of text lines, and the consoles that follow it.
 //!
 //! Lines are kept in the form that `syslog(2)` gives them, `<level>[seconds.micros] text\n`; consoles print the same without
-//! the level. Any context may log, with interrupts on or off; an NMI or panic that finds the lock taken by its own
-//! CPU writes to the console alone. Locking: one spin lock with interrupts off, a leaf.
+//! the level. Any context may log, with interrupts on or off; NMI handlers use
+//! [`try_write`], which gives up where the lock is taken, maybe by the CPU they interrupted.
+//! Locking: one spin lock with interrupts off, a leaf.
 
 use core::cell::UnsafeCell;
 use core::fmt::{self, Write};
@@ -109,20 +110,37 @@ impl Write for Line {
 /// Logs one line. Use the macros.
 #[doc(hidden)]
 pub fn write(level: Level, args: fmt::Arguments<'_>) {
-    let us = crate::time::log_us();
-    let mut line = Line { buf: [0; LINE_MAX], len: 0 };
-    // Writing to a `Line` cannot fail.
-    let _ = write!(line, "<{}>[{:5}.{:06}] ", level as u8, us / 1_000_000, us % 1_000_000);
-    let _ = line.write_fmt(args);
-    line.buf[line.len] = b'\n';
-    let text = &line.buf[..=line.len];
-    LOG.with(|ring| {
+    let line = Line::new(level, args);
+    LOG.with(|ring| line.emit(level, ring));
+}
+
+/// Logs one line unless the log is in use at this moment. For NMI handlers.
+pub(crate) fn try_write(level: Level, args: fmt::Arguments<'_>) {
+    if !LOG.held.load(Ordering::Relaxed) {
+        write(level, args);
+    }
+}
+
+impl Line {
+    fn new(level: Level, args: fmt::Arguments<'_>) -> Self {
+        let us = crate::time::log_us();
+        let mut line = Self { buf: [0; LINE_MAX], len: 0 };
+        // Writing to a `Line` cannot fail.
+        let _ = write!(line, "<{}>[{:5}.{:06}] ", level as u8, us / 1_000_000, us % 1_000_000);
+        let _ = line.write_fmt(args);
+        line.buf[line.len] = b'\n';
+        line.len += 1;
+        line
+    }
+
+    fn emit(&self, level: Level, ring: &mut Ring) {
+        let text = &self.buf[..self.len];
         ring.push(text);
         if level as u8 <= CONSOLE_LEVEL.load(Ordering::Relaxed) {
             crate::serial::console_write(&text[PREFIX..]);
             crate::console::write(&text[PREFIX..]);
         }
-    });
+    }
 }
 
 /// Logs at a level: `hal::log!(Level::Info, "{} pages", n)`.

@@ -182,9 +182,17 @@ pub(crate) fn send_startup(dest: u32, page: u8) {
     icr(dest, ICR_ASSERT | MODE_STARTUP | u32::from(page));
 }
 
-/// Counts down from `count` to 0, then interrupts once with [`super::vector::TIMER`]; 0 stops the timer.
-pub(crate) fn timer_one_shot(count: u32) {
-    write(reg::LVT_TIMER, u32::from(super::vector::TIMER));
+/// Puts the timer, stopped, into TSC-deadline or one-shot mode, to interrupt with [`super::vector::TIMER`].
+pub(crate) fn timer_enable(deadline: bool) {
+    write(reg::TIMER_INIT, 0);
+    let mode = if deadline { LVT_TSC_DEADLINE } else { 0 };
+    write(reg::LVT_TIMER, mode | u32::from(super::vector::TIMER));
+    // SAFETY: orders the LVT write, in xAPIC mode a store to memory, before MSR writes of deadlines (SDM 11.5.4.1).
+    unsafe { core::arch::asm!("mfence", options(nostack, preserves_flags)) };
+}
+/// One-shot mode: counts down from `count` to 0, then interrupts once; 0 stops the timer.
+#[inline]
+pub(crate) fn timer_start(count: u32) {
     write(reg::TIMER_INIT, count);
 }
 /// Starts the timer for measuring: counts down from the top, no interrupt.
@@ -196,13 +204,8 @@ pub(crate) fn timer_measure() {
 pub(crate) fn timer_now() -> u32 {
     read(reg::TIMER_NOW)
 }
-/// Interrupts when the TSC reaches `tsc`; 0 stops. *Unexercised*: QEMU's TCG has no TSC-deadline mode.
+/// TSC-deadline mode: interrupts when the TSC reaches `tsc`; 0 stops. *Unexercised*: QEMU's TCG does not have it.
 pub(crate) fn timer_deadline(tsc: u64) {
-    write(reg::LVT_TIMER, LVT_TSC_DEADLINE | u32::from(super::vector::TIMER));
-    // SAFETY: only called when the CPU has TSC-deadline mode, which brings the register. The fence orders it behind the
-    // LVT write, which in xAPIC mode is a store to memory (SDM 11.5.4.1).
-    unsafe {
-        core::arch::asm!("mfence", options(nostack, preserves_flags));
-        wrmsr(MSR_TSC_DEADLINE, tsc);
-    }
+    // SAFETY: only called when the CPU has TSC-deadline mode, which brings the register.
+    unsafe { wrmsr(MSR_TSC_DEADLINE, tsc) };
 }

@@ -154,11 +154,9 @@ pub(crate) fn dispatch(v: u8) {
 /// A CPU for the next device interrupt, round robin over those that run.
 fn pick_cpu() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let online: Vec<usize> = crate::percpu::online().iter().collect();
-    match online.len() {
-        0 => 0,
-        n => online[NEXT.fetch_add(1, Ordering::Relaxed) % n],
-    }
+    let online = crate::percpu::online();
+    let n = NEXT.fetch_add(1, Ordering::Relaxed) % online.count().max(1);
+    online.iter().nth(n).unwrap_or(0)
 }
 
 /// A free vector, marked as `line`'s.

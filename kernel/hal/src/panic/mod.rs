@@ -105,7 +105,7 @@ pub(crate) fn nmi(frame: &crate::trap::TrapFrame) {
         crate::cpu::halt_forever();
     }
     if !PANICKING.load(Ordering::SeqCst) {
-        crate::error!("NMI at {rip:#x}: no source known");
+        crate::log::try_write(crate::log::Level::Error, format_args!("NMI at {rip:#x}: no source known"));
         return;
     }
     let me = crate::smp::current_cpu();

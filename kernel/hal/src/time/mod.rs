@@ -63,6 +63,10 @@ static LAPIC_HZ: AtomicU64 = AtomicU64::new(0);
 static USE_DEADLINE: AtomicBool = AtomicBool::new(false);
 /// Each CPU's next deadline; `u64::MAX` is none.
 static DEADLINES: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
+/// When each CPU's timer will interrupt; `u64::MAX` when it is stopped. Never later than the deadline. Deadlines move with every
+/// task switch, mostly further away, and a write to the APIC costs more than the rare interrupt that comes too early: the
+/// timer is only set when it would come too late.
+static ARMED: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(u64::MAX) }; MAX_CPUS];
 
 /// Nanoseconds since boot. Never goes back; 0 before the clocks run.
 #[inline]
@@ -118,6 +122,13 @@ pub fn resolution_ns() -> u64 {
 
 /// Waits without sleeping; for hardware delays of microseconds.
 pub fn spin_ns(ns: u64) {
+    if !RUNNING.load(Ordering::Relaxed) {
+        // Only a panic comes here before the clocks run: longer than asked on any CPU.
+        for _ in 0..ns {
+            core::hint::spin_loop();
+        }
+        return;
+    }
     let end = monotonic_ns() + ns;
     while monotonic_ns() < end {
         core::hint::spin_loop();
@@ -189,7 +200,7 @@ fn measure(r: &Reference) -> (Option<Rate>, Option<Rate>) {
             break;
         }
     }
-    lapic::timer_one_shot(0);
+    lapic::timer_enable(USE_DEADLINE.load(Ordering::Relaxed));
     (tsc, apic)
 }
 
@@ -252,6 +263,7 @@ pub(crate) fn init() {
     LAPIC_HZ.store(apic_hz, Ordering::Relaxed);
     assert!(apic_hz > 0, "the local APIC timer does not run");
     USE_DEADLINE.store(trust && features().contains(Features::TSC_DEADLINE), Ordering::Relaxed);
+    init_ap();
     crate::info!(
         "clock: {}, TSC {}.{:03} MHz ({}, by {}, to {} ppm), APIC timer {}.{:03} MHz",
         clock_name(),
@@ -270,9 +282,9 @@ pub(crate) fn init() {
     }
 }
 
-/// Per-CPU part for an AP.
+/// Sets this CPU's timer up, stopped.
 pub(crate) fn init_ap() {
-    lapic::timer_one_shot(0);
+    lapic::timer_enable(USE_DEADLINE.load(Ordering::Relaxed));
 }
 
 /// Asks for [`crate::Hooks::timer`] on this CPU at monotonic time `at`; `None` for never. Replaces the earlier request.
@@ -283,30 +295,42 @@ pub fn set_deadline(at: Option<u64>) {
     crate::cpu::irq_restore(irqs);
 }
 
+/// Makes this CPU's timer interrupt at `at` or before. Interrupts are off.
 fn arm(at: Option<u64>) {
-    // A reference that wraps has to be read now and then, whatever is asked for.
-    let keep_up = (!USE_TSC.load(Ordering::Relaxed)).then(|| REFERENCE.get().map_or(u64::MAX, |r| r.max_gap_ns() / 2));
-    if at.is_none() && keep_up.is_none() {
-        if USE_DEADLINE.load(Ordering::Relaxed) {
-            lapic::timer_deadline(0)
-        } else {
-            lapic::timer_one_shot(0)
-        }
+    let armed = &ARMED[cpu_id()];
+    let mut target = at.unwrap_or(u64::MAX);
+    if target >= armed.load(Ordering::Relaxed) && USE_TSC.load(Ordering::Relaxed) {
         return;
     }
-    let wait = at.map_or(u64::MAX, |t| t.saturating_sub(monotonic_ns())).min(keep_up.unwrap_or(u64::MAX));
+    let now = monotonic_ns();
+    // A reference that wraps has to be read now and then, whatever is asked for.
+    if !USE_TSC.load(Ordering::Relaxed)
+        && let Some(r) = REFERENCE.get()
+    {
+        target = target.min(now.saturating_add(r.max_gap_ns() / 2));
+    }
+    if target >= armed.load(Ordering::Relaxed) {
+        return;
+    }
+    let wait = target.saturating_sub(now);
     if USE_DEADLINE.load(Ordering::Relaxed) {
         let ticks = u128::from(wait) * u128::from(tsc_hz()) / 1_000_000_000;
         lapic::timer_deadline(rdtsc().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX / 2)).max(1));
     } else {
         // Rounded up: an early interrupt would only be armed again. What exceeds the counter is armed again when it ran out.
-        let ticks = (u128::from(wait) * u128::from(LAPIC_HZ.load(Ordering::Relaxed))).div_ceil(1_000_000_000);
-        lapic::timer_one_shot(ticks.clamp(1, u128::from(u32::MAX)) as u32);
+        let hz = LAPIC_HZ.load(Ordering::Relaxed).max(1);
+        let ticks = (u128::from(wait) * u128::from(hz)).div_ceil(1_000_000_000).max(1);
+        if ticks > u128::from(u32::MAX) {
+            target = now + u64::from(u32::MAX) * 1_000_000_000 / hz;
+        }
+        lapic::timer_start(u32::try_from(ticks).unwrap_or(u32::MAX));
     }
+    armed.store(target, Ordering::Relaxed);
 }
 
 /// The local APIC timer's interrupt.
 pub(crate) fn timer_interrupt() {
+    ARMED[cpu_id()].store(u64::MAX, Ordering::Relaxed);
     let deadline = &DEADLINES[cpu_id()];
     let at = deadline.load(Ordering::Relaxed);
     let now = monotonic_ns();
