@@ -7,6 +7,7 @@
 use alloc::sync::{Arc, Weak};
 
 use linux_uapi::raw::general as uapi;
+use ursa_hal::mm::UserSpace;
 use ursa_hal::time;
 
 use super::AddressSpace;
@@ -24,9 +25,24 @@ const PATIENCE_NS: u64 = 2_000_000_000;
 /// How long a waiter sleeps before it tries again.
 const RETRY_NS: u64 = 10_000_000;
 
+/// How long its page tables take to be freed at most, once nothing refers to them any more.
+const FREEING_NS: u64 = 200_000_000;
+
 struct Victim {
-    vm: Weak<AddressSpace>,
+    space: Weak<UserSpace>,
     since_ns: u64,
+    /// When its memory was first seen on its way back.
+    gone_ns: Option<u64>,
+}
+
+impl Victim {
+    /// Whether its memory may still come back by itself.
+    fn is_ending(&mut self, now: u64) -> bool {
+        if self.space.strong_count() > 0 {
+            return now.wrapping_sub(self.since_ns) < PATIENCE_NS;
+        }
+        now.wrapping_sub(*self.gone_ns.get_or_insert(now)) < FREEING_NS
+    }
 }
 
 /// Held while a victim is chosen, so that two who run out at once choose one.
@@ -58,15 +74,12 @@ pub(super) fn out_of_memory() -> Result {
     }
     let now = time::monotonic_ns();
     let mut last = VICTIM.lock();
-    let waiting = last
-        .as_ref()
-        .is_some_and(|victim| victim.vm.strong_count() > 0 && now.wrapping_sub(victim.since_ns) < PATIENCE_NS);
-    if !waiting {
+    if !last.as_mut().is_some_and(|victim| victim.is_ending(now)) {
         let Some((victim, vm)) = choose() else {
             ursa_hal::error!("out of memory and nothing to end");
             return Err(Errno::ENOMEM);
         };
-        *last = Some(Victim { vm: Arc::downgrade(&vm), since_ns: now });
+        *last = Some(Victim { space: Arc::downgrade(vm.user_space()), since_ns: now, gone_ns: None });
         ursa_hal::error!(
             "Out of memory: Killed process {} ({}) rss:{}kB shmem:{}kB oom_score_adj:{}",
             victim.pid(),
