@@ -208,12 +208,17 @@ impl AddressSpace {
             WriteFault::Shared(frame) => self.copy_page(vma, va, frame),
             WriteFault::NotMapped => {
                 let index = vma.index_of(va);
+                let Some(new) = Frame::alloc() else { return Step::NoMemory };
+                // Mapped under the tree's lock, so that truncation finds the copy or keeps it from being made.
+                let pages = object.pages.read();
                 if index >= object.size().div_ceil(PAGE) {
                     return PAST_END;
                 }
-                let Some(source) = object.peek(index) else { return Step::Fetch(object.clone(), index) };
-                let Some(new) = Frame::alloc() else { return Step::NoMemory };
-                new.copy_from(&source);
+                let Some(source) = pages.get(index) else {
+                    drop(pages);
+                    return Step::Fetch(object.clone(), index);
+                };
+                new.copy_from(source);
                 new.set_tag(TAG_ANON);
                 match self.space.map(VirtAddr::new(va), new, vma.flags.prot(), Default::default()) {
                     Ok(()) => {
