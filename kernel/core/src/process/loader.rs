@@ -219,6 +219,9 @@ fn map_segment(vm: &AddressSpace, file: &Arc<File>, segment: &Segment, bias: u64
             denied: VmFlags::empty(),
         };
         file.file_ops().mmap(file, &mut request)?;
+        if let MapBacking::Object { file: shown, .. } = &mut request.backing {
+            *shown = Some(file.clone());
+        }
         vm.mmap(&request)?;
         // The rest of the last page from the file is zero where memory goes on after it.
         let page_end = file_end.next_multiple_of(PAGE);

@@ -278,6 +278,11 @@ fn set_lock(file: &alloc::sync::Arc<File>, files: &FdTable, fd: i32, arg: u64, o
 }
 
 pub fn sys_flock(cx: &mut Cx<'_>, fd: i32, op: u32) -> Result {
+    // Mandatory locks were never more than a flag, and since Linux 5.17 not even that.
+    const LOCK_MAND: u32 = 32;
+    if op & LOCK_MAND != 0 {
+        return Ok(());
+    }
     let wait = op & uapi::LOCK_NB == 0;
     let kind = op & !uapi::LOCK_NB;
     if !matches!(kind, uapi::LOCK_SH | uapi::LOCK_EX | uapi::LOCK_UN) {
