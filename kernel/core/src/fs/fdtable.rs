@@ -267,7 +267,7 @@ impl FdTable {
                 let mut slots = self.slots.lock();
                 let end = slots.files.len().min(last as usize + 1);
                 while fd < end && batch.len() < 64 {
-                    if slots.used[fd / 64] == 0 && fd % 64 == 0 {
+                    if slots.used[fd / 64] == 0 && fd.is_multiple_of(64) {
                         fd += 64;
                         continue;
                     }

@@ -214,7 +214,7 @@ fn fill(object: &Arc<MemoryObject>, module: &BootModule, entry: &Entry, totals: 
     const PAGE: u64 = PAGE_SIZE as u64;
     object.set_size(entry.size)?;
     let mut done = 0;
-    if entry.data % PAGE == 0 {
+    if entry.data.is_multiple_of(PAGE) {
         let first = entry.data / PAGE;
         while done + PAGE <= entry.size {
             let Some(frame) = module.take_frame(first + done / PAGE) else { break };

@@ -94,10 +94,8 @@ impl OpenRequest {
             uapi::O_WRONLY => MAY_WRITE,
             _ => MAY_READ | MAY_WRITE,
         };
-        if flags & TMPFILE_BIT != 0 {
-            if flags & uapi::O_DIRECTORY == 0 || access & MAY_WRITE == 0 {
-                return Err(Errno::EINVAL);
-            }
+        if flags & TMPFILE_BIT != 0 && (flags & uapi::O_DIRECTORY == 0 || access & MAY_WRITE == 0) {
+            return Err(Errno::EINVAL);
         }
         if flags & uapi::O_PATH != 0 {
             let kept = uapi::O_DIRECTORY | uapi::O_NOFOLLOW | uapi::O_PATH | uapi::O_CLOEXEC;

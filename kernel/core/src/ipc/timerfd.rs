@@ -59,13 +59,11 @@ impl Core {
             return Some(Deadline { clock: base, ns: due });
         }
         state.expired = state.expired.saturating_add(1);
-        let next = if state.interval == 0 {
-            None
-        } else {
-            let missed = (now - due) / state.interval;
+        // An interval of 0 is no interval: the timer fires once.
+        let next = (now - due).checked_div(state.interval).map(|missed| {
             state.expired = state.expired.saturating_add(missed);
-            Some(due.saturating_add((missed + 1).saturating_mul(state.interval)))
-        };
+            due.saturating_add((missed + 1).saturating_mul(state.interval))
+        });
         state.next = next;
         drop(state);
         self.queue.wake_events(PollEvents::POLLIN);

@@ -116,7 +116,7 @@ impl AddressSpace {
             hole |= vma.start > at;
             let (from, to) = (vma.start.max(at), vma.end.min(end));
             let flags = match advice {
-                Advice::Flags(set, clear) => vma.flags - clear | set,
+                Advice::Flags(set, clear) => (vma.flags - clear) | set,
                 Advice::UnlessDevice(clear) if vma.flags.intersects(VmFlags::IO | VmFlags::SPECIAL) => {
                     _ = clear;
                     return Err(Errno::EINVAL);

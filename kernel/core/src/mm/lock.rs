@@ -220,5 +220,5 @@ impl AddressSpace {
 
 /// The flags of a mapping after (un)locking; device memory is never locked.
 fn lock_flags(old: VmFlags, lock: VmFlags) -> VmFlags {
-    if old.intersects(VmFlags::DEVICE | VmFlags::SPECIAL | VmFlags::DROPPABLE) { old } else { old - BOTH | lock }
+    if old.intersects(VmFlags::DEVICE | VmFlags::SPECIAL | VmFlags::DROPPABLE) { old } else { (old - BOTH) | lock }
 }

@@ -147,7 +147,7 @@ impl AddressSpace {
         }
         if req.flags.contains(MapFlags::DROPPABLE) {
             // Contents may vanish: the pages are wiped in a child and not in dumps.
-            flags = flags - (VmFlags::LOCKED | VmFlags::LOCKONFAULT)
+            flags = (flags - (VmFlags::LOCKED | VmFlags::LOCKONFAULT))
                 | VmFlags::DROPPABLE
                 | VmFlags::WIPEONFORK
                 | VmFlags::DONTDUMP;
@@ -272,7 +272,7 @@ impl AddressSpace {
     fn protect_one(&self, inner: &mut Inner, start: u64, end: u64, prot: VmFlags) -> Result {
         let Some(vma) = inner.vmas.find(start) else { return Err(Errno::ENOMEM) };
         let old = vma.flags;
-        let mut new = old - VmFlags::ACCESS | prot;
+        let mut new = (old - VmFlags::ACCESS) | prot;
         if new == old {
             return Ok(());
         }

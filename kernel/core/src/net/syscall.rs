@@ -246,16 +246,16 @@ pub fn sys_recvfrom(
     };
     let n = socket.ops().receive(&mut message)?;
     if addr.as_u64() != 0 {
-        let from = reported_address(socket, message.address);
+        let from = reported_address(message.address);
         write_address(&from, addr, addr_len)?;
     }
     Ok(n)
 }
 
-/// The sender's address as a receive reports it: none for a stream, nor for a sender without a name.
-fn reported_address(socket: &Socket, address: Vec<u8>) -> Vec<u8> {
+/// The sender's address as a receive reports it: none for a sender without a name.
+fn reported_address(address: Vec<u8>) -> Vec<u8> {
     let nameless = address.len() <= 2;
-    if socket.ops().kind() == uapi::SOCK_STREAM && nameless || nameless { Vec::new() } else { address }
+    if nameless { Vec::new() } else { address }
 }
 
 fn send_one(file: &File, hdr: &MsgHdr, flags: u32) -> Result<usize> {
@@ -302,7 +302,7 @@ fn receive_one(file: &File, at: UserPtr<MsgHdr>, flags: u32) -> Result<usize> {
     let Incoming { out_flags, address, control, .. } = message;
     let mut out = hdr;
     if hdr.name != 0 {
-        let from = reported_address(socket, address);
+        let from = reported_address(address);
         let fits = from.len().min(hdr.name_len as usize);
         user::write_bytes(UserAddr::new(hdr.name), &from[..fits])?;
         out.name_len = from.len() as i32;

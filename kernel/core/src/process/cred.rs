@@ -251,15 +251,16 @@ impl Credentials {
         let mut effective = false;
         let mut has_file_caps = false;
         let mut permitted = CapSet::EMPTY;
-        if trust && !self.no_new_privs {
-            if let Some(caps) = &file.caps {
-                has_file_caps = true;
-                effective = caps.effective;
-                permitted = (self.bounding & caps.permitted) | (old.inheritable & caps.inheritable);
-                // A binary that knows nothing of capabilities must not run with half of them.
-                if effective && !caps.permitted.is_subset(permitted) {
-                    return Err(Errno::EPERM);
-                }
+        if trust
+            && !self.no_new_privs
+            && let Some(caps) = &file.caps
+        {
+            has_file_caps = true;
+            effective = caps.effective;
+            permitted = (self.bounding & caps.permitted) | (old.inheritable & caps.inheritable);
+            // A binary that knows nothing of capabilities must not run with half of them.
+            if effective && !caps.permitted.is_subset(permitted) {
+                return Err(Errno::EPERM);
             }
         }
         if !self.securebits.contains(SecureBits::NOROOT) && !(has_file_caps && self.uid != 0 && self.euid == 0) {

@@ -117,13 +117,10 @@ pub(super) struct ProcessParts {
 
 /// Bits of [`Process::flags`]: membarrier's registrations, then `PR_SET_MDWE`'s, then `PR_SET_THP_DISABLE`.
 pub(super) mod process_flags {
-    #![expect(missing_docs, reason = "named after what sets them")]
     pub const MEMBARRIER_GLOBAL_EXPEDITED: u32 = 1;
     pub const MEMBARRIER_PRIVATE_EXPEDITED: u32 = 2;
     pub const MEMBARRIER_SYNC_CORE: u32 = 4;
-    pub const MEMBARRIER_RSEQ: u32 = 8;
     pub const THP_DISABLE: u32 = 16;
-    pub const TSC_SIGSEGV: u32 = 32;
 }
 
 /// The flags that a new program inherits.

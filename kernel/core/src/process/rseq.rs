@@ -74,7 +74,7 @@ pub fn register(thread: &Thread, addr: u64, len: u32, flags: u32, signature: u32
         }
         return Err(if current.signature == signature { Errno::EBUSY } else { Errno::EPERM });
     }
-    let aligned = addr % RSEQ_ALIGN as u64 == 0;
+    let aligned = addr.is_multiple_of(RSEQ_ALIGN as u64);
     if len < RSEQ_SIZE || !aligned {
         return Err(Errno::EINVAL);
     }

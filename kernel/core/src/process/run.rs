@@ -96,7 +96,7 @@ fn page_fault(thread: &Thread, addr: VirtAddr, access: Access, present: bool) {
             | u64::from(access == Access::Exec) << 4;
         const PAGE_FAULT: u64 = 14;
         thread.signals.ptrace.set_fault(PAGE_FAULT, error_code, addr.as_u64());
-        force_fault(thread, fault.signo as u32, fault.code, fault.addr.as_u64());
+        force_fault(thread, fault.signo, fault.code, fault.addr.as_u64());
     }
 }
 

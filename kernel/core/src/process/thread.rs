@@ -94,7 +94,6 @@ pub struct Thread {
     pub(super) over_nproc: AtomicBool,
     _slot: ThreadSlot,
     start_ns: u64,
-    in_exec: AtomicBool,
     exit_requested: AtomicBool,
     exit_status: AtomicI32,
     dead: AtomicBool,
@@ -147,7 +146,6 @@ impl Thread {
             over_nproc: AtomicBool::new(false),
             _slot: parts.slot,
             start_ns: ursa_hal::time::boot_ns(),
-            in_exec: AtomicBool::new(false),
             exit_requested: AtomicBool::new(false),
             exit_status: AtomicI32::new(0),
             dead: AtomicBool::new(false),
@@ -283,15 +281,6 @@ impl Thread {
     /// Returns when the thread started, in nanoseconds of boot time.
     pub fn start_ns(&self) -> u64 {
         self.start_ns
-    }
-
-    /// Returns whether the thread is on its point of no return in execve.
-    pub fn is_in_exec(&self) -> bool {
-        self.in_exec.load(Relaxed)
-    }
-
-    pub(super) fn set_in_exec(&self, on: bool) {
-        self.in_exec.store(on, Relaxed);
     }
 
     /// Called on the thread's own stack whenever it has got a CPU, with interrupts off: its memory becomes the active one.

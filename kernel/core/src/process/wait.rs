@@ -21,15 +21,22 @@ use crate::{Errno, Result};
 bitflags! {
     /// `W*` and `__W*` options.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    #[expect(missing_docs, reason = "the names are those of wait(2)")]
     pub struct WaitOptions: u32 {
+        /// `WNOHANG`
         const NOHANG = 1;
+        /// `WSTOPPED`
         const STOPPED = 2;
+        /// `WEXITED`
         const EXITED = 4;
+        /// `WCONTINUED`
         const CONTINUED = 8;
+        /// `WNOWAIT`
         const NOWAIT = 0x0100_0000;
+        /// `WNOTHREAD`
         const NOTHREAD = 0x2000_0000;
+        /// `WALL`
         const ALL = 0x4000_0000;
+        /// `WCLONE`
         const CLONE = 0x8000_0000;
     }
 }

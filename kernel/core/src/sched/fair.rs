@@ -172,12 +172,6 @@ impl FairQueue {
         }
     }
 
-    /// The deadline of the queued task that would run next.
-    pub(super) fn next_deadline(&mut self) -> Option<u64> {
-        self.settle();
-        self.ready.peek().map(|((deadline, _), _)| deadline)
-    }
-
     /// Takes the task to run next.
     pub(super) fn pop(&mut self) -> Option<Queued> {
         self.settle();

@@ -28,7 +28,6 @@ pub(super) struct RunQueue {
     /// Start of the current one-second window of the real-time throttle, and real-time nanoseconds used in it.
     rt_window_start: u64,
     rt_used_ns: u64,
-    pub(super) switches: u64,
 }
 
 /// Real-time tasks get at most 950 ms of each second while fair tasks wait (`sched_rt_runtime_us`).
@@ -66,7 +65,6 @@ impl RunQueue {
             idle: None,
             rt_window_start: 0,
             rt_used_ns: 0,
-            switches: 0,
         }
     }
 

@@ -221,7 +221,7 @@ fn read_attr(ptr: UserPtr<SchedAttr>) -> Result<SchedAttr> {
         0 => SCHED_ATTR_SIZE_VER0,
         size => size,
     };
-    if size < SCHED_ATTR_SIZE_VER0 || size > ursa_hal::PAGE_SIZE {
+    if !(SCHED_ATTR_SIZE_VER0..=ursa_hal::PAGE_SIZE).contains(&size) {
         let _ = ptr.cast::<u32>().write(&(ours as u32));
         return Err(Errno::E2BIG);
     }

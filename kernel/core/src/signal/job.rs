@@ -10,7 +10,6 @@
 //! Locking: `ProcessSignals::job`, with the process's thread list inside.
 //! References: signal(7), wait(2), POSIX.1-2024 XBD "job control".
 
-use core::sync::atomic::Ordering;
 
 use linux_uapi::signal::{CLD_CONTINUED, CLD_STOPPED, SIG_IGN, SIGCHLD, SIGCONT, SigInfo, SigSet};
 
@@ -185,9 +184,4 @@ pub(super) fn child_info(process: &Process, code: i32, status: i32) -> SigInfo {
     let uid = process.representative().map_or(0, |thread| thread.with_cred(|cred| cred.uid));
     let (user, system) = (usage.user_ns / NS_PER_CLOCK_TICK, usage.system_ns / NS_PER_CLOCK_TICK);
     SigInfo::child(code, process.pid(), uid, status, user, system)
-}
-
-/// Whether the process has been told to end by a signal.
-pub(super) fn is_dying(process: &Process) -> bool {
-    process.signals.fatal.load(Ordering::Acquire) != 0 || process.is_exiting()
 }

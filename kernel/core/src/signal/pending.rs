@@ -117,9 +117,4 @@ impl Pending {
         }
         Some(queued)
     }
-
-    /// Information of pending signals without taking them (`PTRACE_PEEKSIGINFO`).
-    pub(super) fn iter(&self) -> impl Iterator<Item = &SigInfo> {
-        self.queue.iter().map(|queued| &queued.info)
-    }
 }

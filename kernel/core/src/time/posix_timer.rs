@@ -84,7 +84,7 @@ impl PosixTimer {
     }
 
     /// `ns` from now on the timer's clock.
-    pub(super) fn from_now(&self, ns: u64) -> Result<u64> {
+    pub(super) fn after(&self, ns: u64) -> Result<u64> {
         Ok(self.now()?.saturating_add(ns).min(i64::MAX as u64))
     }
 

@@ -375,7 +375,7 @@ pub fn sys_timer_settime(
     let at = match value {
         0 => None,
         value if flags & TIMER_ABSTIME != 0 => Some(value),
-        value => Some(timer.from_now(value)?),
+        value => Some(timer.after(value)?),
     };
     timer.set(at, interval)?;
     old.write_if_given(&to_itimerspec(former))

@@ -172,7 +172,7 @@ impl FileOps for Random {
                 Ok(_) => break,
                 Err(e) => return dst.result(Err(e)),
             }
-            if dst.done() % 4096 == 0 {
+            if dst.done().is_multiple_of(4096) {
                 if crate::fs::interrupted() {
                     break;
                 }

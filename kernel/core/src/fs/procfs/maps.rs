@@ -47,7 +47,7 @@ fn line(vmas: &Vmas<'_>, vma: &Vma, out: &mut Text) -> Result {
         minor(dev),
         ino
     )?;
-    let mut pad = |out: &mut Text| {
+    let pad = |out: &mut Text| {
         while out.0.len() - start < NAME_COLUMN {
             out.push(' ');
         }

@@ -368,7 +368,7 @@ fn uptime(out: &mut Text) -> Result {
 fn loadavg(out: &mut Text) -> Result {
     for load in sched::load_averages() {
         let rounded = load + (1 << 11) / 200;
-        write!(out, "{}.{:02} ", rounded >> 11, (rounded & 0x7ff) * 100 >> 11)?;
+        write!(out, "{}.{:02} ", rounded >> 11, ((rounded & 0x7ff) * 100) >> 11)?;
     }
     let threads: u32 = process::processes().iter().map(|p| p.live_threads()).sum();
     writeln!(out, "{}/{} {}", sched::runnable().max(1), threads, process::last_pid())?;

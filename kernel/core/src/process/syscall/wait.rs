@@ -32,8 +32,7 @@ pub fn sys_wait4(
     let target = match pid {
         -1 => Target::Any,
         0 => Target::Group(cx.thread.process().group().id()),
-        i32::MIN => return Err(Errno::ESRCH),
-        ..0 => Target::Group(-pid),
+        ..0 => Target::Group(pid.checked_neg().ok_or(Errno::ESRCH)?),
         _ => Target::Pid(pid),
     };
     let Some(event) = wait::wait(cx.thread, &target, options | W::EXITED)? else { return Ok(0) };
