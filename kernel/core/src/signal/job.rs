@@ -10,7 +10,6 @@
 //! Locking: `ProcessSignals::job`, with the process's thread list inside.
 //! References: signal(7), wait(2), POSIX.1-2024 XBD "job control".
 
-
 use linux_uapi::signal::{CLD_CONTINUED, CLD_STOPPED, SIG_IGN, SIGCHLD, SIGCONT, SigInfo, SigSet};
 
 use super::SA_NOCLDSTOP;
