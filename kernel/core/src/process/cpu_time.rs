@@ -24,6 +24,16 @@ impl Thread {
 }
 
 impl Process {
+    /// Takes a dead thread off the list that was kept there for its tracer.
+    pub(crate) fn forget_dead_thread(&self, thread: &Thread) {
+        let removed = {
+            let mut threads = self.threads.lock();
+            let at = threads.list.iter().position(|other| core::ptr::eq(&**other, thread));
+            at.map(|at| threads.list.remove(at))
+        };
+        drop(removed);
+    }
+
     /// User and system nanoseconds of all threads, dead and live, what runs at this moment included.
     pub fn cpu_ns(&self) -> (u64, u64) {
         let threads = self.threads.lock();

@@ -227,7 +227,7 @@ fn process_dies(thread: &Arc<Thread>) {
 }
 
 /// Tells the parent of a zombie; reaps it at once when the parent does not care.
-fn notify_parent(process: &Arc<Process>) {
+pub(crate) fn notify_parent(process: &Arc<Process>) {
     let Some(parent) = process.parent() else { return };
     if ptrace::holds_zombie(process) {
         return;

@@ -302,6 +302,7 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
     }
     crate::ptrace::cloned(parent, &thread, request);
     sched::wake_new(&task);
+    crate::ptrace::event_stop_of_clone(parent, regs, request, pid);
 
     if let Some(done) = vfork_done {
         // A fatal signal ends the wait; the child then goes on alone with the memory.

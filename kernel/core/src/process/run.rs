@@ -46,7 +46,7 @@ pub fn user_loop(mut context: UserContext) {
         ext.set_in_user(false);
         match event {
             UserEvent::Syscall => {
-                if ext.work().intersects(Work::SYSCALL_TRACE) {
+                if ext.work().intersects(Work::SYSCALL_TRACE | Work::SINGLE_STEP) {
                     traced_syscall(thread, ext, &mut context);
                 } else {
                     syscall::dispatch(thread, &mut context);
@@ -63,12 +63,16 @@ pub fn user_loop(mut context: UserContext) {
 
 #[cold]
 fn traced_syscall(thread: &Thread, ext: &TaskExt, context: &mut UserContext) {
-    let run = ptrace::syscall_enter(thread, context);
+    let stepping = ext.work().contains(Work::SINGLE_STEP);
+    let run = stepping || ptrace::syscall_enter(thread, context);
     if run {
         syscall::dispatch(thread, context);
     }
+    ptrace::event_during_syscall(thread, context);
     if ext.work().contains(Work::SYSCALL_TRACE) {
         ptrace::syscall_exit(thread, context);
+    } else if stepping && ext.work().contains(Work::SINGLE_STEP) {
+        ptrace::step_over_syscall(thread, context);
     }
 }
 
@@ -109,7 +113,6 @@ fn exception(thread: &Thread, ext: &TaskExt, context: &UserContext, vector: u8, 
             const SINGLE_STEP: u64 = 1 << 14;
             let code = if dr6 & SINGLE_STEP != 0 { TRAP_TRACE } else { TRAP_HWBKPT };
             ext.take_work(Work::SINGLE_STEP);
-            ptrace::debug_exception(thread, dr6);
             SigInfo::fault(SIGTRAP, code, rip)
         }
         3 => SigInfo::fault(SIGTRAP, SI_KERNEL, 0),

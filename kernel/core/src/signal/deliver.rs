@@ -59,7 +59,7 @@ pub(crate) fn deliver(thread: &Thread, context: &mut UserContext) {
         if end_if_killed(thread) {
             return;
         }
-        job::sleep_while_stopped(thread);
+        job::sleep_while_stopped(thread, context);
         if end_if_killed(thread) {
             return;
         }
@@ -145,6 +145,7 @@ fn run_handler(thread: &Thread, context: &mut UserContext, info: &SigInfo, actio
     // After sigsuspend and its kin the handler returns to the mask of before.
     let saved = mask::take_saved(thread).unwrap_or(blocked);
     crate::process::rseq::on_signal(thread, context);
+    ptrace::hide_step(thread, context);
     frame::push(thread, context, info, action, saved, action.flags & SA_ONSTACK != 0)?;
     if action.flags & SA_RESETHAND != 0 {
         thread.process().signals.actions().set_default(signo);

@@ -16,6 +16,7 @@ use super::SA_NOCLDSTOP;
 use super::state::ProcessSignals;
 use crate::process::{Process, Thread};
 use crate::sched::{self, SleepState, Work};
+use ursa_hal::trap::UserContext;
 
 /// Stop state of a process; see the module's text.
 #[derive(Default)]
@@ -30,6 +31,8 @@ pub(super) struct Job {
     unread_stop: Option<u32>,
     /// News for waitid(2): continued and not yet waited for.
     unread_continue: bool,
+    /// Counts stops, so that a tracee that was let out of one does not fall back into it.
+    generation: u64,
     /// The parent is yet to be told that the process goes on.
     tell_continued: bool,
 }
@@ -64,6 +67,7 @@ pub(super) fn begin_stop(process: &Process, signo: u32) {
         let mut job = process.signals.job.lock();
         if job.stop_signal.is_none() {
             job.stop_signal = Some(signo);
+            job.generation += 1;
             job.sleeping = 0;
             job.complete = false;
             job.unread_continue = false;
@@ -111,8 +115,16 @@ pub(super) fn forget_continue(process: &Process) {
 }
 
 /// Sleeps while the process is stopped. Called on the way to user mode.
-pub(super) fn sleep_while_stopped(thread: &Thread) {
+pub(super) fn sleep_while_stopped(thread: &Thread, context: &mut UserContext) {
     let process = thread.process();
+    let (signo, generation) = {
+        let job = process.signals.job.lock();
+        let Some(signo) = job.stop_signal else { return };
+        (signo, job.generation)
+    };
+    if crate::ptrace::passed_stop(thread, generation) {
+        return;
+    }
     let completed = {
         let mut job = process.signals.job.lock();
         if job.stop_signal.is_none() {
@@ -124,9 +136,15 @@ pub(super) fn sleep_while_stopped(thread: &Thread) {
     if completed {
         tell_parent(process, CLD_STOPPED);
     }
+    if crate::ptrace::group_stop(thread, context, signo, generation) {
+        return;
+    }
     loop {
         sched::prepare_to_sleep(SleepState::STOPPED);
         if process.signals.job.lock().stop_signal.is_none() || sched::fatal_signal_pending() {
+            break;
+        }
+        if crate::ptrace::wants_stop(thread, generation) {
             break;
         }
         sched::schedule();

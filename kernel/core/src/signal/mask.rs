@@ -19,6 +19,12 @@ pub fn set_blocked(thread: &Thread, mask: SigSet) {
     recalculate(thread);
 }
 
+/// Sets the blocked mask of a tracee that stands still.
+pub(crate) fn set_blocked_of_tracee(thread: &Thread, mask: SigSet) {
+    thread.signals.store_blocked(mask);
+    super::send::notify_thread(thread);
+}
+
 /// Makes other threads look at signals of the process that `thread` no longer takes.
 pub(super) fn retarget(thread: &Thread, signals: SigSet) {
     let others = thread.process().threads();

@@ -2,7 +2,8 @@
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use linux_uapi::signal::{NSIG, SIG_DFL, SIG_IGN, SigAction, SigAltStack, SigSet};
@@ -12,6 +13,7 @@ use super::SS_DISABLE;
 use super::job::Job;
 use super::pending::{Pending, Queued};
 use crate::Result;
+use crate::process::Thread;
 use crate::ptrace::Tracee;
 use crate::syscall::{Cx, SysRet};
 use crate::time::ProcessTimers;
@@ -170,6 +172,8 @@ pub struct ProcessSignals {
     pub signalfd_wait: Arc<WaitQueue>,
     /// Interval and POSIX timers.
     pub timers: ProcessTimers,
+    /// Threads that this process traces.
+    pub(crate) tracees: SpinLock<Vec<Weak<Thread>>>,
 }
 
 impl ProcessSignals {
@@ -186,6 +190,7 @@ impl ProcessSignals {
             fatal: AtomicU32::new(0),
             signalfd_wait: Arc::new(WaitQueue::new()),
             timers: ProcessTimers::default(),
+            tracees: SpinLock::new(Vec::new()),
         }
     }
 

@@ -151,6 +151,7 @@ const FAMILIES: &[&[Row]] = &[
     crate::net::syscall::ROWS,
     crate::poll::syscall::ROWS,
     crate::process::syscall::ROWS,
+    crate::ptrace::request::ROWS,
     crate::sched::syscall::ROWS,
     crate::signal::syscall::ROWS,
     crate::time::syscall::ROWS,
