@@ -9,7 +9,6 @@ use crate::{Errno, Result};
 /// `struct user_regs_struct`.
 #[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-#[expect(missing_docs, reason = "the names are those of asm/user_64.h")]
 pub struct UserRegs {
     pub r15: u64,
     pub r14: u64,

@@ -24,6 +24,7 @@ mod loadavg;
 mod policy;
 mod runqueue;
 pub mod syscall;
+mod tests;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
