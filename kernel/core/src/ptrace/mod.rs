@@ -192,6 +192,10 @@ fn stop(thread: &Thread, context: &mut UserContext, kind: Kind, code: u32, info:
 fn stop_with(thread: &Thread, registers: &mut Regs, kind: Kind, code: u32, info: SigInfo) -> Resume {
     let go_on = Resume { mode: Mode::Continue, signal: info.signo() };
     let tracee = &thread.signals.ptrace;
+    // A thread that is to end shows nothing more but its end.
+    if sched::fatal_signal_pending() {
+        return go_on;
+    }
     {
         let mut state = tracee.state.lock();
         if !tracee.is_traced() {

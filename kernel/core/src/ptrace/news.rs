@@ -155,7 +155,10 @@ pub fn exit_event(thread: &Thread, status: i32) {
         thread.signals.ptrace.state.lock().event_message = status as u32 as u64;
         let code = SIGTRAP | uapi::PTRACE_EVENT_EXIT << 8;
         let mut registers = *UserContext::new().regs();
+        // It is ending already; only another SIGKILL cuts this stop short.
+        sched::with_current(|ext| ext.take_work(Work::KILL));
         stop_with(thread, &mut registers, Kind::Event, code, trap_info(thread, code));
+        sched::with_current(|ext| ext.add_work(Work::KILL));
     }
 }
 
