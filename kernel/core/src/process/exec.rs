@@ -22,6 +22,7 @@ use super::loader::{self, Loaded};
 use super::rlimit::Resource;
 use super::thread::Thread;
 use super::{Cap, exit};
+use crate::fs::FdTable;
 use crate::fs::mount::MountFlags;
 use crate::fs::permission::{self, MAY_READ};
 use crate::user::UserPtr;
@@ -164,8 +165,9 @@ fn execute(
     })?;
     drop(args);
     let name = exec_fn.rsplit(|&b| b == b'/').next().unwrap_or(&[]).to_vec();
+    let own_files = unshare_files(thread)?;
     end_other_threads(thread)?;
-    commit(thread, regs, Commit { loaded, cred, secure, personality, name, executable });
+    commit(thread, regs, Commit { loaded, own_files, cred, secure, personality, name, executable });
     Ok(())
 }
 
@@ -190,6 +192,14 @@ fn new_credentials(thread: &Thread, executable: &Executable) -> Result<(Credenti
     let mut new = Credentials::clone(&old);
     let secure = new.apply_exec(&old, &exec_file, trust)?;
     Ok((new, secure))
+}
+
+/// Copies the descriptor table if another process shares it: close-on-exec must not reach into that one.
+fn unshare_files(thread: &Thread) -> Result<Option<Arc<FdTable>>> {
+    let files = thread.files();
+    // One reference is `files`, one each of our threads may hold.
+    let shared = Arc::strong_count(&files) > 1 + thread.process().live_threads() as usize;
+    shared.then(|| files.fork()).transpose()
 }
 
 /// Ends all other threads of the process and makes the caller its leader (`de_thread`).
@@ -234,6 +244,7 @@ fn end_other_threads(thread: &Arc<Thread>) -> Result {
 
 struct Commit {
     loaded: Loaded,
+    own_files: Option<Arc<FdTable>>,
     cred: Credentials,
     secure: bool,
     personality: u32,
@@ -263,13 +274,9 @@ fn commit(thread: &Arc<Thread>, regs: &mut UserContext, new: Commit) {
     exit::complete_vfork(thread);
 
     // Files. A table that is shared with another process stays theirs.
-    let files = thread.files();
-    if Arc::strong_count(&files) > 2
-        && let Ok(own) = files.fork()
-    {
+    if let Some(own) = new.own_files {
         drop(thread.set_files(own));
     }
-    drop(files);
     thread.files().close_on_exec();
 
     // Signals.
