@@ -263,7 +263,7 @@ pub fn sys_sched_setaffinity(cx: &mut Cx<'_>, tid: i32, size: u32, mask: UserAdd
     let mut bytes = [0u8; 8];
     let size = (size as usize).min(bytes.len());
     user::read_bytes(mask, &mut bytes[..size])?;
-    let target = find(cx, tid)?;
+    let target = find(cx, tid).map_err(|_| Errno::ESRCH)?;
     if !owns(cx, &target) {
         return Err(Errno::EPERM);
     }
@@ -281,7 +281,7 @@ pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, tid: i32, size: u32, mask: UserAdd
     if !size.is_multiple_of(MASK_BYTES) || size * 8 < smp::cpu_count() {
         return Err(Errno::EINVAL);
     }
-    let task = find(cx, tid)?.task().ok_or(Errno::ESRCH)?;
+    let task = find(cx, tid).map_err(|_| Errno::ESRCH)?.task().ok_or(Errno::ESRCH)?;
     let cpus = ext_of(&task).affinity() & online_cpus();
     user::write_bytes(mask, &cpus.to_le_bytes()[..size.min(MASK_BYTES)])?;
     Ok(size.min(MASK_BYTES))
