@@ -29,6 +29,9 @@ static SOCKETS: SpinLock<BTreeMap<usize, (Weak<File>, usize)>> = SpinLock::new(B
 /// Descriptors in flight per user.
 static PER_USER: SpinLock<BTreeMap<u32, usize>> = SpinLock::new(BTreeMap::new());
 static SOCKETS_IN_FLIGHT: AtomicUsize = AtomicUsize::new(0);
+/// Sockets closed since the last search, and how many sockets in flight one of them pays for.
+static CLOSES: AtomicUsize = AtomicUsize::new(0);
+const CLOSE_SHARE: usize = 16;
 static COLLECTING: AtomicBool = AtomicBool::new(false);
 
 static GRAVE: SpinLock<VecDeque<Arc<Message>>> = SpinLock::new(VecDeque::new());
@@ -137,10 +140,18 @@ pub fn bury(messages: impl Iterator<Item = Arc<Message>>) {
 }
 
 /// Frees sockets that only reach each other. Called when a socket has closed.
+///
+/// A search looks at every socket in flight. With many of them it waits for some closes, so that a program that closes
+/// thousands pays for each close a bounded share.
 pub fn collect() {
-    if SOCKETS_IN_FLIGHT.load(Ordering::Relaxed) == 0 || COLLECTING.swap(true, Ordering::Acquire) {
+    let in_flight = SOCKETS_IN_FLIGHT.load(Ordering::Relaxed);
+    if in_flight == 0 || (CLOSES.fetch_add(1, Ordering::Relaxed) + 1).saturating_mul(CLOSE_SHARE) < in_flight {
         return;
     }
+    if COLLECTING.swap(true, Ordering::Acquire) {
+        return;
+    }
+    CLOSES.store(0, Ordering::Relaxed);
     let garbage = find_garbage();
     COLLECTING.store(false, Ordering::Release);
     for socket in garbage {
