@@ -2,7 +2,7 @@
 //!
 //! Each command is a module: [`toolchain`] and [`build`] make the kernel and the programs, [`image`] the Debian root,
 //! [`guest`] runs one command in a fresh machine, [`vm`] drives a machine that stays, [`run`] gives a person a shell,
-//! [`test`] and [`check`] are what continuous integration runs.
+//! [mod@test] and [`check`] are what continuous integration runs.
 #![deny(unsafe_code)]
 
 use clap::{Parser, Subcommand};

@@ -2,7 +2,7 @@
 //! system down in order.
 //!
 //! Run as process 1 it boots; under the names `initctl`, `poweroff`, `reboot` and `halt` it is the client of the running
-//! one. Services are TOML files ([`unit`]), decisions are made in [`manager`], effects in [`supervisor`]. What goes wrong
+//! one. Services are TOML files ([mod@unit]), decisions are made in [`manager`], effects in [`supervisor`]. What goes wrong
 //! before services can run ends in a rescue shell on the console, never in a dead machine.
 //!
 //! References: sd_notify(3), systemd.service(5) for the meaning of the keys, bootup(7).

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: host unit tests, tests inside the kernel, boots, and tests in guests.
 //!
-//! The kinds run one after the other ([`unit`], [`ktest`], [`boot`], [`guest`]); all of them run even if one fails, and the
+//! The kinds run one after the other ([mod@unit], [`ktest`], [`boot`], [`guest`]); all of them run even if one fails, and the
 //! last line counts them together.
 
 use crate::machine::Kernel;

@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`fdtable`] | descriptor → open file |
-//! | [`file`], [`io`], [`owner`] | open file descriptions, what implements them, where bytes come from and go to |
+//! | [mod@file], [`io`], [`owner`] | open file descriptions, what implements them, where bytes come from and go to |
 //! | [`inode`], [`dentry`], [`mount`] | files, names and where file systems show |
 //! | [`path`], [`permission`], [`context`] | from a path to a dentry, and who may |
 //! | [`lock`], [`notify`] | file locks, inotify's hooks |

@@ -1,6 +1,6 @@
 //! Getting memory back: clean page cache first, then the OOM killer.
 //!
-//! [`alloc`] and [`alloc_zeroed`] are what allocations that may sleep use. A fault that finds no frame calls [`make_room`]
+//! [`alloc()`] and [`alloc_zeroed`] are what allocations that may sleep use. A fault that finds no frame calls [`make_room`]
 //! without locks and starts over. The frame allocator keeps a reserve that only the kernel's own structures may use, so that the
 //! kernel makes progress while programs wait.
 

@@ -3,7 +3,7 @@
 //! A group belongs to one session for its life. Processes hold their group, a group holds its session, and the pid
 //! table knows both weakly, so each disappears with its last member. The controlling terminal hangs on the session.
 //!
-//! Locking: membership changes under [`tree::lock`](super::tree) (see [`super`]); `members` is an interrupt-safe leaf
+//! Locking: membership changes under `super::process`'s tree lock (see [`super`]); `members` is an interrupt-safe leaf
 //! lock of its own, so that a signal can be sent to a group from a terminal's interrupt.
 //! References: setpgid(2), setsid(2), credentials(7), POSIX.1-2017 3.264 (orphaned process group).
 

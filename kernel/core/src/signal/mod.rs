@@ -3,7 +3,7 @@
 //! ```text
 //!  send ──▶ pending (thread or process) ──way back to user mode──▶ take ──▶ handler frame │ default action │ tracer
 //! ```
-//! [`send`] decides what must happen at once and wakes a thread; [`deliver`] takes signals where a thread returns to user mode,
+//! [`send`] decides what must happen at once and wakes a thread; [mod@deliver] takes signals where a thread returns to user mode,
 //! builds handler frames ([`frame`]) and restarts interrupted calls; [`job`] stops and continues processes. [`ThreadSignals`]
 //! and [`ProcessSignals`] hang on threads and processes.
 //!

@@ -3,7 +3,7 @@
 //! | device | number | opens |
 //! |---|---|---|
 //! | `tty` | 5:0 | the calling process's controlling terminal |
-//! | `console` | 5:1 | [`console`](super::console) |
+//! | `console` | 5:1 | [`super::console`] |
 //! | `ptmx` | 5:2 | the master of a new pseudo-terminal |
 //! | `ttyS0`…`ttyS3` | 4:64… | a serial line |
 //! | `pts/N` (devpts) | 136:0… | a pseudo-terminal's slave |
