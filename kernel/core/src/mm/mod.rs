@@ -71,9 +71,11 @@ fn limit(resource: Resource) -> u64 {
     crate::process::try_current().map_or(u64::MAX, |thread| thread.process().rlimits.soft(resource))
 }
 
-/// Whether the running thread is to die: whoever waits or works for long gives up.
+/// Whether the running thread is to die or is on its way out: whoever waits or works for long gives up. A thread that exits
+/// must not wait for memory, since it may be its own that everyone waits for.
 fn is_dying() -> bool {
-    crate::process::try_current().is_some() && crate::sched::fatal_signal_pending()
+    crate::process::try_current()
+        .is_some_and(|thread| crate::sched::fatal_signal_pending() || thread.process().is_exiting())
 }
 
 /// Memory of the machine in bytes, as sysinfo(2) and `/proc/meminfo` count it.
