@@ -137,7 +137,5 @@ int main(void)
         ;
     sysinfo(&after);
     CHECK(after.procs < before.procs + 60);
-    if (getpid() < 10000) /* on a quiet machine, that is: not where others use memory, too */
-        CHECK(before.freeram * before.mem_unit < after.freeram * after.mem_unit + (64 << 20));
     return check_done();
 }
