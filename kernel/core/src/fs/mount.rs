@@ -21,7 +21,7 @@ use super::{
     inode::{SbFlags, SuperBlock},
     path::Path,
 };
-use crate::{Errno, Result};
+use crate::{Errno, Result, poll::PollEvents, wait::WaitQueue};
 
 bitflags! {
     /// Per-mount options: `MNT_*`, with the values of `mount(2)`'s `MS_*`.
@@ -93,6 +93,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(21);
 static NEXT_GROUP: AtomicU32 = AtomicU32::new(1);
 /// Counts changes of the tree: a poll of `/proc/self/mounts` compares it.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
+/// Who polls the tables of mounts.
+pub static CHANGED: WaitQueue = WaitQueue::new();
 
 impl Mount {
     /// A mount of `root` in `sb`, not attached anywhere.
@@ -261,6 +263,7 @@ pub fn generation() -> u64 {
 
 fn changed() {
     GENERATION.fetch_add(1, Ordering::Release);
+    CHANGED.wake_events(PollEvents::POLLERR | PollEvents::POLLPRI);
 }
 
 /// Attaches `mount` at `at`, which the caller has walked to with mounts crossed.

@@ -14,6 +14,7 @@ use crate::{
         mount::{self, Mount, MountFlags, Propagation},
         path::Path,
     },
+    wait::WaitQueue,
 };
 
 /// One of the tables.
@@ -110,6 +111,10 @@ impl Generator for Table {
 
     fn generation(&self) -> Option<u64> {
         Some(mount::generation())
+    }
+
+    fn queue(&self) -> Option<&'static WaitQueue> {
+        Some(&mount::CHANGED)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         io::{Sink, Source},
     },
     poll::{PollEvents, PollTable},
-    wait::Mutex,
+    wait::{Mutex, WaitQueue},
 };
 
 /// What a generated file says: bytes, since command lines and paths need not be UTF-8.
@@ -73,6 +73,11 @@ pub trait Generator: Send + Sync {
 
     /// A number that changes when a poller is to look again; files that never change have none.
     fn generation(&self) -> Option<u64> {
+        None
+    }
+
+    /// What is woken when the generation changes.
+    fn queue(&self) -> Option<&'static WaitQueue> {
         None
     }
 }
@@ -143,7 +148,10 @@ impl FileOps for OpenText {
         self.generator.generation().is_some()
     }
 
-    fn poll(&self, _f: &File, _pt: Option<&mut PollTable>) -> PollEvents {
+    fn poll(&self, _f: &File, pt: Option<&mut PollTable>) -> PollEvents {
+        if let (Some(pt), Some(queue)) = (pt, self.generator.queue()) {
+            pt.register_static(queue);
+        }
         let text = self.text.lock();
         if text.1 != self.generator.generation() {
             PollEvents::READABLE | PollEvents::POLLERR | PollEvents::POLLPRI
