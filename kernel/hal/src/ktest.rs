@@ -25,7 +25,7 @@ pub struct KTest {
     pub run: fn(),
 }
 
-/// Registers tests; see [`crate::ktest`].
+/// Registers tests; see [`crate::ktest!`].
 #[macro_export]
 macro_rules! ktest {
     ($( $(#[$meta:meta])* fn $name:ident() $body:block )+) => { $(
