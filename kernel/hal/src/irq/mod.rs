@@ -293,7 +293,7 @@ pub fn alloc_msi(handler: Handler) -> Result<Msi, IrqError> {
 }
 
 impl Msi {
-    /// The vector, which is also the index into [`counts`].
+    /// The vector, which is also the index into `counts`.
     pub fn vector(&self) -> u8 {
         self.vector
     }

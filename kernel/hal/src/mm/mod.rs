@@ -4,8 +4,8 @@
 //! |---|---|
 //! | [`frame`] | reference-counted frames, per-CPU caches; [`buddy`] behind them |
 //! | [`space`] | user page tables ([`UserSpace`]) |
-//! | [`kernel`] | the kernel's tables: image with W^X, direct map, vmap area ([`vmap`]) |
-//! | [`mmio`] | device registers |
+//! | [`kernel`] | the kernel's tables: image with W^X, direct map, vmap area ([mod@vmap]) |
+//! | [mod@mmio] | device registers |
 //! | [`tlb`] | shoot-down on other CPUs |
 //! | [`heap`] | the global allocator |
 //!
