@@ -6,8 +6,9 @@ use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-/// The kernel's image only links for its own target; all else has tests for the host.
-const EXCLUDED: &[&str] = &["--workspace", "--exclude", "ursa-kernel"];
+/// The kernel's image only links for its own target, and `core`'s tests run inside the kernel; all else has tests for the
+/// host.
+const EXCLUDED: &[&str] = &["--workspace", "--exclude", "ursa-kernel", "--exclude", "ursa-core"];
 
 /// Runs them.
 pub fn run(filter: Option<&str>) -> Result<Tally> {

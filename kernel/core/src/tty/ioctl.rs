@@ -96,7 +96,11 @@ impl Tty {
             io::TCSETS2 | io::TCSETSW2 | io::TCSETSF2 => {
                 let new = ptr::<Termios2>(arg).read()?;
                 let when = [When::Now, When::Drained, When::Flushed][(cmd - io::TCSETS2) as usize];
-                self.change_modes(when, |old| termios_from_user(Termios2 { line: old.line, ..new }))?;
+                self.change_modes(when, |old| {
+                    let mut modes = new;
+                    modes.line = old.line;
+                    termios_from_user(modes)
+                })?;
             }
             io::TCSETA | io::TCSETAW | io::TCSETAF => {
                 let new = ptr::<Termio>(arg).read()?;
