@@ -38,21 +38,42 @@ pub fn open_fifo(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
         let absent_since = count_in(&pipe, reads, writes);
         (pipe, absent_since)
     };
-    enter(pipe, absent_since, (reads, writes), nonblocking, Some(inode.clone()))
+    pipe.wake_everybody();
+    let end = PipeEnd {
+        writer_opens_seen: if reads && nonblocking && !pipe.has_writers() {
+            pipe.writer_opens.load(Ordering::SeqCst)
+        } else {
+            // Any value that the counter has left: a hang-up shows once the last writer goes.
+            pipe.writer_opens.load(Ordering::SeqCst).wrapping_sub(1)
+        },
+        pipe,
+        reads,
+        writes,
+        fifo: Some(inode.clone()),
+    };
+    let partner = match absent_since {
+        Some(opens) if !nonblocking => wait_for_partner(&end, opens),
+        _ => Ok(()),
+    };
+    if let Err(error) = partner {
+        close(&end, inode);
+        return Err(error);
+    }
+    Ok(Arc::new(end))
 }
 
 /// Opens a pipe without a name again, through `/proc/PID/fd/N`. `flags` are `O_*`.
 ///
+/// As on Linux (`is_pipe` in `fifo_open`) nobody waits for a partner: one that is gone from such a pipe may never come
+/// back, and what it has written is there to be read.
+///
 /// # Errors
-/// As [`open_fifo`].
+/// `EINVAL` for access mode 3.
 pub(super) fn reopen(pipe: &Arc<Pipe>, flags: u32) -> Result<Arc<dyn FileOps>> {
     let (reads, writes) = sides(flags)?;
-    let nonblocking = flags & uapi::O_NONBLOCK != 0;
-    if nonblocking && writes && !reads && !pipe.has_readers() {
-        return Err(Errno::ENXIO);
-    }
-    let absent_since = count_in(pipe, reads, writes);
-    enter(pipe.clone(), absent_since, (reads, writes), nonblocking, None)
+    pipe.open_end(reads, writes);
+    pipe.wake_everybody();
+    Ok(Arc::new(PipeEnd { pipe: pipe.clone(), reads, writes, writer_opens_seen: 0, fifo: None }))
 }
 
 /// Counts a new end. When there is no partner: how often its side had been opened before.
@@ -74,38 +95,6 @@ fn sides(flags: u32) -> Result<(bool, bool)> {
         uapi::O_RDWR => Ok((true, true)),
         _ => Err(Errno::EINVAL),
     }
-}
-
-/// Makes the end whose sides are already counted, and waits for a partner.
-fn enter(
-    pipe: Arc<Pipe>,
-    absent_since: Option<u32>,
-    (reads, writes): (bool, bool),
-    nonblocking: bool,
-    fifo: Option<Arc<Inode>>,
-) -> Result<Arc<dyn FileOps>> {
-    pipe.wake_everybody();
-    let end = PipeEnd {
-        writer_opens_seen: if reads && nonblocking && !pipe.has_writers() {
-            pipe.writer_opens.load(Ordering::SeqCst)
-        } else {
-            // Any value that the counter has left: a hang-up shows once the last writer goes.
-            pipe.writer_opens.load(Ordering::SeqCst).wrapping_sub(1)
-        },
-        pipe,
-        reads,
-        writes,
-        fifo,
-    };
-    let partner = match absent_since {
-        Some(opens) if !nonblocking => wait_for_partner(&end, opens),
-        _ => Ok(()),
-    };
-    if let Err(error) = partner {
-        end.close();
-        return Err(error);
-    }
-    Ok(Arc::new(end))
 }
 
 /// Sleeps until the other side was opened once more than `before`.

@@ -183,16 +183,6 @@ impl PipeEnd {
         self.writes.then_some(&self.pipe)
     }
 
-    /// Takes the end back.
-    fn close(&self) {
-        match &self.fifo {
-            Some(inode) => fifo::close(self, inode),
-            None => {
-                self.pipe.close_end(self.reads, self.writes);
-            }
-        }
-    }
-
     fn set_size(&self, size: u64) -> Result<i64> {
         let size = usize::try_from(size).ok().filter(|s| *s <= i32::MAX as usize).ok_or(Errno::EINVAL)?;
         let size = size.max(PAGE).next_power_of_two();
@@ -376,6 +366,11 @@ impl FileOps for PipeEnd {
     }
 
     fn release(&self, _f: &File) {
-        self.close();
+        match &self.fifo {
+            Some(inode) => fifo::close(self, inode),
+            None => {
+                self.pipe.close_end(self.reads, self.writes);
+            }
+        }
     }
 }
