@@ -108,6 +108,34 @@ impl Ranges<'_> {
     fn advance(&mut self, n: usize) {
         self.used += n;
     }
+
+    /// Moves up to `want` bytes by `copy(done before, address, length)`, piece after piece; the number moved.
+    ///
+    /// # Errors
+    /// `EFAULT` when the first byte could not be moved.
+    #[inline]
+    fn transfer(
+        &mut self,
+        want: usize,
+        mut copy: impl FnMut(usize, VirtAddr, usize) -> core::result::Result<(), hal_user::UserFault>,
+    ) -> Result<usize> {
+        let mut done = 0;
+        while done < want {
+            let Some(piece) = self.next(want - done) else { break };
+            match user_count(copy(done, piece.addr, piece.len), piece.len) {
+                Ok(n) => {
+                    self.advance(n);
+                    done += n;
+                    if n < piece.len {
+                        break;
+                    }
+                }
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
 }
 
 enum Target<'a> {
@@ -196,23 +224,7 @@ impl<'a> Sink<'a> {
                 n
             }
             Target::Ranges(ranges) => {
-                let mut n = 0;
-                while n < want {
-                    let Some(piece) = ranges.next(want - n) else { break };
-                    let res = hal_user::copy_to_user(piece.addr, &data[n..n + piece.len]);
-                    match user_count(res, piece.len) {
-                        Ok(k) => {
-                            ranges.advance(k);
-                            n += k;
-                            if k < piece.len {
-                                break;
-                            }
-                        }
-                        Err(e) if n == 0 => return Err(e),
-                        Err(_) => break,
-                    }
-                }
-                n
+                ranges.transfer(want, |n, addr, len| hal_user::copy_to_user(addr, &data[n..n + len]))?
             }
             Target::Kernel(buf) => {
                 let (head, tail) = core::mem::take(buf).split_at_mut(want);
@@ -250,22 +262,7 @@ impl<'a> Sink<'a> {
                 n
             }
             Target::Ranges(ranges) => {
-                let mut n = 0;
-                while n < want {
-                    let Some(piece) = ranges.next(want - n) else { break };
-                    match user_count(frame.copy_to_user(offset + n, piece.addr, piece.len), piece.len) {
-                        Ok(k) => {
-                            ranges.advance(k);
-                            n += k;
-                            if k < piece.len {
-                                break;
-                            }
-                        }
-                        Err(e) if n == 0 => return Err(e),
-                        Err(_) => break,
-                    }
-                }
-                n
+                ranges.transfer(want, |n, addr, len| frame.copy_to_user(offset + n, addr, len))?
             }
             Target::Kernel(buf) => {
                 let (head, tail) = core::mem::take(buf).split_at_mut(want);
@@ -404,23 +401,7 @@ impl<'a> Source<'a> {
                 n
             }
             Origin::Ranges(ranges) => {
-                let mut n = 0;
-                while n < want {
-                    let Some(piece) = ranges.next(want - n) else { break };
-                    let res = hal_user::copy_from_user(&mut data[n..n + piece.len], piece.addr);
-                    match user_count(res, piece.len) {
-                        Ok(k) => {
-                            ranges.advance(k);
-                            n += k;
-                            if k < piece.len {
-                                break;
-                            }
-                        }
-                        Err(e) if n == 0 => return Err(e),
-                        Err(_) => break,
-                    }
-                }
-                n
+                ranges.transfer(want, |n, addr, len| hal_user::copy_from_user(&mut data[n..n + len], addr))?
             }
             Origin::Kernel(buf) => {
                 data[..want].copy_from_slice(&buf[..want]);
@@ -457,22 +438,7 @@ impl<'a> Source<'a> {
                 n
             }
             Origin::Ranges(ranges) => {
-                let mut n = 0;
-                while n < want {
-                    let Some(piece) = ranges.next(want - n) else { break };
-                    match user_count(frame.copy_from_user(offset + n, piece.addr, piece.len), piece.len) {
-                        Ok(k) => {
-                            ranges.advance(k);
-                            n += k;
-                            if k < piece.len {
-                                break;
-                            }
-                        }
-                        Err(e) if n == 0 => return Err(e),
-                        Err(_) => break,
-                    }
-                }
-                n
+                ranges.transfer(want, |n, addr, len| frame.copy_from_user(offset + n, addr, len))?
             }
             Origin::Kernel(buf) => {
                 frame.write(offset, &buf[..want]);
