@@ -58,7 +58,6 @@ fn limit_size(file: &File, src: &mut Source<'_>, pos: Option<u64>) -> Result {
 }
 
 fn write_file(file: &File, src: &mut Source<'_>) -> Result<usize> {
-    file.check_write()?;
     limit_size(file, src, None)?;
     let n = file.write(src)?;
     announce(file, n, mask::MODIFY);
@@ -66,7 +65,6 @@ fn write_file(file: &File, src: &mut Source<'_>) -> Result<usize> {
 }
 
 fn write_file_at(file: &File, src: &mut Source<'_>, pos: u64) -> Result<usize> {
-    file.check_write()?;
     limit_size(file, src, Some(pos))?;
     let n = file.write_at(src, pos)?;
     announce(file, n, mask::MODIFY);
@@ -103,12 +101,24 @@ fn position(pos: i64) -> Result<u64> {
     u64::try_from(pos).map_err(|_| Errno::EINVAL)
 }
 
+fn check_seekable(file: &File) -> Result {
+    if file.mode().contains(FileMode::SEEK) { Ok(()) } else { Err(Errno::ESPIPE) }
+}
+
+/// The position of `preadv2` and `pwritev2`: `None` for -1, the file's own.
+fn position_or_current(file: &File, pos: i64) -> Result<Option<u64>> {
+    if pos == -1 {
+        return Ok(None);
+    }
+    let pos = position(pos)?;
+    check_seekable(file)?;
+    Ok(Some(pos))
+}
+
 pub fn sys_pread64(cx: &mut Cx<'_>, fd: i32, buf: UserAddr, len: usize, pos: i64) -> Result<usize> {
     let pos = position(pos)?;
     let file = cx.thread.file(fd)?;
-    if !file.mode().contains(FileMode::SEEK) {
-        return Err(Errno::ESPIPE);
-    }
+    check_seekable(&file)?;
     file.check_read()?;
     let len = buffer(buf, len)?;
     read_file_at(&file, &mut Sink::user(buf, len), pos)
@@ -117,9 +127,7 @@ pub fn sys_pread64(cx: &mut Cx<'_>, fd: i32, buf: UserAddr, len: usize, pos: i64
 pub fn sys_pwrite64(cx: &mut Cx<'_>, fd: i32, buf: UserAddr, len: usize, pos: i64) -> Result<usize> {
     let pos = position(pos)?;
     let file = cx.thread.file(fd)?;
-    if !file.mode().contains(FileMode::SEEK) {
-        return Err(Errno::ESPIPE);
-    }
+    check_seekable(&file)?;
     file.check_write()?;
     let len = buffer(buf, len)?;
     write_file_at(&file, &mut Source::user(buf, len), pos)
@@ -168,9 +176,7 @@ pub fn sys_writev(cx: &mut Cx<'_>, fd: i32, vec: UserPtr<Iovec>, count: usize) -
 pub fn sys_preadv(cx: &mut Cx<'_>, fd: i32, vec: UserPtr<Iovec>, count: usize, lo: u64, _hi: u64) -> Result<usize> {
     let pos = position(lo as i64)?;
     let file = cx.thread.file(fd)?;
-    if !file.mode().contains(FileMode::SEEK) {
-        return Err(Errno::ESPIPE);
-    }
+    check_seekable(&file)?;
     file.check_read()?;
     let ranges = import_iovec(vec, count)?;
     read_file_at(&file, &mut Sink::ranges(&ranges), pos)
@@ -179,13 +185,16 @@ pub fn sys_preadv(cx: &mut Cx<'_>, fd: i32, vec: UserPtr<Iovec>, count: usize, l
 pub fn sys_pwritev(cx: &mut Cx<'_>, fd: i32, vec: UserPtr<Iovec>, count: usize, lo: u64, _hi: u64) -> Result<usize> {
     let pos = position(lo as i64)?;
     let file = cx.thread.file(fd)?;
-    if !file.mode().contains(FileMode::SEEK) {
-        return Err(Errno::ESPIPE);
-    }
+    check_seekable(&file)?;
     file.check_write()?;
     let ranges = import_iovec(vec, count)?;
     write_file_at(&file, &mut Source::ranges(&ranges), pos)
 }
+
+/// `RWF_APPEND`: at the end, whatever the file's own flag.
+const RWF_APPEND: u32 = 0x10;
+/// `RWF_NOAPPEND`: where it says, whatever the file's own flag.
+const RWF_NOAPPEND: u32 = 0x20;
 
 /// Checks the `RWF_*` flags. `RWF_HIPRI`, `RWF_DSYNC` and `RWF_SYNC` ask for no more than always happens to files in
 /// memory; `RWF_NOWAIT` is refused where a file may block.
@@ -194,20 +203,18 @@ fn rw_flags(file: &File, flags: u32, write: bool) -> Result<u32> {
     const DSYNC: u32 = 2;
     const SYNC: u32 = 4;
     const NOWAIT: u32 = 8;
-    const APPEND: u32 = 0x10;
-    const NOAPPEND: u32 = 0x20;
     let mut known = HIPRI | DSYNC | SYNC | NOWAIT;
     if write {
-        known |= APPEND | NOAPPEND;
+        known |= RWF_APPEND | RWF_NOAPPEND;
     }
-    if flags & !known != 0 || flags & (APPEND | NOAPPEND) == APPEND | NOAPPEND {
+    if flags & !known != 0 || flags & (RWF_APPEND | RWF_NOAPPEND) == RWF_APPEND | RWF_NOAPPEND {
         return Err(Errno::EOPNOTSUPP);
     }
     let regular = file.inode().is_some_and(|i| i.kind == crate::fs::FileKind::Regular);
     if flags & NOWAIT != 0 && !regular {
         return Err(Errno::EOPNOTSUPP);
     }
-    Ok(flags & (APPEND | NOAPPEND))
+    Ok(flags & (RWF_APPEND | RWF_NOAPPEND))
 }
 
 pub fn sys_preadv2(
@@ -220,17 +227,15 @@ pub fn sys_preadv2(
     flags: u32,
 ) -> Result<usize> {
     let file = cx.thread.file(fd)?;
-    if lo != -1 && lo < 0 {
-        return Err(Errno::EINVAL);
-    }
-    if lo != -1 && !file.mode().contains(FileMode::SEEK) {
-        return Err(Errno::ESPIPE);
-    }
+    let at = position_or_current(&file, lo)?;
     file.check_read()?;
     let ranges = import_iovec(vec, count)?;
     rw_flags(&file, flags, false)?;
     let mut dst = Sink::ranges(&ranges);
-    if lo == -1 { read_file(&file, &mut dst) } else { read_file_at(&file, &mut dst, lo as u64) }
+    match at {
+        None => read_file(&file, &mut dst),
+        Some(pos) => read_file_at(&file, &mut dst, pos),
+    }
 }
 
 pub fn sys_pwritev2(
@@ -243,34 +248,29 @@ pub fn sys_pwritev2(
     flags: u32,
 ) -> Result<usize> {
     let file = cx.thread.file(fd)?;
-    if lo != -1 && lo < 0 {
-        return Err(Errno::EINVAL);
-    }
-    if lo != -1 && !file.mode().contains(FileMode::SEEK) {
-        return Err(Errno::ESPIPE);
-    }
+    let at = position_or_current(&file, lo)?;
     file.check_write()?;
     let ranges = import_iovec(vec, count)?;
     let special = rw_flags(&file, flags, true)?;
     let mut src = Source::ranges(&ranges);
-    limit_size(&file, &mut src, (lo != -1).then_some(lo as u64))?;
-    let n = match special {
-        0x10 => {
+    limit_size(&file, &mut src, at)?;
+    let n = match (special, at) {
+        (RWF_APPEND, _) => {
             let (end, n) = file.file_ops().append(&file, &mut src)?;
-            if lo == -1 && !file.mode().contains(FileMode::STREAM) {
+            if at.is_none() && !file.mode().contains(FileMode::STREAM) {
                 *file.pos.lock() = end;
             }
             n
         }
-        0x20 if lo != -1 => file.file_ops().write(&file, &mut src, lo as u64)?,
-        0x20 if !file.mode().contains(FileMode::STREAM) => {
+        (RWF_NOAPPEND, Some(pos)) => file.file_ops().write(&file, &mut src, pos)?,
+        (RWF_NOAPPEND, None) if !file.mode().contains(FileMode::STREAM) => {
             let mut pos = file.pos.lock();
             let n = file.file_ops().write(&file, &mut src, *pos)?;
             *pos += n as u64;
             n
         }
-        _ if lo == -1 => file.write(&mut src)?,
-        _ => file.write_at(&mut src, lo as u64)?,
+        (_, None) => file.write(&mut src)?,
+        (_, Some(pos)) => file.write_at(&mut src, pos)?,
     };
     announce(&file, n, mask::MODIFY);
     Ok(n)
