@@ -196,27 +196,6 @@ impl Pages {
     }
 }
 
-/// Two-letter codes of `VmFlags`.
-const CODES: [(VmFlags, &str); 17] = [
-    (VmFlags::READ, "rd"),
-    (VmFlags::WRITE, "wr"),
-    (VmFlags::EXEC, "ex"),
-    (VmFlags::SHARED, "sh"),
-    (VmFlags::MAYREAD, "mr"),
-    (VmFlags::MAYWRITE, "mw"),
-    (VmFlags::MAYEXEC, "me"),
-    (VmFlags::MAYSHARE, "ms"),
-    (VmFlags::GROWSDOWN, "gd"),
-    (VmFlags::PFNMAP, "pf"),
-    (VmFlags::LOCKED, "lo"),
-    (VmFlags::IO, "io"),
-    (VmFlags::DONTCOPY, "dc"),
-    (VmFlags::DONTEXPAND, "de"),
-    (VmFlags::ACCOUNT, "ac"),
-    (VmFlags::NORESERVE, "nr"),
-    (VmFlags::DONTDUMP, "dd"),
-];
-
 /// `/proc/PID/smaps`
 pub fn smaps(target: &Target, out: &mut Text) -> Result {
     with_vm(target, |vm| {
@@ -226,10 +205,8 @@ pub fn smaps(target: &Target, out: &mut Text) -> Result {
             Pages::count(vm, vma).show(out, false)?;
             writeln!(out, "THPeligible:    {:>8}", 0)?;
             out.push_str("VmFlags: ");
-            for (flag, code) in CODES {
-                if vma.flags.contains(flag) {
-                    write!(out, "{code} ")?;
-                }
+            for code in vma.flags.codes() {
+                write!(out, "{code} ")?;
             }
             out.push('\n');
         }
