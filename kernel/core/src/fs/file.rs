@@ -269,11 +269,6 @@ impl File {
         &*self.ops
     }
 
-    /// The object behind the file, shared.
-    pub fn ops_arc(&self) -> &Arc<dyn FileOps> {
-        &self.ops
-    }
-
     /// The object behind the file if it is a `T`.
     #[inline]
     pub fn ops<T: FileOps>(&self) -> Option<&T> {

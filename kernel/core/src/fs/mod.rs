@@ -83,44 +83,6 @@ pub fn root_path() -> Result<Path> {
     Ok(mount::root().ok_or(Errno::ENOENT)?.root_path())
 }
 
-/// Opens a file to execute it: a regular file on a mount that allows it, with execute permission for the caller. The
-/// caller refuses writers to it while it needs ([`Inode::deny_write`]).
-///
-/// # Errors
-/// As execve(2): `EACCES`, `ENOENT`, `ELOOP`, `EINVAL` for unknown flags …
-pub fn open_exec(dirfd: i32, name: &[u8], flags: u32) -> Result<Arc<File>> {
-    use linux_uapi::raw::general as uapi;
-    if flags & !(uapi::AT_EMPTY_PATH | uapi::AT_SYMLINK_NOFOLLOW) != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let mut lookup = LookupFlags::empty();
-    if flags & uapi::AT_SYMLINK_NOFOLLOW == 0 {
-        lookup |= LookupFlags::FOLLOW;
-    }
-    if flags & uapi::AT_EMPTY_PATH != 0 {
-        lookup |= LookupFlags::EMPTY;
-    }
-    let at = path::lookup_at(dirfd, name, lookup)?;
-    let inode = at.inode()?.clone();
-    match inode.kind {
-        FileKind::Symlink => return Err(Errno::ELOOP),
-        FileKind::Regular if at.mount.allows_exec() => {}
-        _ => return Err(Errno::EACCES),
-    }
-    crate::process::current().with_cred(|cred| permission::check(&inode, permission::MAY_EXEC, cred))?;
-    let ops = inode.ops().open(&inode, uapi::O_RDONLY)?;
-    Ok(File::with_path(ops, at, inode, uapi::O_RDONLY, FileMode::empty()))
-}
-
-/// Opens `name` with `O_*` flags from the root, for the kernel's own use (a first program's console, a core dump).
-///
-/// # Errors
-/// As open(2).
-pub fn open_kernel(name: &[u8], flags: u32, mode: u32) -> Result<Arc<File>> {
-    let req = open::OpenRequest::new(flags, mode, LookupFlags::empty(), false)?;
-    open::open(&path::Start::At(root_path()?), name, &req)
-}
-
 /// Whether a long transfer should end early because a signal waits for the thread.
 pub(crate) fn interrupted() -> bool {
     crate::process::try_current().is_some_and(|thread| crate::signal::wants_delivery(&thread))

@@ -229,11 +229,6 @@ pub fn cross_down(path: &mut Path) -> bool {
     crossed
 }
 
-/// Whether something is mounted exactly on `path`.
-pub fn is_mounted_on(path: &Path) -> bool {
-    path.dentry.is_mountpoint() && TABLE.read().at.contains_key(&(path.mount.id, path.dentry.id()))
-}
-
 /// Whether `dentry` is a mount point in any mount: it cannot be removed or replaced.
 pub fn is_any_mountpoint(dentry: &Dentry) -> bool {
     dentry.is_mountpoint()

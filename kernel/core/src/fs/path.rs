@@ -16,7 +16,7 @@ use super::{
     dentry::{self, Dentry},
     inode::{FileKind, Inode, LinkTarget},
     mount::{self, Mount, MountFlags},
-    permission::{self, MAY_EXEC},
+    permission,
 };
 use crate::{
     Errno, Result,
@@ -658,12 +658,4 @@ pub fn lookup_as(cred: &Credentials, start: &Start, path: &[u8], flags: LookupFl
 pub fn lookup_at(dirfd: i32, path: &[u8], flags: LookupFlags) -> Result<Path> {
     let start = start_at(dirfd, path)?;
     lookup(&start, path, flags)
-}
-
-/// Checks that `path` may be searched.
-///
-/// # Errors
-/// `EACCES`.
-pub fn may_search(path: &Path) -> Result {
-    process::current().with_cred(|cred| permission::check(path.inode()?, MAY_EXEC, cred))
 }

@@ -183,11 +183,6 @@ impl Credentials {
         gid == self.fsgid || self.groups.binary_search(&gid).is_ok()
     }
 
-    /// Returns whether `gid` is the effective or a supplementary group (`in_egroup_p`).
-    pub fn in_egroup(&self, gid: u32) -> bool {
-        gid == self.egid || self.groups.binary_search(&gid).is_ok()
-    }
-
     /// Moves capabilities after `setuid`, `setreuid` or `setresuid` (`cap_emulate_setxuid`).
     pub fn fix_after_setuid(&mut self, old: &Credentials) {
         if self.securebits.contains(SecureBits::NO_SETUID_FIXUP) {

@@ -214,13 +214,6 @@ fn report(parent: &Process, child: &Arc<Process>, options: WaitOptions) -> Optio
 }
 
 impl Process {
-    /// Wakes the parent's waiters after a change of this process's state.
-    pub fn wake_parent_waiters(&self) {
-        if let Some(parent) = self.parent() {
-            parent.child_wait.wake_all();
-        }
-    }
-
     /// Sets the signal that the parent gets at exit.
     pub fn set_exit_signal(&self, signo: u32) {
         self.exit_signal.store(signo as i32, Relaxed);

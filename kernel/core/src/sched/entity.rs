@@ -204,11 +204,6 @@ impl TaskExt {
         SleepState::from_bits_truncate(self.run_state.load(Ordering::Acquire))
     }
 
-    /// Whether a run queue owns the task.
-    pub fn is_on_queue(&self) -> bool {
-        self.run_state.load(Ordering::Acquire) & ON_RQ != 0
-    }
-
     /// The running task announces that it is about to sleep, before it looks at its condition a last time.
     pub(super) fn set_sleep(&self, state: SleepState) {
         self.run_state.swap(ON_RQ | state.bits(), Ordering::SeqCst);

@@ -177,11 +177,6 @@ pub fn new_task(
     task
 }
 
-/// Nanoseconds of CPU time that a task has had, up to now.
-pub fn task_run_ns(task: &Arc<Task>) -> u64 {
-    with_cpu_time(task, |unbooked| ext_of(task).run_ns() + unbooked)
-}
-
 /// Reads a task's CPU time: `f` gets what runs at this moment and is not booked yet, and reads what is. Nothing is booked
 /// meanwhile, so that the sum never goes back.
 pub fn with_cpu_time<R>(task: &Arc<Task>, f: impl FnOnce(u64) -> R) -> R {
