@@ -14,11 +14,11 @@ use crate::user::{self, UserAddr, UserPtr};
 use crate::{Errno, Result};
 
 crate::syscalls! { ROWS;
-    202 futex => sys_futex, 0 1 2 3 4 5;
-    449 futex_waitv => sys_futex_waitv, 0 1 2 3 4;
-    454 futex_wake => sys_futex_wake, 0 1 2 3;
-    455 futex_wait => sys_futex_wait, 0 1 2 3 4 5;
-    456 futex_requeue => sys_futex_requeue, 0 1 2 3;
+    202 futex => sys_futex(0, 1, 2, 3, 4, 5);
+    449 futex_waitv => sys_futex_waitv(0, 1, 2, 3, 4);
+    454 futex_wake => sys_futex_wake(0, 1, 2, 3);
+    455 futex_wait => sys_futex_wait(0, 1, 2, 3, 4, 5);
+    456 futex_requeue => sys_futex_requeue(0, 1, 2, 3);
 }
 
 /// The time limit of an operation: relative for `FUTEX_WAIT`, absolute for the others.

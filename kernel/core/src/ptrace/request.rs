@@ -19,7 +19,7 @@ use crate::user::{self, UserAddr, UserPtr};
 use crate::{Errno, Result};
 
 crate::syscalls! { ROWS;
-    101 ptrace => sys_ptrace, 0 1 2 3;
+    101 ptrace => sys_ptrace(0, 1, 2, 3);
 }
 
 /// Numbers that `linux/ptrace.h` and `asm/ptrace-abi.h` give without a place in the bindings.

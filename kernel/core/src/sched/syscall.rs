@@ -22,19 +22,19 @@ use crate::{Errno, Result};
 
 crate::syscalls! { ROWS;
     24 sched_yield => sys_sched_yield;
-    140 getpriority => sys_getpriority, 0 1;
-    141 setpriority => sys_setpriority, 0 1 2;
-    142 sched_setparam => sys_sched_setparam, 0 1;
-    143 sched_getparam => sys_sched_getparam, 0 1;
-    144 sched_setscheduler => sys_sched_setscheduler, 0 1 2;
-    145 sched_getscheduler => sys_sched_getscheduler, 0;
-    146 sched_get_priority_max => sys_sched_get_priority_max, 0;
-    147 sched_get_priority_min => sys_sched_get_priority_min, 0;
-    148 sched_rr_get_interval => sys_sched_rr_get_interval, 0 1;
-    203 sched_setaffinity => sys_sched_setaffinity, 0 1 2;
-    204 sched_getaffinity => sys_sched_getaffinity, 0 1 2;
-    314 sched_setattr => sys_sched_setattr, 0 1 2;
-    315 sched_getattr => sys_sched_getattr, 0 1 2 3;
+    140 getpriority => sys_getpriority(0, 1);
+    141 setpriority => sys_setpriority(0, 1, 2);
+    142 sched_setparam => sys_sched_setparam(0, 1);
+    143 sched_getparam => sys_sched_getparam(0, 1);
+    144 sched_setscheduler => sys_sched_setscheduler(0, 1, 2);
+    145 sched_getscheduler => sys_sched_getscheduler(0);
+    146 sched_get_priority_max => sys_sched_get_priority_max(0);
+    147 sched_get_priority_min => sys_sched_get_priority_min(0);
+    148 sched_rr_get_interval => sys_sched_rr_get_interval(0, 1);
+    203 sched_setaffinity => sys_sched_setaffinity(0, 1, 2);
+    204 sched_getaffinity => sys_sched_getaffinity(0, 1, 2);
+    314 sched_setattr => sys_sched_setattr(0, 1, 2);
+    315 sched_getattr => sys_sched_getattr(0, 1, 2, 3);
 }
 
 const SCHED_DEADLINE: u32 = uapi::SCHED_DEADLINE;

@@ -28,21 +28,21 @@ use crate::user::{self, UserAddr, UserPtr};
 use crate::{Errno, Result};
 
 crate::syscalls! { ROWS;
-    13 rt_sigaction => sys_rt_sigaction, 0 1 2 3;
-    14 rt_sigprocmask => sys_rt_sigprocmask, 0 1 2 3;
+    13 rt_sigaction => sys_rt_sigaction(0, 1, 2, 3);
+    14 rt_sigprocmask => sys_rt_sigprocmask(0, 1, 2, 3);
     15 rt_sigreturn => sys_rt_sigreturn;
     34 pause => sys_pause;
-    62 kill => sys_kill, 0 1;
-    127 rt_sigpending => sys_rt_sigpending, 0 1;
-    128 rt_sigtimedwait => sys_rt_sigtimedwait, 0 1 2 3;
-    129 rt_sigqueueinfo => sys_rt_sigqueueinfo, 0 1 2;
-    130 rt_sigsuspend => sys_rt_sigsuspend, 0 1;
-    131 sigaltstack => sys_sigaltstack, 0 1;
-    200 tkill => sys_tkill, 0 1;
+    62 kill => sys_kill(0, 1);
+    127 rt_sigpending => sys_rt_sigpending(0, 1);
+    128 rt_sigtimedwait => sys_rt_sigtimedwait(0, 1, 2, 3);
+    129 rt_sigqueueinfo => sys_rt_sigqueueinfo(0, 1, 2);
+    130 rt_sigsuspend => sys_rt_sigsuspend(0, 1);
+    131 sigaltstack => sys_sigaltstack(0, 1);
+    200 tkill => sys_tkill(0, 1);
     219 restart_syscall => sys_restart_syscall;
-    234 tgkill => sys_tgkill, 0 1 2;
-    297 rt_tgsigqueueinfo => sys_rt_tgsigqueueinfo, 0 1 2 3;
-    424 pidfd_send_signal => sys_pidfd_send_signal, 0, 1, 2, 3;
+    234 tgkill => sys_tgkill(0, 1, 2);
+    297 rt_tgsigqueueinfo => sys_rt_tgsigqueueinfo(0, 1, 2, 3);
+    424 pidfd_send_signal => sys_pidfd_send_signal(0, 1, 2, 3);
 }
 
 fn check_set_size(size: usize) -> Result {

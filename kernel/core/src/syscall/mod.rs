@@ -117,12 +117,11 @@ pub struct Row {
 
 /// Writes a family's table: `syscalls! { ROWS; 0 read => rw::sys_read(0, 1, 2); … }`.
 ///
-/// The numbers in parentheses say which argument registers the handler takes, in order, after its [`Cx`]. The list may
-/// also stand behind a comma.
+/// The numbers in parentheses say which argument registers the handler takes, in order, after its [`Cx`].
 #[macro_export]
 macro_rules! syscalls {
     ($table:ident; $(
-        $nr:literal $name:ident => $($handler:ident)::+ $(($($arg:literal),*))? $(, $($more:literal)+)*;
+        $nr:literal $name:ident => $($handler:ident)::+ $(($($arg:literal),*))?;
     )*) => {
         /// The system calls of this family.
         pub const $table: &[$crate::syscall::Row] = &[
@@ -133,7 +132,6 @@ macro_rules! syscalls {
                     let result = $($handler)::+(
                         _cx
                         $($(, $crate::syscall::FromArg::from_arg(_args[$arg]))*)?
-                        $($(, $crate::syscall::FromArg::from_arg(_args[$more]))+)*
                     );
                     $crate::syscall::Outcome::outcome(result)
                 },
