@@ -77,7 +77,7 @@ pub struct Notice {
 /// What the caller must do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Start the service's program, then report [`Manager::spawned`] or [`Manager::spawn_failed`].
+    /// Start the service's program, then report the outcome to [`Manager::spawned`].
     Spawn(String),
     /// Send a signal to the process group of this process.
     Signal(Pid, Ending),
@@ -96,6 +96,17 @@ pub enum Ending {
     Kill,
     /// SIGABRT: a hung service shall leave a core dump.
     Abort,
+}
+
+/// What came of an [`Action::Spawn`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Spawned {
+    /// The program runs as this process.
+    Runs(Pid),
+    /// The unit's conditions do not hold: it counts as done without having run.
+    PassedOver,
+    /// No process could be made, for this reason.
+    Failed(String),
 }
 
 /// Where a service is in its life.
@@ -242,35 +253,23 @@ impl Manager {
             .min()
     }
 
-    /// Reports that an [`Action::Spawn`] succeeded.
-    pub fn spawned(&mut self, now: Instant, name: &str, pid: Pid) {
-        let Some(service) = self.services.get_mut(name) else { return };
-        service.state = match service.unit.kind {
-            Kind::Simple => State::Running { pid, watchdog: first_watchdog(&service.unit, now) },
-            Kind::Notify | Kind::Oneshot => {
-                State::Starting { pid, deadline: now + Duration::from_millis(service.unit.start_timeout_ms) }
-            }
-        };
-    }
-
-    /// Reports that a unit's conditions do not hold: it counts as done without having run.
-    pub fn passed_over(&mut self, name: &str) {
-        if let Some(service) = self.services.get_mut(name) {
-            service.state = State::Done;
-        }
-    }
-
-    /// Whether the outcome of a spawn may have freed another unit to start.
-    pub fn can_start_more(&self) -> bool {
-        let waits = |name: &String| self.services[name].state == State::Inactive && self.is_startable(name);
-        !self.shutting_down && self.order.iter().any(waits)
-    }
-
-    /// Reports that an [`Action::Spawn`] failed; what follows comes from the next [`Manager::handle`].
-    pub fn spawn_failed(&mut self, now: Instant, name: &str, reason: &str) -> Vec<Action> {
+    /// Takes the outcome of an [`Action::Spawn`] in.
+    pub fn spawned(&mut self, now: Instant, name: &str, outcome: Spawned) -> Vec<Action> {
         let mut actions = Vec::new();
         if let Some(service) = self.services.get_mut(name) {
-            service.ended_badly(now, name, &format!("could not be started: {reason}"), &mut actions);
+            match outcome {
+                Spawned::Runs(pid) if service.unit.kind == Kind::Simple => {
+                    service.state = State::Running { pid, watchdog: first_watchdog(&service.unit, now) };
+                }
+                Spawned::Runs(pid) => {
+                    let deadline = now + Duration::from_millis(service.unit.start_timeout_ms);
+                    service.state = State::Starting { pid, deadline };
+                }
+                Spawned::PassedOver => service.state = State::Done,
+                Spawned::Failed(reason) => {
+                    service.ended_badly(now, name, &format!("could not be started: {reason}"), &mut actions);
+                }
+            }
         }
         self.settle(now, &mut actions);
         actions

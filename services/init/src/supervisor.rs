@@ -1,7 +1,7 @@
 //! The event loop: carries out what the [`Manager`] decides.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io::Write,
     os::{
         fd::{AsFd, OwnedFd},
@@ -25,7 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     control,
-    manager::{Action, Ending, Event, ExitKind, Manager, Pid, State},
+    manager::{Action, Ending, Event, ExitKind, Manager, Pid, Spawned, State},
     notify::{self, StoreRequest},
     spawn,
     system::Down,
@@ -164,14 +164,13 @@ impl Supervisor {
 
     fn feed(&mut self, event: Event) {
         let now = Instant::now();
-        let mut actions: std::collections::VecDeque<Action> = self.manager.handle(now, event).into();
+        let mut actions: VecDeque<Action> = self.manager.handle(now, event).into();
         while let Some(action) = actions.pop_front() {
             match action {
-                Action::Spawn(name) => match self.spawn(&name) {
-                    Ok(Some(pid)) => self.manager.spawned(now, &name, pid),
-                    Ok(None) => self.manager.passed_over(&name),
-                    Err(error) => actions.extend(self.manager.spawn_failed(now, &name, &format!("{error:#}"))),
-                },
+                Action::Spawn(name) => {
+                    let outcome = self.spawn(&name).unwrap_or_else(|error| Spawned::Failed(format!("{error:#}")));
+                    actions.extend(self.manager.spawned(now, &name, outcome));
+                }
                 Action::Signal(pid, kill) => {
                     let signal = match kill {
                         Ending::Term => Signal::SIGTERM,
@@ -187,22 +186,19 @@ impl Supervisor {
                 Action::Log(line) => self.say(&line),
                 Action::AllStopped => self.stopped = true,
             }
-            if actions.is_empty() && self.manager.can_start_more() {
-                actions.extend(self.manager.handle(now, Event::Tick));
-            }
         }
     }
 
-    /// Starts a unit's program; `None` when its conditions do not hold.
-    fn spawn(&self, name: &str) -> Result<Option<Pid>> {
+    /// Starts a unit's program, if its conditions hold.
+    fn spawn(&self, name: &str) -> Result<Spawned> {
         let unit = &self.manager.services()[name].unit;
         let path_missing = unit.condition_path_exists.as_ref().is_some_and(|path| !path.exists());
         let option_missing = unit.condition_option.as_ref().is_some_and(|word| !crate::system::has_option(word));
         if path_missing || option_missing {
-            return Ok(None);
+            return Ok(Spawned::PassedOver);
         }
         let stored = self.stores.get(name).map_or(&[][..], Vec::as_slice);
-        spawn::spawn(&self.program, name, unit, &self.notify_path, stored).map(Some)
+        spawn::spawn(&self.program, name, unit, &self.notify_path, stored).map(Spawned::Runs)
     }
 
     fn store(&mut self, pid: Pid, request: StoreRequest) {

@@ -51,8 +51,12 @@ const MOUNTS: &[Mount] = &[
     Mount { what: "cgroup2", at: "/sys/fs/cgroup", kind: "cgroup2", flags: QUIET, options: "", optional: true },
 ];
 
-const LINKS: &[(&str, &str)] =
-    &[("/proc/self/fd", "/dev/fd"), ("fd/0", "/dev/stdin"), ("fd/1", "/dev/stdout"), ("fd/2", "/dev/stderr")];
+const LINKS: &[(&str, &str)] = &[
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
 
 /// Folders that Debian's boot scripts or tmpfiles would make.
 const FOLDERS: &[(&str, u32)] = &[
@@ -81,11 +85,10 @@ pub fn set_up() -> anyhow::Result<Vec<String>> {
         }
     }
     for (target, link) in LINKS {
-        if fs::symlink_metadata(link).is_err() {
-            let target = if target.starts_with('/') { (*target).to_owned() } else { format!("/proc/self/{target}") };
-            if let Err(error) = symlink(target, link) {
-                problems.push(format!("{link}: {error}"));
-            }
+        if fs::symlink_metadata(link).is_err()
+            && let Err(error) = symlink(target, link)
+        {
+            problems.push(format!("{link}: {error}"));
         }
     }
     for (folder, mode) in FOLDERS {

@@ -32,22 +32,17 @@ impl Bench {
     }
 
     fn send(&mut self, event: Event) {
-        let actions = self.manager.handle(self.now, event);
-        let mut spawned = false;
-        for action in actions {
+        let mut actions: VecDeque<Action> = self.manager.handle(self.now, event).into();
+        while let Some(action) = actions.pop_front() {
             match action {
                 Action::Spawn(name) => {
                     self.next_pid += 1;
-                    spawned = true;
-                    self.manager.spawned(self.now, &name, self.next_pid);
+                    actions.extend(self.manager.spawned(self.now, &name, Spawned::Runs(self.next_pid)));
                 }
                 Action::Signal(pid, kill) => self.signals.push((pid, kill)),
                 Action::Log(line) => self.log.push(line),
                 Action::AllStopped => self.all_stopped = true,
             }
-        }
-        if spawned {
-            self.send(Event::Tick);
         }
     }
 
