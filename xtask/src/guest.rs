@@ -5,7 +5,7 @@
 
 use crate::machine::link::{Link, Outcome, Output, Request};
 use crate::machine::{Boot, Event, Gpu, Machine, Options as MachineOptions};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use guest_protocol::{ToHost, VERSION};
 use std::ffi::OsString;
 use std::io::Write;
@@ -133,8 +133,16 @@ fn report(outcome: Outcome, machine: &Machine) -> Result<u8> {
     }
 }
 
+/// Waits until the agent says hello, for callers to whom a panic is a failure like any other.
+pub fn agent_of(machine: &Machine) -> Result<Link<&UnixStream>> {
+    wait_for_agent(machine)?.map_err(|panic| {
+        show_log(&machine.console());
+        anyhow!("the kernel panicked while it booted: {panic}")
+    })
+}
+
 /// Waits until the agent says hello. The inner error is a panic message.
-pub fn wait_for_agent(machine: &Machine) -> Result<Result<Link<&UnixStream>, String>> {
+fn wait_for_agent(machine: &Machine) -> Result<Result<Link<&UnixStream>, String>> {
     let deadline = Instant::now() + BOOT_PATIENCE;
     loop {
         let rest = deadline.saturating_duration_since(Instant::now());

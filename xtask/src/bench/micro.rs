@@ -5,10 +5,9 @@
 
 use super::{Measure, Subject};
 use crate::archive::Addition;
-use crate::build::Profile;
-use crate::guest::wait_for_agent;
+use crate::guest::agent_of;
 use crate::machine::link::{Outcome, Output, Request};
-use crate::machine::{Boot, Gpu, Kernel, Machine, Options};
+use crate::machine::{Boot, Gpu, Machine, Options};
 use crate::{hosttools, paths, shell};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -53,22 +52,16 @@ fn compile() -> Result<PathBuf> {
 }
 
 fn measure(subject: Subject, program: &Path, names: &[String]) -> Result<Figures> {
-    let kernel = if subject == Subject::Ursa { Kernel::Ursa } else { Kernel::Linux };
     let options = Options {
         additions: vec![Addition { host: program.to_owned(), guest: "/usr/bin/micro".into() }],
         smp: 1,
-        profile: Profile::Dist,
         counted: true,
-        append: if subject == Subject::Shipped { "mitigations=auto".into() } else { String::new() },
-        ..Options::of("mini", kernel)
+        ..subject.machine("mini")
     };
     let folder = tempfile::Builder::new().prefix("ursa-bench-").tempdir()?;
     let boot = Boot::prepare(&options, Gpu::None, folder.path())?;
     let machine = Machine::start(&options, &boot, Gpu::None, folder.path(), false)?;
-    let mut link = match wait_for_agent(&machine)? {
-        Ok(link) => link,
-        Err(panic) => bail!("the kernel panicked while it booted: {panic}"),
-    };
+    let mut link = agent_of(&machine)?;
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let mut collect = |output, data: &[u8]| match output {
         Output::Stdout => stdout.extend_from_slice(data),

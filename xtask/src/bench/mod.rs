@@ -8,6 +8,8 @@
 //! Linux is measured with `mitigations=off` (the ratio is to this one, the harder to beat) and as Debian ships it. Each
 //! measure also goes to `target/bench/NAME.json`.
 
+use crate::build::Profile;
+use crate::machine::{self, Kernel};
 use crate::paths;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -86,6 +88,16 @@ pub enum Subject {
 impl Subject {
     /// All of them.
     pub const ALL: [Subject; 3] = [Subject::Ursa, Subject::Linux, Subject::Shipped];
+
+    /// The machine on which it is measured.
+    fn machine(self, image: &str) -> machine::Options {
+        let kernel = if self == Subject::Ursa { Kernel::Ursa } else { Kernel::Linux };
+        machine::Options {
+            profile: Profile::Dist,
+            append: if self == Subject::Shipped { "mitigations=auto".into() } else { String::new() },
+            ..machine::Options::of(image, kernel)
+        }
+    }
 }
 
 /// `cargo xtask bench`.

@@ -3,10 +3,9 @@
 //! The kernels take turns, so that a change of the host's load meets all of them.
 
 use super::{Measure, Subject};
-use crate::build::Profile;
-use crate::guest::wait_for_agent;
+use crate::guest::agent_of;
 use crate::machine::link::{Outcome, Output, Request};
-use crate::machine::{Boot, Gpu, Kernel, Machine, Options};
+use crate::machine::{Boot, Gpu, Machine};
 use crate::shell;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -58,19 +57,11 @@ pub fn run(names: &[String], times: usize) -> Result<Vec<Measure>> {
 }
 
 fn one_run(subject: Subject, number: usize, programs: &[(&'static str, &str)], runs: &mut Runs) -> Result<()> {
-    let kernel = if subject == Subject::Ursa { Kernel::Ursa } else { Kernel::Linux };
-    let options = Options {
-        profile: Profile::Dist,
-        append: if subject == Subject::Shipped { "mitigations=auto".into() } else { String::new() },
-        ..Options::of("base", kernel)
-    };
+    let options = subject.machine("base");
     let folder = tempfile::Builder::new().prefix("ursa-bench-").tempdir()?;
     let boot = Boot::prepare(&options, Gpu::None, folder.path())?;
     let machine = Machine::start(&options, &boot, Gpu::None, folder.path(), false)?;
-    let mut link = match wait_for_agent(&machine)? {
-        Ok(link) => link,
-        Err(panic) => bail!("the kernel panicked while it booted: {panic}"),
-    };
+    let mut link = agent_of(&machine)?;
     runs.entry((BOOT, number)).or_default().push(machine.cpu_seconds()?);
     for (name, script) in programs {
         let before = machine.cpu_seconds()?;

@@ -5,7 +5,7 @@
 
 use super::cases::{self, Case, File};
 use super::{Tally, unit};
-use crate::guest::{show_log, wait_for_agent};
+use crate::guest::{agent_of, show_log};
 use crate::machine::link::{Link, Outcome, Output, Request};
 use crate::machine::{Boot, Gpu, Kernel, Machine, Options};
 use crate::toolchain::host_cargo;
@@ -105,13 +105,7 @@ fn run_batch(
 ) -> Result<usize> {
     let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
     let machine = Machine::start(options, boot, Gpu::None, folder.path(), false)?;
-    let mut link = match wait_for_agent(&machine)? {
-        Ok(link) => link,
-        Err(panic) => {
-            show_log(&machine.console());
-            anyhow::bail!("the kernel panicked while it booted: {panic}");
-        }
-    };
+    let mut link = agent_of(&machine)?;
     for (number, case) in cases.iter().enumerate() {
         let start = Instant::now();
         let (problem, usable) = run_case(&machine, &mut link, case)?;
