@@ -82,6 +82,10 @@ bitflags! {
         const NOFLUSH = 1 << 5;
         const PARALLEL_DIRECT_WRITES = 1 << 6;
         const PASSTHROUGH = 1 << 7;
+        /// Ursa: a write without `POLLOUT` is sent all the same (with [`OpenFlags::READY`]).
+        const NOWAIT_WRITE = 1 << 30;
+        /// Ursa: the server pushes what the file is ready for; `OpenOut::padding` has the first mask.
+        const READY = 1 << 31;
     }
 }
 

@@ -12,6 +12,7 @@
 mod flags;
 mod message;
 mod opcode;
+pub mod scheme;
 mod wire;
 
 pub use flags::*;

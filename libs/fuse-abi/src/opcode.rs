@@ -24,7 +24,7 @@ macro_rules! numbered {
 }
 
 numbered! {
-    /// What a request asks for (`enum fuse_opcode`).
+    /// What a request asks for (`enum fuse_opcode`; those named `Scheme…` are Ursa's own, see [`scheme`](crate::scheme)).
     #[doc(alias = "fuse_opcode")]
     Opcode {
         Lookup = 1,
@@ -78,6 +78,10 @@ numbered! {
         Tmpfile = 51,
         CuseInit = 4096,
         Statx = 52,
+        SchemeMmap = 6000,
+        SchemeFault = 6001,
+        SchemeAttrShow = 6002,
+        SchemeAttrStore = 6003,
     }
 }
 

@@ -1,12 +1,13 @@
 //! Structures of the FUSE wire format, in the order of `<linux/fuse.h>`.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
 macro_rules! wire {
     ($($(#[$meta:meta])* struct $name:ident($size:literal) { $($field:ident: $ty:ty),* })*) => {
         $(
             $(#[$meta])*
-            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+            #[derive(
+                Clone, ::core::marker::Copy, Debug, Default, PartialEq, Eq,
+                ::zerocopy::FromBytes, ::zerocopy::IntoBytes, ::zerocopy::Immutable, ::zerocopy::KnownLayout,
+            )]
             #[repr(C)]
             #[expect(missing_docs, reason = "the fields carry the names of the C header, which documents them")]
             pub struct $name { $(pub $field: $ty),* }
@@ -15,6 +16,8 @@ macro_rules! wire {
         )*
     };
 }
+
+pub(crate) use wire;
 
 wire! {
     /// Attributes of an inode.
