@@ -42,15 +42,17 @@ impl FromStr for Addition {
 /// The tree of programs and additions. `prefix` is where it begins: empty for Ursa, `add` in Linux's initramfs.
 pub fn overlay(programs: &Programs, additions: &[Addition], prefix: &str) -> Result<Tree> {
     let mut tree = Tree::default();
-    let at = |path: &str| Path::new(prefix).join(path);
-    add_program(&mut tree, &at("usr/sbin/ursa-agent"), &programs.agent)?;
-    if let Some(init) = &programs.init {
-        add_program(&mut tree, &at("usr/sbin/ursa-init"), init)?;
-        for name in ["init", "initctl", "poweroff", "reboot", "halt"] {
-            tree.symlink(at("usr/sbin").join(name), "ursa-init");
+    for program in &programs.all {
+        let to = &program.install.install;
+        add_program(&mut tree, &Path::new(prefix).join(to), &program.binary)?;
+        for link in &program.install.links {
+            tree.symlink(Path::new(prefix).join(link), &format!("/{}", to.display()));
         }
-        tree.add_from_host(&at("usr/lib/ursa/services"), &paths::root().join("services/units"))?;
+        for (file, to) in &program.install.files {
+            tree.file(Path::new(prefix).join(to), 0o644, fs::read(program.folder.join(file))?);
+        }
     }
+    tree.add_from_host(&Path::new(prefix).join("usr/lib/ursa/services"), &paths::root().join("services/units"))?;
     for addition in additions {
         let guest = addition.guest.strip_prefix("/").unwrap_or(&addition.guest);
         if guest.as_os_str().is_empty() {

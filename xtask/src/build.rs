@@ -4,6 +4,8 @@ use crate::toolchain::{KERNEL_TARGET, PROGRAM_TARGET, Toolchain, program_cargo};
 use crate::{hosttools, paths, shell};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
@@ -63,10 +65,35 @@ pub struct Built {
 /// The static programs that go into the boot archive.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// Runs commands for the host.
+    /// Runs commands for the host; also `/init` where nothing else is chosen.
     pub agent: PathBuf,
-    /// PID 1, once there is one.
-    pub init: Option<PathBuf>,
+    /// All of them, the agent too.
+    pub all: Vec<Program>,
+}
+
+/// A program of this checkout that goes into the guest.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// The executable on the host.
+    pub binary: PathBuf,
+    /// Its package's folder.
+    pub folder: PathBuf,
+    /// Where it goes, and what goes with it.
+    pub install: Install,
+}
+
+/// `[package.metadata.ursa]` of a program: where it goes in the guest. Paths there have no leading slash.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Install {
+    /// The executable.
+    pub install: PathBuf,
+    /// Symbolic links to it.
+    #[serde(default)]
+    pub links: Vec<PathBuf>,
+    /// Files of the package's folder, and where they go.
+    #[serde(default)]
+    pub files: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// `cargo xtask build`.
@@ -74,9 +101,8 @@ pub fn run(options: &Options) -> Result<Built> {
     let noise = Noise::Warnings;
     let built = Built { kernel: kernel(options.profile, noise)?, programs: programs(noise)? };
     println!("kernel  {}", built.kernel.display());
-    println!("agent   {}", built.programs.agent.display());
-    if let Some(init) = &built.programs.init {
-        println!("init    {}", init.display());
+    for program in &built.programs.all {
+        println!("program {}", program.binary.display());
     }
     Ok(built)
 }
@@ -98,17 +124,72 @@ pub fn kernel(profile: Profile, noise: Noise) -> Result<PathBuf> {
     Ok(kernel)
 }
 
-/// Builds the programs of the boot archive.
+/// Builds the programs of the boot archive: every package under `services` and `drivers` that says where it is installed.
 pub fn programs(noise: Noise) -> Result<Programs> {
     hosttools::ensure(hosttools::COMPILER)?;
-    let has_init = paths::root().join("services/init/Cargo.toml").exists();
+    let packages = installed_packages()?;
     shell::step("building the programs of the boot archive");
     let mut command = program_cargo();
-    command.args(["--quiet", "--release", "--package", "ursa-agent"]);
-    if has_init {
-        command.args(["--package", "ursa-init"]);
+    command.args(["--quiet", "--release"]);
+    for (name, _, _) in &packages {
+        command.args(["--package", name]);
     }
     noise.run(&mut command)?;
-    let folder = paths::target().join(PROGRAM_TARGET).join("release");
-    Ok(Programs { agent: folder.join("ursa-agent"), init: has_init.then(|| folder.join("ursa-init")) })
+    let built = paths::target().join(PROGRAM_TARGET).join("release");
+    let all = packages
+        .into_iter()
+        .map(|(name, folder, install)| Program { binary: built.join(name), folder, install })
+        .collect();
+    Ok(Programs { agent: built.join("ursa-agent"), all })
+}
+
+/// Name, folder and destination of each program, in the order of the folders.
+fn installed_packages() -> Result<Vec<(String, PathBuf, Install)>> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        package: Package,
+    }
+    #[derive(Deserialize)]
+    struct Package {
+        name: String,
+        #[serde(default)]
+        metadata: Metadata,
+    }
+    #[derive(Default, Deserialize)]
+    struct Metadata {
+        ursa: Option<Install>,
+    }
+    let mut packages = Vec::new();
+    for pattern in ["services/*/Cargo.toml", "drivers/*/*/Cargo.toml"] {
+        let pattern = paths::root().join(pattern);
+        for manifest in glob::glob(pattern.to_str().context("the path of the checkout is not UTF-8")?)? {
+            let manifest = manifest?;
+            let text = fs::read_to_string(&manifest)?;
+            let parsed: Manifest = toml::from_str(&text).with_context(|| manifest.display().to_string())?;
+            if let Some(install) = parsed.package.metadata.ursa {
+                let folder = manifest.parent().context("a manifest has a folder")?.to_owned();
+                packages.push((parsed.package.name, folder, install));
+            }
+        }
+    }
+    Ok(packages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agent_and_init_are_installed_and_all_their_files_exist() {
+        let packages = installed_packages().unwrap();
+        for wanted in ["ursa-agent", "ursa-init"] {
+            assert!(packages.iter().any(|(name, _, _)| name == wanted), "{wanted}");
+        }
+        for (name, folder, install) in packages {
+            assert!(install.install.is_relative(), "{name}");
+            for file in install.files.keys() {
+                assert!(folder.join(file).is_file(), "{name}: {}", file.display());
+            }
+        }
+    }
 }
