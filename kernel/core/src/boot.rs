@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use ursa_hal::{boot::BootInfo, power};
 
-use crate::{Errno, Result, fs, ipc, mm, process, sched, time, tty};
+use crate::{Errno, Result, dmabuf, fs, ipc, mm, process, sched, time, tty};
 
 /// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.
 const OPTIONS: &[&str] = &[
@@ -66,6 +66,9 @@ fn finish(info: &'static BootInfo) {
     ipc::init();
     if let Err(errno) = tty::init() {
         ursa_hal::error!("some terminals are missing: {errno}");
+    }
+    if let Err(errno) = dmabuf::init() {
+        ursa_hal::error!("buffers cannot be shared: {errno}");
     }
     if ursa_hal::ktest::wanted() {
         ursa_hal::ktest::run_all();

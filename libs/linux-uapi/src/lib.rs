@@ -8,6 +8,7 @@
 
 mod errno;
 
+pub mod dmabuf;
 pub mod ipc;
 pub mod poll;
 pub mod process;

@@ -107,7 +107,8 @@ pub fn path_of(file: &Arc<File>) -> Result<Path> {
     let mount = mount_of(stat.st_mode)?.clone();
     let mut name = String::new();
     file.file_ops().link_name(file, &mut name).map_err(|_| Errno::EIO)?;
-    if name.ends_with(':') {
+    // `pipe:`, `socket:`; a dma-buf without a name of its own stays `/dmabuf:`.
+    if name.ends_with(':') && !name.starts_with('/') {
         let _ = write!(name, "[{}]", stat.st_ino);
     }
     let inode = match file.inode() {
