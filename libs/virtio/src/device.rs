@@ -1,0 +1,115 @@
+//! Bringing a device up.
+
+use crate::{DmaAllocator, Error, Features, Result, Status, Transport, Virtqueue};
+
+/// A virtio device on its way from reset to `DRIVER_OK`, and after.
+///
+/// Steps as VIRTIO 1.2, 3.1.1 numbers them: [`Device::negotiate`] does 1 to 6, [`Device::queue`] is 7, [`Device::start`] is 8.
+/// Dropping it resets the device, so that it writes no memory that is about to be freed.
+pub struct Device<T: Transport> {
+    transport: T,
+    features: Features,
+}
+
+impl<T: Transport> Device<T> {
+    /// Resets the device and agrees on features: all of `required`, what the device offers of `optional`, and the transport's
+    /// own (`VERSION_1`, `ACCESS_PLATFORM` if offered, `EVENT_IDX` if offered).
+    pub fn negotiate(transport: T, required: Features, optional: Features) -> Result<Self> {
+        let mut device = Device { transport, features: Features::empty() };
+        let transport = &mut device.transport;
+        transport.set_status(Status::empty())?;
+        transport.set_status(Status::ACKNOWLEDGE)?;
+        transport.set_status(Status::ACKNOWLEDGE | Status::DRIVER)?;
+        let offered = transport.device_features();
+        let required = required | Features::VERSION_1;
+        let optional = optional | Features::ACCESS_PLATFORM | Features::EVENT_IDX;
+        if !offered.contains(required) {
+            device.fail();
+            return Err(Error::Features(required - offered));
+        }
+        let agreed = required | (offered & optional);
+        transport.set_driver_features(agreed);
+        transport.set_status(Status::ACKNOWLEDGE | Status::DRIVER | Status::FEATURES_OK)?;
+        if !transport.status().contains(Status::FEATURES_OK) {
+            device.fail();
+            return Err(Error::Refused(agreed));
+        }
+        device.features = agreed;
+        Ok(device)
+    }
+
+    /// What was agreed on.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Sets up a queue of at most `max_size` entries.
+    pub fn queue<A: DmaAllocator, K>(&mut self, dma: &A, queue: u16, max_size: u16) -> Result<Virtqueue<A::Memory, K>> {
+        if queue >= self.transport.queue_count() {
+            return Err(Error::NoQueue(queue));
+        }
+        // Split queues have a power of two of entries; a device that names another number gets the next smaller one.
+        let size = self.transport.queue_max_size(queue).min(max_size).min(32768);
+        let size = if size == 0 { return Err(Error::NoQueue(queue)) } else { 1 << size.ilog2() };
+        let made = Virtqueue::new(dma, queue, size, self.features.contains(Features::EVENT_IDX))?;
+        self.transport.enable_queue(queue, &made.setup())?;
+        Ok(made)
+    }
+
+    /// Lets the device run.
+    pub fn start(&mut self) -> Result<()> {
+        self.transport.set_status(Status::ACKNOWLEDGE | Status::DRIVER | Status::FEATURES_OK | Status::DRIVER_OK)
+    }
+
+    /// Tells the device about new buffers of `queue` if it wants to hear.
+    pub fn kick<M: crate::DmaMemory, K>(&self, queue: &mut Virtqueue<M, K>) {
+        if queue.needs_kick() {
+            self.transport.notify(queue.index());
+        }
+    }
+
+    /// Whether the device asks to be reset.
+    pub fn needs_reset(&self) -> bool {
+        self.transport.status().contains(Status::NEEDS_RESET)
+    }
+
+    /// The transport: configuration, interrupts.
+    pub fn transport(&self) -> &T {
+        &self.transport
+    }
+
+    /// The transport, to change something.
+    pub fn transport_mut(&mut self) -> &mut T {
+        &mut self.transport
+    }
+
+    /// Reads `N` bytes of configuration that belong together: again if the device changed them meanwhile.
+    pub fn config<const N: usize>(&self, offset: usize) -> Result<[u8; N]> {
+        // A device that changes its configuration faster than we read it is not a device.
+        for _ in 0..64 {
+            let before = self.transport.config_generation();
+            let mut bytes = [0; N];
+            self.transport.config_read(offset, &mut bytes);
+            if self.transport.config_generation() == before {
+                return Ok(bytes);
+            }
+        }
+        Err(Error::Broken("the configuration never holds still"))
+    }
+
+    /// Reads a 32-bit field of the configuration.
+    pub fn config_u32(&self, offset: usize) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.config(offset)?))
+    }
+
+    fn fail(&mut self) {
+        let status = self.transport.status();
+        let _ = self.transport.set_status(status | Status::FAILED);
+    }
+}
+
+impl<T: Transport> Drop for Device<T> {
+    fn drop(&mut self) {
+        let _ = self.transport.set_status(Status::empty());
+    }
+}
