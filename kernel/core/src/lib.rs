@@ -9,6 +9,7 @@ extern crate alloc;
 
 pub mod boot;
 mod coredump;
+pub mod device;
 pub mod dmabuf;
 pub mod fs;
 pub mod futex;

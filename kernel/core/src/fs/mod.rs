@@ -32,6 +32,7 @@ pub mod permission;
 pub mod procfs;
 pub mod registry;
 pub mod syscall;
+pub mod sysfs;
 pub mod tmpfs;
 pub mod xattr;
 
@@ -68,8 +69,11 @@ pub fn init() {
     let pages = ursa_hal::mm::stats().total as u64;
     let sb = tmpfs::Tmpfs::create("rootfs", pages, 0, &root, inode::SbFlags::empty());
     let flags = mount::MountFlags::empty();
-    let started =
-        Mount::of(sb, b"rootfs", flags).map(mount::set_root).and_then(|()| devfs::init()).and_then(|()| procfs::init());
+    let started = Mount::of(sb, b"rootfs", flags)
+        .map(mount::set_root)
+        .and_then(|()| sysfs::init())
+        .and_then(|()| devfs::init())
+        .and_then(|()| procfs::init());
     if let Err(errno) = started {
         panic!("the root file system cannot be made: {errno}");
     }

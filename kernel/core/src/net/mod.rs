@@ -4,6 +4,7 @@
 //! with `EAFNOSUPPORT` until they come.
 
 mod message;
+pub mod netlink;
 mod options;
 mod socket;
 pub mod syscall;

@@ -1,0 +1,3 @@
+//! Netlink sockets (`AF_NETLINK`).
+
+pub mod uevent;
