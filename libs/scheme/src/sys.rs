@@ -1,0 +1,214 @@
+//! The extension ioctls of a connection, as safe functions: the only `unsafe` of this crate.
+//!
+//! Each function owns the structure that the ioctl takes and the buffers that the structure points to for as long as the
+//! call lasts; the structures themselves are [`fuse_abi::scheme`]'s, whose sizes are part of the request numbers.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::c_void,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use fuse_abi::scheme::{self as abi};
+use rustix::{
+    io::Errno,
+    ioctl::{self, IoctlOutput, Opcode},
+};
+
+/// One ioctl whose argument is a structure.
+struct Call<'a, T> {
+    number: u32,
+    argument: &'a mut T,
+}
+
+// SAFETY: `as_ptr` gives a valid, exclusive pointer to a structure of the size in the number; whether the structure's own
+// pointers are right is a matter for the functions below, which make them from slices.
+unsafe impl<T> ioctl::Ioctl for Call<'_, T> {
+    type Output = i32;
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.number as Opcode
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        (self.argument as *mut T).cast()
+    }
+
+    unsafe fn output_from_ptr(output: IoctlOutput, _: *mut c_void) -> rustix::io::Result<i32> {
+        Ok(output)
+    }
+}
+
+/// Makes one call; the result is ioctl(2)'s.
+///
+/// # Safety
+/// Pointers in `argument` are valid for what `number` does with them.
+unsafe fn call<T>(fd: BorrowedFd<'_>, number: u32, argument: &mut T) -> Result<i32, Errno> {
+    loop {
+        // SAFETY: `Call` is right for the number by construction, and the caller vouches for the structure's pointers.
+        match unsafe { ioctl::ioctl(fd, Call { number, argument }) } {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// Takes possession of a descriptor that an ioctl has just made.
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: the kernel returned it as new, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// `SCHEME_IOC_CREATE`.
+pub fn create(device: BorrowedFd<'_>, mut request: abi::Create, ranges: &[abi::Range]) -> io::Result<OwnedFd> {
+    request.ranges = ranges.as_ptr().addr() as u64;
+    request.nranges = ranges.len() as u32;
+    ranges.as_ptr().expose_provenance();
+    // SAFETY: `ranges` holds `nranges` structures and outlives the call.
+    Ok(owned(unsafe { call(device, abi::SCHEME_IOC_CREATE, &mut request) }?))
+}
+
+/// `SCHEME_IOC_REPLY_WAIT`. Unlike the others it is not restarted after a signal: the reply may have been taken.
+pub fn reply_wait(fd: BorrowedFd<'_>, reply: &[u8], into: &mut [u8], nonblock: bool) -> Result<usize, Errno> {
+    let mut request = abi::ReplyWait {
+        reply: reply.as_ptr().expose_provenance() as u64,
+        reply_len: reply.len() as u64,
+        recv: into.as_mut_ptr().expose_provenance() as u64,
+        recv_len: into.len() as u64,
+        flags: if nonblock { abi::ReplyWaitFlags::NONBLOCK.bits() } else { 0 },
+        padding: 0,
+    };
+    // SAFETY: both buffers outlive the call with the lengths given.
+    unsafe { ioctl::ioctl(fd, Call { number: abi::SCHEME_IOC_REPLY_WAIT, argument: &mut request }) }
+        .map(|length| length as usize)
+}
+
+/// `SCHEME_IOC_PUBLISH`.
+pub fn publish(fd: BorrowedFd<'_>, description: &[u8]) -> io::Result<()> {
+    let mut request =
+        abi::Publish { desc: description.as_ptr().expose_provenance() as u64, desc_len: description.len() as u64 };
+    // SAFETY: the text outlives the call with the length given.
+    unsafe { call(fd, abi::SCHEME_IOC_PUBLISH, &mut request) }?;
+    Ok(())
+}
+
+/// `SCHEME_IOC_UNPUBLISH`.
+pub fn unpublish(fd: BorrowedFd<'_>, cookie: u64) -> io::Result<()> {
+    // SAFETY: the structure has no pointers.
+    unsafe { call(fd, abi::SCHEME_IOC_UNPUBLISH, &mut abi::Unpublish { cookie }) }?;
+    Ok(())
+}
+
+/// `SCHEME_IOC_UEVENT` and `SCHEME_IOC_ATTR`.
+pub fn device_text(fd: BorrowedFd<'_>, number: u32, cookie: u64, text: &[u8]) -> io::Result<()> {
+    let mut request =
+        abi::DeviceText { cookie, text: text.as_ptr().expose_provenance() as u64, text_len: text.len() as u64 };
+    // SAFETY: the text outlives the call with the length given.
+    unsafe { call(fd, number, &mut request) }?;
+    Ok(())
+}
+
+/// `SCHEME_IOC_READY`.
+pub fn ready(fd: BorrowedFd<'_>, fh: u64, mask: u32) -> Result<(), Errno> {
+    // SAFETY: the structure has no pointers.
+    unsafe { call(fd, abi::SCHEME_IOC_READY, &mut abi::Ready { fh, mask, padding: 0 }) }.map(drop)
+}
+
+/// `SCHEME_IOC_COPY` from the caller.
+pub fn copy_in(fd: BorrowedFd<'_>, unique: u64, addr: u64, into: &mut [u8]) -> Result<usize, Errno> {
+    let buf = into.as_mut_ptr().expose_provenance() as u64;
+    let mut request = abi::Copy { unique, addr, buf, len: into.len() as u64, dir: abi::COPY_FROM_CALLER, padding: 0 };
+    // SAFETY: the kernel writes at most `len` bytes to `into`, which outlives the call.
+    unsafe { call(fd, abi::SCHEME_IOC_COPY, &mut request) }.map(|copied| copied as usize)
+}
+
+/// `SCHEME_IOC_COPY` to the caller.
+pub fn copy_out(fd: BorrowedFd<'_>, unique: u64, addr: u64, data: &[u8]) -> Result<usize, Errno> {
+    let buf = data.as_ptr().expose_provenance() as u64;
+    let mut request = abi::Copy { unique, addr, buf, len: data.len() as u64, dir: abi::COPY_TO_CALLER, padding: 0 };
+    // SAFETY: the kernel reads at most `len` bytes of `data`, which outlives the call.
+    unsafe { call(fd, abi::SCHEME_IOC_COPY, &mut request) }.map(|copied| copied as usize)
+}
+
+/// `SCHEME_IOC_INSTALL_FD`.
+pub fn install_fd(fd: BorrowedFd<'_>, unique: u64, object: BorrowedFd<'_>, flags: u32) -> Result<i32, Errno> {
+    let mut request = abi::InstallFd { unique, fd: object.as_raw_fd(), flags };
+    // SAFETY: the structure has no pointers.
+    unsafe { call(fd, abi::SCHEME_IOC_INSTALL_FD, &mut request) }
+}
+
+/// `SCHEME_IOC_INSTALL_FILE`.
+pub fn install_file(fd: BorrowedFd<'_>, mut request: abi::InstallFile) -> Result<i32, Errno> {
+    // SAFETY: the structure has no pointers.
+    unsafe { call(fd, abi::SCHEME_IOC_INSTALL_FILE, &mut request) }
+}
+
+/// `SCHEME_IOC_GRAB_FD`: a descriptor, or the number of one of the server's own open files.
+pub fn grab_fd(fd: BorrowedFd<'_>, unique: u64, theirs: i32) -> Result<Result<OwnedFd, u64>, Errno> {
+    let mut request = abi::GrabFd { unique, fd: theirs, padding: 0, fh: 0 };
+    // SAFETY: the structure has no pointers.
+    match unsafe { call(fd, abi::SCHEME_IOC_GRAB_FD, &mut request) } {
+        Ok(new) => Ok(Ok(owned(new))),
+        Err(Errno::XDEV) => Ok(Err(request.fh)),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// `SCHEME_IOC_REVOKE`.
+pub fn revoke(fd: BorrowedFd<'_>, fh: u64, offset: u64, len: u64) -> Result<(), Errno> {
+    // SAFETY: the structure has no pointers.
+    unsafe { call(fd, abi::SCHEME_IOC_REVOKE, &mut abi::Revoke { fh, offset, len }) }.map(drop)
+}
+
+/// `SCHEME_IOC_KEEP`.
+pub fn keep(fd: BorrowedFd<'_>, key: u64, object: BorrowedFd<'_>) -> io::Result<()> {
+    let mut request = abi::Keep { key, fd: object.as_raw_fd(), padding: 0 };
+    // SAFETY: the structure has no pointers.
+    unsafe { call(fd, abi::SCHEME_IOC_KEEP, &mut request) }?;
+    Ok(())
+}
+
+/// `SCHEME_IOC_KEEP_GET`.
+pub fn keep_get(fd: BorrowedFd<'_>, key: u64) -> io::Result<OwnedFd> {
+    let mut request = abi::Keep { key, fd: -1, padding: 0 };
+    // SAFETY: the structure has no pointers.
+    Ok(owned(unsafe { call(fd, abi::SCHEME_IOC_KEEP_GET, &mut request) }?))
+}
+
+/// `SCHEME_IOC_KEEP_DROP`.
+pub fn keep_drop(fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
+    let mut request = abi::Keep { key, fd: -1, padding: 0 };
+    // SAFETY: the structure has no pointers.
+    unsafe { call(fd, abi::SCHEME_IOC_KEEP_DROP, &mut request) }?;
+    Ok(())
+}
+
+/// `SCHEME_IOC_KEEP_LIST`.
+pub fn keep_list(fd: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
+    let mut keys = vec![0u64; 64];
+    loop {
+        let mut request =
+            abi::KeepList { keys: keys.as_mut_ptr().expose_provenance() as u64, count: keys.len() as u64 };
+        // SAFETY: there is room for `count` keys, and the vector outlives the call.
+        let all = unsafe { call(fd, abi::SCHEME_IOC_KEEP_LIST, &mut request) }? as usize;
+        if all <= keys.len() {
+            keys.truncate(all);
+            return Ok(keys);
+        }
+        keys.resize(all, 0);
+    }
+}
+
+/// `SCHEME_IOC_RESUME`.
+pub fn resume(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    // The number takes no argument; the kernel ignores the pointer.
+    // SAFETY: the structure has no pointers.
+    Ok(unsafe { call(fd, abi::SCHEME_IOC_RESUME, &mut 0u64) }? as usize)
+}
+
+/// The descriptor that the service manager passed at this number.
+pub fn passed(fd: i32) -> OwnedFd {
+    owned(fd)
+}
