@@ -9,6 +9,7 @@
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
 
+pub mod description;
 mod flags;
 mod message;
 mod opcode;
