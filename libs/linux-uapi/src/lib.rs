@@ -8,7 +8,9 @@
 
 mod errno;
 
+pub mod dma_heap;
 pub mod dmabuf;
+pub mod iommufd;
 pub mod ipc;
 pub mod poll;
 pub mod process;
@@ -18,6 +20,7 @@ pub mod socket;
 pub mod stat;
 pub mod time;
 pub mod tty;
+pub mod vfio;
 
 pub use errno::Errno;
 pub use linux_raw_sys as raw;
