@@ -9,15 +9,19 @@ use std::{
     fs::OpenOptions,
     os::{
         fd::{AsFd, OwnedFd},
+        unix::fs::PermissionsExt,
         unix::process::CommandExt,
     },
     path::Path,
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use command_fds::{CommandFdExt, FdMapping};
-use nix::unistd::{Gid, Uid, User, initgroups, setgid, setuid};
+use nix::{
+    sys::signal::SigSet,
+    unistd::{Gid, Uid, User, initgroups, setgid, setuid},
+};
 
 use crate::{manager::Pid, unit::Unit};
 
@@ -71,6 +75,8 @@ pub fn become_service() -> (anyhow::Error, i32) {
 
 fn prepare(unit: &Unit) -> Result<Command> {
     rustix::process::setsid()?;
+    // The supervisor blocks what it reads from its signal descriptor, and execve(2) keeps the mask.
+    SigSet::empty().thread_set_mask().context("signal mask")?;
     if let Some(adj) = unit.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", adj.to_string()).context("oom_score_adj")?;
     }
@@ -89,9 +95,16 @@ fn prepare(unit: &Unit) -> Result<Command> {
         command.stdin(tty.try_clone()?).stdout(tty.try_clone()?).stderr(tty);
         command.env("TERM", std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned()));
     }
-    if let Some(name) = &unit.user {
-        let Some(user) = User::from_name(name)? else { bail!("no user {name}") };
-        drop_to(&user)?;
+    let user = match &unit.user {
+        Some(name) => Some(User::from_name(name)?.with_context(|| format!("no user {name}"))?),
+        None => None,
+    };
+    if let Some(folder) = &unit.runtime_directory {
+        make_runtime_directory(&Path::new("/run").join(folder), user.as_ref())?;
+    }
+    if let Some(user) = &user {
+        drop_to(user)?;
+        let name = &user.name;
         command.env("USER", name).env("LOGNAME", name).env("HOME", &user.dir).env("SHELL", &user.shell);
     }
     if let Some(folder) = &unit.working_directory {
@@ -99,6 +112,14 @@ fn prepare(unit: &Unit) -> Result<Command> {
     }
     command.envs(&unit.environment);
     Ok(command)
+}
+
+/// Makes a folder that only its user may enter; one that is there is kept with what it holds.
+fn make_runtime_directory(folder: &Path, user: Option<&User>) -> Result<()> {
+    let what = || format!("{}", folder.display());
+    std::fs::create_dir_all(folder).with_context(what)?;
+    nix::unistd::chown(folder, user.map(|user| user.uid), user.map(|user| user.gid)).with_context(what)?;
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o700)).with_context(what)
 }
 
 fn drop_to(user: &User) -> Result<()> {

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
@@ -67,6 +67,8 @@ pub struct Unit {
     pub environment: BTreeMap<String, String>,
     /// Working directory.
     pub working_directory: Option<PathBuf>,
+    /// Folder under `/run` that is made for its user, mode 0700, before it starts.
+    pub runtime_directory: Option<PathBuf>,
     /// Terminal that becomes standard input, output, error and the controlling terminal.
     pub tty: Option<PathBuf>,
     /// What happens when it ends.
@@ -135,6 +137,11 @@ impl Unit {
         }
         if unit.kind == Kind::Oneshot && unit.restart == Restart::Always {
             bail!("a oneshot cannot restart always");
+        }
+        if unit.runtime_directory.as_ref().is_some_and(|folder| {
+            folder.as_os_str().is_empty() || !folder.components().all(|part| matches!(part, Component::Normal(_)))
+        }) {
+            bail!("runtime-directory must be a relative path without `..`");
         }
         if unit.oom_score_adj.is_some_and(|adj| !(-1000..=1000).contains(&adj)) {
             bail!("oom-score-adj is outside -1000..=1000");
@@ -231,6 +238,9 @@ mod tests {
         assert!(Unit::parse("exec = ['/bin/true']\nrestrat = 'never'").is_err());
         assert!(Unit::parse("exec = ['true']").is_err());
         assert!(Unit::parse("exec = []").is_err());
+        for folder in ["/run", "../etc", ""] {
+            assert!(Unit::parse(&format!("exec = ['/bin/true']\nruntime-directory = '{folder}'")).is_err(), "{folder}");
+        }
     }
 
     #[test]
