@@ -21,6 +21,9 @@ const fn tool(probe: &'static str, package: &'static str) -> Tool {
 /// To boot a machine.
 pub const QEMU: &[Tool] = &[tool("qemu-system-x86_64", "qemu-system-x86"), tool("setpriv", "util-linux")];
 
+/// To show a machine in a window.
+pub const QEMU_WINDOW: &[Tool] = &[tool("/usr/lib/x86_64-linux-gnu/qemu/ui-gtk.so", "qemu-system-gui")];
+
 /// To make an image.
 pub const IMAGE: &[Tool] = &[
     tool("mmdebstrap", "mmdebstrap"),

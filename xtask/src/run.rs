@@ -1,16 +1,33 @@
-//! `cargo xtask run`: a login shell on this terminal.
+//! `cargo xtask run`: a login shell on this terminal, and a graphical session in a window.
 
 use crate::machine::accel::Accel;
 use crate::machine::{self, Boot, Gpu, Kernel, Options as MachineOptions};
 use crate::{hosttools, shell};
 use anyhow::{Context, Result};
-use std::process::ExitCode;
+use clap::ValueEnum;
+use std::process::{Command, ExitCode};
+
+/// What the user is logged in to beside the serial line.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Session {
+    /// Nothing: the machine has no display.
+    None,
+    /// The virtual terminals, drawn on the display.
+    Console,
+    /// weston with a terminal.
+    Weston,
+    /// sway with a terminal.
+    Sway,
+}
 
 /// Options of `run`.
 #[derive(clap::Args, Debug)]
 pub struct Options {
     #[command(flatten)]
     machine: MachineOptions,
+    /// The session on the display.
+    #[arg(long, value_enum, default_value_t = Session::None)]
+    session: Session,
     /// Leave Ursa's init out: the agent alone starts the shell.
     #[arg(long)]
     no_init: bool,
@@ -20,11 +37,23 @@ pub struct Options {
 pub fn run(mut options: Options) -> Result<ExitCode> {
     hosttools::ensure(hosttools::QEMU)?;
     let folder = tempfile::Builder::new().prefix("ursa-run-").tempdir()?;
+    let gpu = if options.session == Session::None { Gpu::None } else { Gpu::Virtio };
+    if gpu != Gpu::None && options.machine.image == "base" {
+        options.machine.image = "wayland".into();
+    }
     // The small image has no agetty, which init's login service needs.
     options.machine.init |= !options.no_init && options.machine.image != "mini";
     options.machine.append += " ursa.login=ttyS0";
-    let boot = Boot::prepare(&options.machine, Gpu::None, folder.path())?;
-    let mut command = machine::command(&options.machine, &boot, Gpu::None, Accel::choose(boot.kind())?);
+    match options.session {
+        Session::None | Session::Console => {}
+        Session::Weston => options.machine.append += " ursa.session=weston",
+        Session::Sway => options.machine.append += " ursa.session=sway",
+    }
+    let boot = Boot::prepare(&options.machine, gpu, folder.path())?;
+    let mut command = machine::command(&options.machine, &boot, gpu, Accel::choose(boot.kind())?);
+    if gpu != Gpu::None {
+        show(&mut command)?;
+    }
     command.args(["-chardev", "stdio,id=console,mux=on,signal=off", "-serial", "chardev:console"]);
     command.args(["-mon", "chardev=console", "-serial", "null"]);
     let system = if boot.kind() == Kernel::Ursa { "Ursa" } else { "Linux" };
@@ -34,4 +63,29 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
     // Raw mode ends with QEMU; a guest's last line may have no end.
     eprintln!();
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Shows the guest's display: in a window where there is a desktop, else over VNC on the loopback interface.
+fn show(command: &mut Command) -> Result<()> {
+    let desktop =
+        ["WAYLAND_DISPLAY", "DISPLAY"].iter().any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty()));
+    if desktop {
+        hosttools::ensure(hosttools::QEMU_WINDOW)?;
+        // The guest draws the pointer: an absolute device keeps it under the person's.
+        command.args(["-display", "gtk,show-cursor=off,zoom-to-fit=off"]);
+    } else {
+        let port = free_vnc_port()?;
+        command.args(["-vnc", &format!("127.0.0.1:{}", port - VNC_BASE)]);
+        shell::step(format!("no desktop here; the display is on VNC at 127.0.0.1:{port}"));
+    }
+    Ok(())
+}
+
+/// Port of VNC display 0.
+const VNC_BASE: u16 = 5900;
+
+fn free_vnc_port() -> Result<u16> {
+    (VNC_BASE..VNC_BASE + 100)
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .context("no free VNC port")
 }

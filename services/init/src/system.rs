@@ -108,7 +108,11 @@ pub fn set_up() -> anyhow::Result<Vec<String>> {
 
 /// Whether the kernel's command line has this word (`name` or `name=value`).
 pub fn has_option(word: &str) -> bool {
-    fs::read_to_string("/proc/cmdline").unwrap_or_default().split_whitespace().any(|option| option == word)
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    line.split_whitespace().any(|option| match option.split_once('=') {
+        Some((name, _)) => option == word || name == word,
+        None => option == word,
+    })
 }
 
 /// Value of `name=` on the kernel's command line.

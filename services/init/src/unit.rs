@@ -58,7 +58,7 @@ pub struct Unit {
     pub requires: Vec<String>,
     /// Start only when this path exists.
     pub condition_path_exists: Option<PathBuf>,
-    /// Start only when the kernel command line has this word (`name` or `name=value`).
+    /// Start only when the kernel command line has this word: `name=value` exactly, or `name` with any value or none.
     pub condition_option: Option<String>,
     /// User to run as; root when absent.
     pub user: Option<String>,
