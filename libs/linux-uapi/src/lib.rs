@@ -12,6 +12,7 @@ pub mod dma_heap;
 pub mod dmabuf;
 pub mod iommufd;
 pub mod ipc;
+pub mod netlink;
 pub mod poll;
 pub mod process;
 pub mod sched;

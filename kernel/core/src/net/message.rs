@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use linux_uapi::raw::net as uapi;
+use linux_uapi::raw::netlink::NETLINK_PKTINFO;
 use linux_uapi::socket::{CMsgHdr, Ucred};
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 
@@ -18,6 +19,8 @@ const MAX_FILES: usize = 253;
 const CONTROL_MAX: usize = 131_072;
 const HEADER: usize = size_of::<CMsgHdr>();
 const SOL_SOCKET: i32 = uapi::SOL_SOCKET as i32;
+/// `SOL_NETLINK`
+const SOL_NETLINK: i32 = 270;
 /// `SCM_PIDFD`
 const SCM_PIDFD: i32 = 4;
 
@@ -58,6 +61,8 @@ pub struct Control {
     pub credentials: Option<Ucred>,
     /// The sender's process, when a pidfd is asked for.
     pub pidfd: Option<i32>,
+    /// The group of a netlink message, when it is asked for (`NETLINK_PKTINFO`).
+    pub packet_group: Option<u32>,
 }
 
 impl Incoming<'_, '_> {
@@ -65,6 +70,13 @@ impl Incoming<'_, '_> {
     pub fn is_nonblocking(&self) -> bool {
         self.flags & uapi::MSG_DONTWAIT != 0
     }
+}
+
+/// Who sends, unless the message claims something else.
+pub fn sender_credentials() -> Ucred {
+    let thread = current();
+    let pid = thread.process().pid();
+    thread.with_cred(|c| Ucred { pid, uid: c.uid, gid: c.gid })
 }
 
 /// Decodes the control messages of a send.
@@ -134,13 +146,17 @@ struct Writer {
 impl Writer {
     /// Appends one; what does not fit is cut and reported.
     fn put(&mut self, kind: u32, body: &[u8]) -> Result {
+        self.put_at(SOL_SOCKET, kind, body)
+    }
+
+    fn put_at(&mut self, level: i32, kind: u32, body: &[u8]) -> Result {
         if self.room < HEADER {
             self.truncated = true;
             return Ok(());
         }
         let len = (HEADER + body.len()).min(self.room);
         self.truncated |= len < HEADER + body.len();
-        let header = CMsgHdr { len: len as u64, level: SOL_SOCKET, kind: kind as i32 };
+        let header = CMsgHdr { len: len as u64, level, kind: kind as i32 };
         user::write_bytes(self.at, header.as_bytes())?;
         user::write_bytes(offset(self.at, HEADER), &body[..len - HEADER])?;
         let step = (HEADER + body.len()).next_multiple_of(8).min(self.room);
@@ -161,6 +177,9 @@ fn offset(addr: UserAddr, n: usize) -> UserAddr {
 /// `EFAULT`.
 pub fn deliver_control(control: Control, addr: UserAddr, room: usize, flags: u32) -> Result<(usize, u32)> {
     let mut out = Writer { at: addr, room, written: 0, truncated: false };
+    if let Some(group) = control.packet_group {
+        out.put_at(SOL_NETLINK, NETLINK_PKTINFO, &group.to_ne_bytes())?;
+    }
     if let Some(credentials) = control.credentials {
         out.put(uapi::SCM_CREDENTIALS, credentials.as_bytes())?;
     }

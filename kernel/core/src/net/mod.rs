@@ -1,7 +1,7 @@
 //! Sockets.
 //!
-//! A [`Socket`] is the open file; what it does is its family's [`SocketOps`]. Families: `AF_UNIX` ([`unix`]); others are refused
-//! with `EAFNOSUPPORT` until they come.
+//! A [`Socket`] is the open file; what it does is its family's [`SocketOps`]. Families: `AF_UNIX` ([`unix`]), `AF_NETLINK`
+//! ([`netlink`]); others are refused with `EAFNOSUPPORT` until they come.
 
 mod message;
 pub mod netlink;

@@ -1,8 +1,13 @@
 //! Socket options that every family has (`SOL_SOCKET`).
 
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
+use classic_bpf::{Environment, Program};
+use ursa_hal::sync::SpinLock;
+
 use crate::time::Deadline;
+use crate::{Errno, Result};
 
 /// `net.core.{r,w}mem_default` and `_max`.
 pub const BUFFER_DEFAULT: usize = 212_992;
@@ -35,6 +40,27 @@ pub struct Options {
     pub kept: AtomicU64,
     /// `SO_LINGER`: seconds, or -1.
     pub linger: AtomicI32,
+    /// `SO_ATTACH_FILTER`
+    filter: SpinLock<Option<Arc<Program>>>,
+    /// Whether there is one: most sockets have none and look no further.
+    filtered: AtomicBool,
+    /// `SO_LOCK_FILTER`
+    filter_locked: AtomicBool,
+}
+
+/// What a filter may ask of the machine.
+struct Machine;
+
+impl Environment for Machine {
+    fn cpu(&self) -> u32 {
+        ursa_hal::smp::current_cpu() as u32
+    }
+
+    fn random(&self) -> u32 {
+        let mut bytes = [0; 4];
+        crate::process::rng::fill(&mut bytes);
+        u32::from_ne_bytes(bytes)
+    }
 }
 
 impl Options {
@@ -51,7 +77,53 @@ impl Options {
             mark: AtomicI32::new(0),
             kept: AtomicU64::new(0),
             linger: AtomicI32::new(-1),
+            filter: SpinLock::new(None),
+            filtered: AtomicBool::new(false),
+            filter_locked: AtomicBool::new(false),
         }
+    }
+
+    /// How many bytes of a packet the socket's filter lets in; `None`: it is dropped.
+    pub fn admit(&self, packet: &[u8]) -> Option<usize> {
+        if !self.filtered.load(Ordering::Acquire) {
+            return Some(packet.len());
+        }
+        let Some(filter) = self.filter.lock().clone() else { return Some(packet.len()) };
+        match filter.run(packet, &Machine) {
+            0 => None,
+            keep => Some(packet.len().min(keep as usize)),
+        }
+    }
+
+    /// Attaches a filter in place of another, or detaches it.
+    ///
+    /// # Errors
+    /// `EPERM` when the filter was locked, `ENOENT` when there is none to detach.
+    pub fn set_filter(&self, filter: Option<Program>) -> Result {
+        if self.filter_locked.load(Ordering::Relaxed) {
+            return Err(Errno::EPERM);
+        }
+        let is_some = filter.is_some();
+        let old = core::mem::replace(&mut *self.filter.lock(), filter.map(Arc::new));
+        self.filtered.store(is_some, Ordering::Release);
+        if !is_some && old.is_none() { Err(Errno::ENOENT) } else { Ok(()) }
+    }
+
+    /// `SO_LOCK_FILTER`: what is locked stays so.
+    ///
+    /// # Errors
+    /// `EPERM` for unlocking.
+    pub fn lock_filter(&self, on: bool) -> Result {
+        if !on && self.filter_locked.load(Ordering::Relaxed) {
+            return Err(Errno::EPERM);
+        }
+        self.filter_locked.store(on, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether the filter is locked.
+    pub fn is_filter_locked(&self) -> bool {
+        self.filter_locked.load(Ordering::Relaxed)
     }
 
     /// When a receive that starts now gives up.

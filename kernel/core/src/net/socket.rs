@@ -23,6 +23,10 @@ pub trait SocketOps: Any + Send + Sync {
     fn domain(&self) -> u32;
     /// `SO_TYPE`
     fn kind(&self) -> u32;
+    /// `SO_PROTOCOL`
+    fn protocol(&self) -> u32 {
+        0
+    }
     /// `bind(2)`
     fn bind(&self, addr: &[u8]) -> Result;
     /// `connect(2)`

@@ -4,12 +4,15 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use classic_bpf::{Instruction, Program};
+use linux_uapi::netlink::SockFprog;
 use linux_uapi::raw::{general, net as uapi};
 use linux_uapi::socket::{Linger, MMsgHdr, MsgHdr};
 use linux_uapi::time::{Timespec, Timeval};
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 
 use super::message::{decode_control, deliver_control};
+use super::netlink::Netlink;
 use super::options::buffer_size;
 use super::unix::{Kind, Unix};
 use super::{Control, Incoming, Outgoing, Socket, SocketOps};
@@ -80,14 +83,17 @@ fn check_flags(kind: u32) -> Result<u32> {
     if flags & !(SOCK_NONBLOCK | SOCK_CLOEXEC) != 0 { Err(Errno::EINVAL) } else { Ok(flags) }
 }
 
-/// Checks `socket(2)`'s arguments for a local socket.
-fn unix_kind(domain: u32, kind: u32, protocol: u32) -> Result<Kind> {
+/// Checks the arguments of `socket(2)` that no family looks at.
+fn check_family(domain: u32, kind: u32) -> Result {
     if domain >= AF_MAX {
         return Err(Errno::EAFNOSUPPORT);
     }
-    if kind & SOCK_TYPE_MASK > 10 {
-        return Err(Errno::EINVAL);
-    }
+    if kind & SOCK_TYPE_MASK > 10 { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+/// Checks `socket(2)`'s arguments for a local socket.
+fn unix_kind(domain: u32, kind: u32, protocol: u32) -> Result<Kind> {
+    check_family(domain, kind)?;
     if domain != uapi::AF_UNIX {
         return Err(Errno::EAFNOSUPPORT);
     }
@@ -100,12 +106,22 @@ fn unix_kind(domain: u32, kind: u32, protocol: u32) -> Result<Kind> {
 /// `socket(2)`.
 pub fn sys_socket(_cx: &mut Cx<'_>, domain: u32, kind: u32, protocol: u32) -> Result<i32> {
     let flags = check_flags(kind)?;
+    if domain == uapi::AF_NETLINK {
+        check_family(domain, kind)?;
+        return install(Netlink::new(kind & SOCK_TYPE_MASK, protocol)?, flags);
+    }
     install(Unix::new(unix_kind(domain, kind, protocol)?), flags)
 }
 
 /// `socketpair(2)`.
 pub fn sys_socketpair(_cx: &mut Cx<'_>, domain: u32, kind: u32, protocol: u32, fds: UserPtr<[i32; 2]>) -> Result {
     let flags = check_flags(kind)?;
+    if domain == uapi::AF_NETLINK {
+        // Checked as `socket` does; netlink has no pairs.
+        check_family(domain, kind)?;
+        Netlink::new(kind & SOCK_TYPE_MASK, protocol)?;
+        return Err(Errno::EOPNOTSUPP);
+    }
     let (a, b) = Unix::pair(unix_kind(domain, kind, protocol)?);
     let files = current().files();
     let limit = current().process().rlimits.soft(Resource::Nofile);
@@ -420,6 +436,16 @@ fn kept_flag(name: u32) -> Option<u64> {
     kept.contains(&name).then(|| 1 << name)
 }
 
+/// Reads and checks the program of `SO_ATTACH_FILTER`.
+fn read_filter(value: &[u8]) -> Result<Program> {
+    let given = SockFprog::read_from_bytes(value).map_err(|_| Errno::EINVAL)?;
+    if given.len == 0 || usize::from(given.len) > classic_bpf::INSTRUCTIONS_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let instructions: Vec<Instruction> = user::read_slice(UserPtr::new(given.filter), given.len.into())?;
+    Program::new(&instructions).map_err(|_| Errno::EINVAL)
+}
+
 /// `setsockopt(2)`.
 pub fn sys_setsockopt(cx: &mut Cx<'_>, fd: i32, level: i32, name: u32, value: UserAddr, len: i32) -> Result {
     let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
@@ -474,6 +500,9 @@ pub fn sys_setsockopt(cx: &mut Cx<'_>, fd: i32, level: i32, name: u32, value: Us
             }
             options.mark.store(int(&bytes)?, Ordering::Relaxed);
         }
+        uapi::SO_ATTACH_FILTER => options.set_filter(Some(read_filter(&bytes)?))?,
+        uapi::SO_DETACH_FILTER => options.set_filter(None)?,
+        uapi::SO_LOCK_FILTER => options.lock_filter(int(&bytes)? != 0)?,
         uapi::SO_TYPE | uapi::SO_PROTOCOL | uapi::SO_DOMAIN | uapi::SO_ERROR | uapi::SO_ACCEPTCONN => {
             return Err(Errno::ENOPROTOOPT);
         }
@@ -500,7 +529,8 @@ fn common_option(ops: &dyn SocketOps, name: u32) -> Option<Vec<u8>> {
     let value = match name {
         uapi::SO_TYPE => ops.kind() as i32,
         uapi::SO_DOMAIN => ops.domain() as i32,
-        uapi::SO_PROTOCOL => 0,
+        uapi::SO_PROTOCOL => ops.protocol() as i32,
+        uapi::SO_LOCK_FILTER => i32::from(options.is_filter_locked()),
         uapi::SO_ERROR => ops.take_error().map_or(0, |e| e.raw() as i32),
         uapi::SO_ACCEPTCONN => i32::from(ops.is_listening()),
         uapi::SO_SNDBUF => ops.send_buffer() as i32,

@@ -11,9 +11,9 @@ use super::collect::InFlight;
 use super::queue::{Message, PIECE};
 use super::{Address, Kind, SHUT_RECEIVE, SHUT_SEND, Unix};
 use crate::fs::Source;
+use crate::net::message::sender_credentials;
 use crate::net::{Incoming, Outgoing};
 use crate::poll::PollEvents;
-use crate::process::current;
 use crate::time::Deadline;
 use crate::wait::WaitQueue;
 use crate::{Errno, Result};
@@ -26,12 +26,6 @@ fn wait(queue: &WaitQueue, deadline: Option<Deadline>, done: impl Fn() -> bool) 
         Err(Errno::ERESTARTSYS) if deadline.is_some() => Err(Errno::EINTR),
         other => other,
     }
-}
-
-fn own_credentials() -> Ucred {
-    let thread = current();
-    let pid = thread.process().pid();
-    thread.with_cred(|c| Ucred { pid, uid: c.uid, gid: c.gid })
 }
 
 fn take_bytes(source: &mut Source<'_>, len: usize) -> Result<Vec<u8>> {
@@ -81,7 +75,7 @@ impl Unix {
         }
         let nonblocking = out.flags & uapi::MSG_DONTWAIT != 0;
         let deadline = self.options.send_deadline();
-        let credentials = out.credentials.unwrap_or_else(own_credentials);
+        let credentials = out.credentials.unwrap_or_else(sender_credentials);
         let mut files = InFlight::new(core::mem::take(&mut out.files))?;
         let name = self.state.lock().address.clone();
         let mut sent = 0;
@@ -162,10 +156,15 @@ impl Unix {
         if len > self.charge.limit().saturating_sub(32) {
             return Err(Errno::EMSGSIZE);
         }
-        let credentials = out.credentials.unwrap_or_else(own_credentials);
+        let credentials = out.credentials.unwrap_or_else(sender_credentials);
         let files = InFlight::new(core::mem::take(&mut out.files))?;
         self.wait_for_room(nonblocking, deadline)?;
-        let data = take_bytes(out.data, len)?;
+        let mut data = take_bytes(out.data, len)?;
+        match target.options.admit(&data) {
+            Some(keep) => data.truncate(keep),
+            // The sender does not learn that the receiver's filter dropped it.
+            None => return Ok(len),
+        }
         let name = self.state.lock().address.clone();
         let message = Message::new(data, credentials, files, name, &self.charge);
         loop {
