@@ -77,6 +77,7 @@ pub struct Virtqueue<M: DmaMemory, K> {
     kicked: u16,
     last_used: u16,
     wants_interrupts: bool,
+    batched: bool,
 }
 
 impl<M: DmaMemory, K> Virtqueue<M, K> {
@@ -104,6 +105,7 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
             kicked: 0,
             last_used: 0,
             wants_interrupts: true,
+            batched: false,
         })
     }
 
@@ -191,6 +193,7 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
         let slot = usize::from(self.available & (self.size - 1));
         self.memory.write_u16(Self::available_offset(self.size) + 4 + 2 * slot, head);
         self.available = self.available.wrapping_add(1);
+        self.tell_used_event();
         // The chain is written before the index that gives it away.
         fence(Ordering::Release);
         self.memory.write_u16(Self::available_offset(self.size) + 2, self.available);
@@ -241,12 +244,26 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
         self.free += chain.count;
         self.chains -= 1;
         self.last_used = self.last_used.wrapping_add(1);
-        if self.event_idx && self.wants_interrupts {
-            self.memory.write_u16(self.used_event_offset(), self.last_used);
-            fence(Ordering::SeqCst);
-        }
+        self.tell_used_event();
+        fence(Ordering::SeqCst);
         // Lengths beyond the chain are a device's lie or an old bug; the driver must not read what nobody wrote.
         Ok(Some(Used { token: chain.token, written: written.min(chain.writable) }))
+    }
+
+    /// With `true` one interrupt tells of all chains that the device has, not of the first one: for queues whose device works
+    /// in order and whose driver waits for the last of a batch. It needs `EVENT_IDX`, and is a hint in any case.
+    pub fn set_batched(&mut self, batched: bool) {
+        self.batched = batched;
+        self.tell_used_event();
+    }
+
+    /// Writes after which used entry the device should interrupt. Written before the entry can be used: by [`Self::add`]
+    /// ahead of the available index, so that no interrupt is lost.
+    fn tell_used_event(&self) {
+        if self.event_idx && self.wants_interrupts {
+            let later = if self.batched { self.chains.saturating_sub(1) } else { 0 };
+            self.memory.write_u16(self.used_event_offset(), self.last_used.wrapping_add(later));
+        }
     }
 
     fn used_event_offset(&self) -> usize {
@@ -267,9 +284,8 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
     /// Asks for interrupts again. True when buffers were used meanwhile: then pop them, there may be no interrupt for them.
     pub fn enable_interrupts(&mut self) -> bool {
         self.wants_interrupts = true;
-        if self.event_idx {
-            self.memory.write_u16(self.used_event_offset(), self.last_used);
-        } else {
+        self.tell_used_event();
+        if !self.event_idx {
             self.memory.write_u16(Self::available_offset(self.size), 0);
         }
         fence(Ordering::SeqCst);
