@@ -322,8 +322,8 @@ impl<P: PciFunction> Transport for PciTransport<P> {
         }
         self.select_queue(queue);
         let doorbell = u64::from(self.read16(common::QUEUE_NOTIFY_OFF)) * u64::from(self.notify_multiplier);
-        if doorbell + 2 > self.notify.len as u64 {
-            return Err(Error::Transport("a queue's doorbell lies outside its window"));
+        if doorbell + 2 > self.notify.len as u64 || !(self.notify.offset as u64 + doorbell).is_multiple_of(2) {
+            return Err(Error::Transport("a queue's doorbell lies outside its window or at an odd address"));
         }
         self.write16(common::QUEUE_SIZE, setup.size);
         self.write64(common::QUEUE_DESC, setup.descriptors);
@@ -424,6 +424,8 @@ impl<P: PciFunction> Transport for PciTransport<P> {
         }
     }
 }
+
+mod vfio;
 
 #[cfg(test)]
 mod tests;

@@ -50,7 +50,9 @@ enum Then<K> {
     Displays,
     Edid(u32),
     /// Let go of what the device does not use any more.
-    Release { _held: K },
+    Release {
+        _held: K,
+    },
 }
 
 enum Place<M> {
@@ -452,6 +454,3 @@ fn edid_of(answer: &[u8]) -> Vec<u8> {
     let bytes = rest.get(4..).unwrap_or_default();
     bytes[..bytes.len().min(u32::from_le_bytes(*size) as usize)].to_vec()
 }
-
-#[cfg(test)]
-mod tests;
