@@ -22,6 +22,7 @@ pub mod stat;
 pub mod time;
 pub mod tty;
 pub mod vfio;
+pub mod vt;
 
 pub use errno::Errno;
 pub use linux_raw_sys as raw;

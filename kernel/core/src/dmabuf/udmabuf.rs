@@ -85,7 +85,8 @@ fn create(items: &[UdmabufCreate], flags: u32) -> Result<i32> {
 
 /// The memory behind a memfd whose seals promise that it never shrinks and may be written.
 fn sealed_memfd(fd: i32) -> Result<Arc<MemoryObject>> {
-    let file = current().files().get(fd)?;
+    // A descriptor that is not open is refused like one of the wrong kind.
+    let file = current().files().get(fd).map_err(|_| Errno::EBADFD)?;
     let object = file.inode().and_then(|inode| inode.ops().memory_object(inode)).filter(|object| object.is_shmem());
     let object = object.ok_or(Errno::EBADFD)?;
     let seals = object.seals();

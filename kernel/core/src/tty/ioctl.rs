@@ -177,7 +177,7 @@ impl Tty {
         })
     }
 
-    fn set_winsize(&self, size: Winsize) {
+    pub(super) fn set_winsize(&self, size: Winsize) {
         let (changed, group) = {
             let mut control = self.control.lock();
             let changed = control.winsize != size;
