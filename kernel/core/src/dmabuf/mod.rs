@@ -25,8 +25,9 @@ pub mod udmabuf;
 use alloc::sync::Arc;
 
 use crate::Result;
-use crate::fs::dev::{self, CharDevice, make_dev};
-use crate::fs::{File, devfs};
+use crate::device::{Device, DeviceSpec, Devnode};
+use crate::fs::File;
+use crate::fs::dev::{self, CharDevice};
 use crate::process::{Resource, current};
 
 pub use buffer::{DmaBuf, Usage, object_of};
@@ -48,7 +49,7 @@ pub fn init() -> Result {
         [("udmabuf", UDMABUF_MINOR, Arc::new(udmabuf::Device)), ("sw_sync", SW_SYNC_MINOR, Arc::new(sw_sync::Device))];
     for (name, minor, device) in devices {
         dev::register_chrdev(MISC_MAJOR, minor, 1, "misc", device)?;
-        devfs::create_node(name, 0o020_600, make_dev(MISC_MAJOR, minor))?;
+        Device::register(DeviceSpec::class("misc", name).node(Devnode::char(name, MISC_MAJOR, minor, 0)))?;
     }
     Ok(())
 }

@@ -5,16 +5,19 @@
 //! | `tty` | 5:0 | the calling process's controlling terminal |
 //! | `console` | 5:1 | [`super::console`] |
 //! | `ptmx` | 5:2 | the master of a new pseudo-terminal |
+//! | `tty0` | 4:0 | the virtual terminal in the foreground |
+//! | `tty1`…`tty63` | 4:1… | a virtual terminal ([`super::vt`]) |
 //! | `ttyS0`…`ttyS3` | 4:64… | a serial line |
 //! | `pts/N` (devpts) | 136:0… | a pseudo-terminal's slave |
 
 use alloc::format;
 use alloc::sync::Arc;
 
-use crate::fs::dev::{self, CharDevice, make_dev};
-use crate::fs::{FileOps, Inode, devfs};
+use crate::device::{Device, DeviceSpec, Devnode};
+use crate::fs::dev::{self, CharDevice};
+use crate::fs::{FileOps, Inode};
 use crate::process::current;
-use crate::tty::{Tty, TtyFile, console, devpts, pty, serial};
+use crate::tty::{Tty, TtyFile, console, devpts, pty, serial, vt};
 use crate::{Errno, Result};
 
 /// Major number of `tty`, `console` and `ptmx`.
@@ -66,6 +69,15 @@ impl CharDevice for SerialLine {
     }
 }
 
+fn spec(name: &str, major: u32, minor: u32, mode: u32) -> DeviceSpec {
+    DeviceSpec::class("tty", name).node(Devnode::char(name, major, minor, mode))
+}
+
+/// Makes the node `name`, and the device of class `tty` that device managers see.
+fn show(name: &str, major: u32, minor: u32, mode: u32) -> Result {
+    Device::register(spec(name, major, minor, mode)).map(|_| ())
+}
+
 /// Registers the terminal devices. After the file systems, before the first process.
 ///
 /// # Errors
@@ -76,14 +88,15 @@ pub fn init() -> Result {
     dev::register_chrdev(AUX_MAJOR, 0, 1, "/dev/tty", Arc::new(ControllingTty))?;
     dev::register_chrdev(AUX_MAJOR, 1, 1, "/dev/console", Arc::new(Console))?;
     dev::register_chrdev(AUX_MAJOR, 2, 1, "/dev/ptmx", Arc::new(Ptmx))?;
-    devfs::create_node("tty", 0o020666, make_dev(AUX_MAJOR, 0))?;
-    devfs::create_node("console", 0o020600, make_dev(AUX_MAJOR, 1))?;
-    devfs::create_node("ptmx", 0o020666, make_dev(AUX_MAJOR, 2))?;
+    show("tty", AUX_MAJOR, 0, 0o666)?;
+    Device::register(spec("console", AUX_MAJOR, 1, 0).line("active", &console::name()))?;
+    show("ptmx", AUX_MAJOR, 2, 0o666)?;
+    vt::init()?;
     for (index, line) in lines.into_iter().enumerate() {
         let Some(tty) = line else { continue };
         let minor = serial::FIRST_MINOR + index as u32;
         dev::register_chrdev(serial::MAJOR, minor, 1, "ttyS", Arc::new(SerialLine(tty)))?;
-        devfs::create_node(&format!("ttyS{index}"), 0o020600, make_dev(serial::MAJOR, minor))?;
+        show(&format!("ttyS{index}"), serial::MAJOR, minor, 0)?;
     }
     for major in pty::SLAVE_MAJOR..pty::SLAVE_MAJOR + 8 {
         dev::register_chrdev(major, 0, 256, "pts", Arc::new(Slave))?;

@@ -1,8 +1,8 @@
-//! Terminals: the tty core, pseudo-terminals, serial lines, the console.
+//! Terminals: the tty core, pseudo-terminals, serial lines, virtual terminals, the console.
 //!
 //! ```text
 //!  program ── TtyFile (file.rs, ioctl.rs, job.rs) ── Tty ── LineDiscipline (libs/tty-ldisc) ── TtyDriver ── device
-//!                                                                                              pty.rs, serial.rs
+//!                                                                                              pty.rs, serial.rs, vt/
 //! ```
 //! A [`Tty`] joins the line discipline, a pure state machine, with waiting, signals and a device. A [`TtyDriver`] takes
 //! output and is told of changes; it delivers input with [`Tty::input`], in any context, into a backlog from which
@@ -21,6 +21,7 @@ mod ioctl;
 mod job;
 mod pty;
 mod serial;
+mod vt;
 
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
