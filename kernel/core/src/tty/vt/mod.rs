@@ -246,7 +246,8 @@ impl Console {
 
     /// Gives terminal `index` back unless somebody needs it; what is left of it is for the caller to drop without the lock.
     fn disallocate(&mut self, index: usize) -> Result<Option<Box<Vt>>> {
-        if index == self.active || self.vts[index].as_ref().is_some_and(|vt| vt.in_use()) {
+        // What does not exist counts as busy, as Linux has it.
+        if index == self.active || self.vts[index].as_ref().is_none_or(|vt| vt.in_use()) {
             return Err(Errno::EBUSY);
         }
         // The first terminal stays, as Linux keeps it for kernel messages.
