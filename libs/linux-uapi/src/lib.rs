@@ -10,6 +10,7 @@ mod errno;
 
 pub mod dma_heap;
 pub mod dmabuf;
+pub mod input;
 pub mod iommufd;
 pub mod ipc;
 pub mod netlink;
