@@ -9,6 +9,8 @@
 #![deny(unsafe_code)]
 
 mod control;
+mod drivers;
+mod grants;
 mod manager;
 mod notify;
 mod spawn;
@@ -27,6 +29,7 @@ use anyhow::Result;
 use system::Down;
 
 const RUN: &str = "/run/ursa";
+const DRIVERS: &str = "/usr/lib/ursa/drivers";
 const UNIT_FOLDERS: [&str; 2] = ["/etc/ursa/services", "/usr/lib/ursa/services"];
 
 fn main() -> ExitCode {
@@ -74,7 +77,12 @@ fn boot() -> Result<Down> {
         anyhow::bail!("the boot option \"rescue\" is given");
     }
     let (mut units, broken) = unit::load(&UNIT_FOLDERS.map(Path::new));
-    for message in problems.iter().chain(&broken) {
+    let (drivers, broken_drivers) = drivers::load(Path::new(DRIVERS));
+    // On another kernel (Linux, in comparisons) the drivers are that kernel's.
+    if Path::new("/dev/scheme").exists() {
+        units.extend(drivers::services(&drivers, &drivers::devices(Path::new("/sys"))));
+    }
+    for message in problems.iter().chain(&broken).chain(&broken_drivers) {
         eprintln!("init: {message}");
     }
     if units.is_empty() {

@@ -32,11 +32,11 @@ const UNIT_VARIABLE: &str = "URSA_INIT_UNIT";
 /// The first descriptor that a service receives, `SD_LISTEN_FDS_START`.
 const FIRST_FD: i32 = 3;
 
-/// Starts the unit's program with `stored` descriptors from number 3 on; returns the number of its process.
+/// Starts the unit's program with the `passed` descriptors from number 3 on; returns the number of its process.
 ///
 /// # Errors
 /// When no process can be made. A program that cannot be executed shows as an exit with status 203 to 206.
-pub fn spawn(program: &Path, name: &str, unit: &Unit, notify: &Path, stored: &[(String, OwnedFd)]) -> Result<Pid> {
+pub fn spawn(program: &Path, name: &str, unit: &Unit, notify: &Path, passed: &[(String, OwnedFd)]) -> Result<Pid> {
     let mut command = Command::new(program);
     command.arg(CHILD_ARG).arg(name).env(UNIT_VARIABLE, toml::to_string(unit)?);
     command.env("NOTIFY_SOCKET", notify).stdin(Stdio::null());
@@ -44,12 +44,12 @@ pub fn spawn(program: &Path, name: &str, unit: &Unit, notify: &Path, stored: &[(
         command.env("WATCHDOG_USEC", (ms * 1000).to_string());
     }
     let mut mappings = Vec::new();
-    for (number, (_, fd)) in (FIRST_FD..).zip(stored) {
+    for (number, (_, fd)) in (FIRST_FD..).zip(passed) {
         mappings.push(FdMapping { parent_fd: fd.try_clone()?, child_fd: number });
     }
-    if !stored.is_empty() {
-        let names: Vec<&str> = stored.iter().map(|(name, _)| name.as_str()).collect();
-        command.env("LISTEN_FDS", stored.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+    if !passed.is_empty() {
+        let names: Vec<&str> = passed.iter().map(|(name, _)| name.as_str()).collect();
+        command.env("LISTEN_FDS", passed.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
     }
     command.fd_mappings(mappings)?;
     let child = command.spawn().with_context(|| format!("{}", program.display()))?;

@@ -25,6 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     control,
+    grants::Grants,
     manager::{Action, Ending, Event, ExitKind, Manager, Pid, Spawned, State},
     notify::{self, StoreRequest},
     spawn,
@@ -41,6 +42,7 @@ pub struct Supervisor {
     control: UnixListener,
     signals: SignalFd,
     stores: BTreeMap<String, Vec<(String, OwnedFd)>>,
+    grants: Grants,
     going: Option<Down>,
     stopped: bool,
     console: Option<std::fs::File>,
@@ -71,6 +73,7 @@ impl Supervisor {
             control,
             signals,
             stores: BTreeMap::new(),
+            grants: Grants::default(),
             going: None,
             stopped: false,
             console: spawn::console(),
@@ -190,15 +193,18 @@ impl Supervisor {
     }
 
     /// Starts a unit's program, if its conditions hold.
-    fn spawn(&self, name: &str) -> Result<Spawned> {
+    fn spawn(&mut self, name: &str) -> Result<Spawned> {
         let unit = &self.manager.services()[name].unit;
         let path_missing = unit.condition_path_exists.as_ref().is_some_and(|path| !path.exists());
         let option_missing = unit.condition_option.as_ref().is_some_and(|word| !crate::system::has_option(word));
         if path_missing || option_missing {
             return Ok(Spawned::PassedOver);
         }
-        let stored = self.stores.get(name).map_or(&[][..], Vec::as_slice);
-        spawn::spawn(&self.program, name, unit, &self.notify_path, stored).map(Spawned::Runs)
+        let mut passed = self.grants.open(name, unit)?;
+        for (fd_name, fd) in self.stores.get(name).into_iter().flatten() {
+            passed.push((fd_name.clone(), fd.try_clone()?));
+        }
+        spawn::spawn(&self.program, name, unit, &self.notify_path, &passed).map(Spawned::Runs)
     }
 
     fn store(&mut self, pid: Pid, request: StoreRequest) {

@@ -97,6 +97,16 @@ pub struct Unit {
     /// How many descriptors it may put into the store (`FDSTORE=1`).
     #[serde(default)]
     pub fd_store_max: usize,
+    /// The `scheme.toml` whose granted connection it receives as descriptor `scheme`.
+    pub scheme: Option<PathBuf>,
+    /// The device whose VFIO file it receives as descriptor `vfio:ADDRESS`: `pci:0000:00:02.0`, `platform:i8042`.
+    pub device: Option<String>,
+    /// It receives `/dev/iommu` and the DMA heaps.
+    #[serde(default)]
+    pub dma: bool,
+    /// Files that it receives open for reading and writing, each named by its last component.
+    #[serde(default)]
+    pub files: Vec<PathBuf>,
     /// The kernel's OOM score adjustment, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
     /// The system goes down when this unit ends or fails for good: for sessions that are the purpose of the boot.
@@ -142,6 +152,12 @@ impl Unit {
             folder.as_os_str().is_empty() || !folder.components().all(|part| matches!(part, Component::Normal(_)))
         }) {
             bail!("runtime-directory must be a relative path without `..`");
+        }
+        if unit.device.as_ref().is_some_and(|device| !device.contains(':')) {
+            bail!("device is not BUS:ADDRESS");
+        }
+        if let Some(path) = unit.scheme.iter().chain(&unit.files).find(|path| !path.is_absolute()) {
+            bail!("{} is not an absolute path", path.display());
         }
         if unit.oom_score_adj.is_some_and(|adj| !(-1000..=1000).contains(&adj)) {
             bail!("oom-score-adj is outside -1000..=1000");

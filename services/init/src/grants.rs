@@ -1,0 +1,124 @@
+//! Descriptors that a service is given at its start: its scheme's connection, its device, memory for DMA, other files.
+//!
+//! A driver opens none of these itself: what its file lists is what it gets, under the names of sd_listen_fds(3) that
+//! `libs/scheme` and `libs/driver` look for (`scheme`, `iommufd`, `dma_heap:system`, `vfio:0000:00:02.0`). The connection of
+//! a resumable scheme is kept, so that a successor goes on with it; all else is opened anew at each start, and goes when the
+//! driver's process does.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io::ErrorKind,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use scheme::{Connection, Grant};
+
+use crate::unit::Unit;
+
+/// More instances of one driver than this are a mistake.
+const INSTANCES_MAX: u32 = 64;
+const HEAPS: [&str; 2] = ["/dev/dma_heap/system", "/dev/dma_heap/contiguous"];
+
+/// Named descriptors, in the order in which they are passed.
+pub type Passed = Vec<(String, OwnedFd)>;
+
+/// Connections that outlive their server.
+#[derive(Default)]
+pub struct Grants {
+    connections: BTreeMap<String, OwnedFd>,
+}
+
+impl Grants {
+    /// Opens what `unit` is to be given.
+    ///
+    /// # Errors
+    /// Names the grant that could not be made.
+    pub fn open(&mut self, name: &str, unit: &Unit) -> Result<Passed> {
+        let mut passed = Passed::new();
+        if let Some(path) = &unit.scheme {
+            let fd = self.connection(name, path).with_context(|| format!("scheme {}", path.display()))?;
+            passed.push(("scheme".to_owned(), fd));
+        }
+        if unit.dma {
+            passed.push(("iommufd".to_owned(), open(Path::new("/dev/iommu"))?.into()));
+        }
+        for path in &unit.files {
+            let file = path.file_name().and_then(|file| file.to_str()).context("files: not a file's path")?;
+            passed.push((file.to_owned(), open(path)?.into()));
+        }
+        if unit.dma {
+            for heap in HEAPS.map(Path::new) {
+                let file = heap.file_name().and_then(|file| file.to_str()).unwrap_or_default();
+                passed.push((format!("dma_heap:{file}"), open(heap)?.into()));
+            }
+        }
+        if let Some(device) = &unit.device {
+            let (bus, address) = device.split_once(':').context("device: no bus")?;
+            let node = device_node(Path::new("/sys"), bus, address)?;
+            passed.push((format!("vfio:{address}"), open(&node)?.into()));
+        }
+        Ok(passed)
+    }
+
+    fn connection(&mut self, name: &str, path: &Path) -> Result<OwnedFd> {
+        if let Some(kept) = self.connections.get(name) {
+            return Ok(kept.try_clone()?);
+        }
+        let grant = Grant::load(path)?;
+        let connection = create(&grant)?;
+        let fd = connection.as_fd().try_clone_to_owned()?;
+        if grant.resumable {
+            self.connections.insert(name.to_owned(), fd.try_clone()?);
+        }
+        Ok(fd)
+    }
+}
+
+/// Makes a connection; the second instance of a server is `NAME2`, and so on.
+fn create(grant: &Grant) -> Result<Connection> {
+    let mut numbered = grant.clone();
+    for number in 2..=INSTANCES_MAX {
+        match Connection::create(&numbered) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => numbered.name = format!("{}{number}", grant.name),
+            made => return Ok(made?),
+        }
+    }
+    bail!("{} schemes of the name {}", INSTANCES_MAX, grant.name)
+}
+
+/// The VFIO device file of a device.
+fn device_node(sys: &Path, bus: &str, address: &str) -> Result<PathBuf> {
+    let folder = sys.join("bus").join(bus).join("devices").join(address).join("vfio-dev");
+    let entry = std::fs::read_dir(&folder)
+        .with_context(|| format!("{} has no VFIO file", folder.display()))?
+        .next()
+        .with_context(|| format!("{} is empty", folder.display()))??;
+    Ok(Path::new("/dev/vfio/devices").join(entry.file_name()))
+}
+
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new().read(true).write(true).open(path).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_file_is_found_through_sysfs() {
+        let sys = tempfile::tempdir().unwrap();
+        assert!(device_node(sys.path(), "pci", "0000:00:02.0").is_err());
+        std::fs::create_dir_all(sys.path().join("bus/pci/devices/0000:00:02.0/vfio-dev/vfio7")).unwrap();
+        assert_eq!(device_node(sys.path(), "pci", "0000:00:02.0").unwrap(), Path::new("/dev/vfio/devices/vfio7"));
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_named() {
+        let unit = Unit::parse("exec = ['/x']\nfiles = ['/nowhere/at/all']").unwrap();
+        let error = Grants::default().open("x", &unit).unwrap_err();
+        assert!(format!("{error:#}").contains("/nowhere/at/all"), "{error:#}");
+    }
+}
