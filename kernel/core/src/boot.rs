@@ -64,6 +64,9 @@ fn finish(info: &'static BootInfo) {
         }
     }
     ipc::init();
+    if let Err(errno) = fs::sysfs::system::init_machine() {
+        ursa_hal::error!("the machine is not shown in sysfs: {errno}");
+    }
     if let Err(errno) = tty::init() {
         ursa_hal::error!("some terminals are missing: {errno}");
     }

@@ -18,6 +18,7 @@
 //! References: `drivers/base/core.c`, `lib/kobject_uevent.c`, `Documentation/ABI/testing/sysfs-uevent`,
 //! `Documentation/driver-api/driver-model/`.
 
+mod misc;
 mod spec;
 mod subsystem;
 pub mod uevent;
@@ -35,6 +36,7 @@ use core::fmt::Write;
 use ursa_hal::sync::SpinLock;
 
 pub use crate::fs::sysfs::{Attribute, BinaryAttribute, Value};
+pub use misc::{MISC_MAJOR, register_misc};
 pub use spec::{DeviceSpec, Devnode, NodeKind, Parent, Subsystem};
 pub use subsystem::{bus, class};
 pub use uevent::Action;

@@ -25,17 +25,15 @@ pub mod udmabuf;
 use alloc::sync::Arc;
 
 use crate::Result;
-use crate::device::{Device, DeviceSpec, Devnode};
+use crate::device;
 use crate::fs::File;
-use crate::fs::dev::{self, CharDevice};
+use crate::fs::dev::CharDevice;
 use crate::process::{Resource, current};
 
 pub use buffer::{DmaBuf, Usage, object_of};
 pub use fence::Fence;
 pub use sync_file::SyncFile;
 
-/// Major number of miscellaneous devices.
-const MISC_MAJOR: u32 = 10;
 /// Minors in the range that Linux gives out dynamically.
 const UDMABUF_MINOR: u32 = 125;
 const SW_SYNC_MINOR: u32 = 124;
@@ -48,8 +46,7 @@ pub fn init() -> Result {
     let devices: [(&str, u32, Arc<dyn CharDevice>); 2] =
         [("udmabuf", UDMABUF_MINOR, Arc::new(udmabuf::Device)), ("sw_sync", SW_SYNC_MINOR, Arc::new(sw_sync::Device))];
     for (name, minor, device) in devices {
-        dev::register_chrdev(MISC_MAJOR, minor, 1, "misc", device)?;
-        Device::register(DeviceSpec::class("misc", name).node(Devnode::char(name, MISC_MAJOR, minor, 0)))?;
+        device::register_misc(name, minor, 0, device)?;
     }
     Ok(())
 }

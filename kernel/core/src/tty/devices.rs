@@ -92,11 +92,17 @@ pub fn init() -> Result {
     Device::register(spec("console", AUX_MAJOR, 1, 0).line("active", &console::name()))?;
     show("ptmx", AUX_MAJOR, 2, 0o666)?;
     vt::init()?;
+    // Linux's name for serial lines that are where every PC has them.
+    let uart = DeviceSpec {
+        driver: Some("serial8250".into()),
+        ..DeviceSpec::bus("platform", "serial8250").at("devices/platform")
+    };
+    let uart = Device::register(uart.env("MODALIAS", "platform:serial8250").line("modalias", "platform:serial8250"))?;
     for (index, line) in lines.into_iter().enumerate() {
         let Some(tty) = line else { continue };
         let minor = serial::FIRST_MINOR + index as u32;
         dev::register_chrdev(serial::MAJOR, minor, 1, "ttyS", Arc::new(SerialLine(tty)))?;
-        show(&format!("ttyS{index}"), serial::MAJOR, minor, 0)?;
+        Device::register(spec(&format!("ttyS{index}"), serial::MAJOR, minor, 0).below(&uart))?;
     }
     for major in pty::SLAVE_MAJOR..pty::SLAVE_MAJOR + 8 {
         dev::register_chrdev(major, 0, 256, "pts", Arc::new(Slave))?;

@@ -6,11 +6,12 @@ use alloc::sync::Arc;
 
 use linux_uapi::raw::general as uapi;
 
-use super::{create_node, kmsg::KmsgDevice};
+use super::kmsg::KmsgDevice;
 use crate::{
     Errno, Result,
+    device::{Device, DeviceSpec, Devnode},
     fs::{
-        dev::{CharDevice, make_dev, minor, register_chrdev},
+        dev::{CharDevice, minor, register_chrdev},
         file::{File, FileOps},
         inode::Inode,
         io::{Sink, Source},
@@ -62,7 +63,7 @@ pub fn init() -> Result {
         ("urandom", URANDOM, 0o666),
         ("kmsg", KMSG, 0o644),
     ] {
-        create_node(name, uapi::S_IFCHR | mode, make_dev(MAJOR, number))?;
+        Device::register(DeviceSpec::class("mem", name).node(Devnode::char(name, MAJOR, number, mode)))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! Reference: proc(5) and the pages for each file.
 
-use alloc::{format, string::String};
+use alloc::{collections::BTreeSet, format, string::String};
 use core::fmt::Write;
 
 use ursa_hal::cpu::{brand, cpuid};
@@ -10,7 +10,10 @@ use ursa_hal::cpu::{brand, cpuid};
 use super::{Text, register, register_text, status::ticks};
 use crate::{
     Errno, Result,
-    fs::{dev, registry},
+    fs::{
+        dev, registry,
+        sysfs::cpu::{Place, place},
+    },
     mm,
     process::{self, Cap, capable, syscall::system},
     sched,
@@ -293,10 +296,12 @@ fn cpuinfo(out: &mut Text) -> Result {
         writeln!(out, "microcode\t: 0x0")?;
         writeln!(out, "cpu MHz\t\t: {}.{:03}", khz / 1000, khz % 1000)?;
         writeln!(out, "cache size\t: {cache_kb} KB")?;
-        writeln!(out, "physical id\t: {cpu}")?;
-        writeln!(out, "siblings\t: 1")?;
-        writeln!(out, "core id\t\t: 0")?;
-        writeln!(out, "cpu cores\t: 1")?;
+        let own = place(cpu);
+        let (siblings, cores) = shared(cpus, own);
+        writeln!(out, "physical id\t: {}", own.package)?;
+        writeln!(out, "siblings\t: {siblings}")?;
+        writeln!(out, "core id\t\t: {}", own.core)?;
+        writeln!(out, "cpu cores\t: {cores}")?;
         writeln!(out, "apicid\t\t: {}", ursa_hal::smp::apic_id(cpu))?;
         writeln!(out, "initial apicid\t: {}", ursa_hal::smp::apic_id(cpu))?;
         writeln!(out, "fpu\t\t: yes")?;
@@ -312,6 +317,13 @@ fn cpuinfo(out: &mut Text) -> Result {
         writeln!(out, "power management:\n")?;
     }
     Ok(())
+}
+
+/// The processors and the cores of a processor's package.
+fn shared(cpus: usize, own: Place) -> (usize, usize) {
+    let package = || (0..cpus).filter(|cpu| place(*cpu).package == own.package);
+    let cores: BTreeSet<u32> = package().map(|cpu| place(cpu).core).collect();
+    (package().count(), cores.len())
 }
 
 /// User and system time of all processes, dead ones as far as their parents know.

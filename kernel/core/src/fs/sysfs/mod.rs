@@ -2,7 +2,8 @@
 //!
 //! A plain tree: names, links, attribute files and their poll events, no policy. [`Directory`] is a directory that its owner
 //! fills and empties ([`tree`]); [`File`] an attribute file ([`file`]). Devices put themselves into it through
-//! [`crate::device`]; what is no device (processors, memory, kernel settings) is put there by [`system`]. One instance, which
+//! [`crate::device`]; what only the
+//! kernel knows (processors, memory, its own state) is put there by [`cpu`] and [`system`]. One instance, which
 //! every mount shares.
 //!
 //! Programs may read and write attributes as their modes say, and change mode and owner, as on Linux; they create and
@@ -13,6 +14,7 @@
 //!
 //! References: sysfs(5), `Documentation/filesystems/sysfs.rst`, `fs/kernfs/`.
 
+pub mod cpu;
 mod file;
 pub mod system;
 mod tree;

@@ -1,11 +1,28 @@
-//! What sysfs tells of the machine and the kernel itself, beside devices.
+//! What sysfs tells of the kernel itself, beside devices: `/sys/kernel` and a few places that programs look at.
 
-use alloc::{format, vec::Vec};
+use alloc::{format, sync::Arc, vec::Vec};
 
-use super::{Value, directory};
-use crate::{Result, device::uevent};
+use super::{Attribute, Value, directory};
+use crate::{
+    Errno, Result,
+    device::{self, Device, DeviceSpec, uevent},
+};
 
-/// Fills the tree.
+/// `/sys/kernel/mm/transparent_hugepage/enabled`: there are no huge pages that come by themselves.
+struct HugePages;
+
+impl Attribute for HugePages {
+    fn show(&self, out: &mut Vec<u8>) -> Result {
+        out.extend_from_slice(b"always madvise [never]\n");
+        Ok(())
+    }
+
+    fn store(&self, value: &[u8]) -> Result {
+        if value.trim_ascii_end() == b"never" { Ok(()) } else { Err(Errno::EINVAL) }
+    }
+}
+
+/// Fills `/sys/kernel`, and makes the classes and buses that programs expect even when they are empty.
 ///
 /// # Errors
 /// None in practice: the names are free.
@@ -16,5 +33,31 @@ pub fn init() -> Result {
         Ok(())
     };
     kernel.add_file("uevent_seqnum", 0o444, Value::text(seqnum))?;
-    Ok(())
+    kernel.add_file("address_bits", 0o444, Value::line("64"))?;
+    kernel.add_file("cpu_byteorder", 0o444, Value::line("little"))?;
+    let huge = directory("kernel/mm/transparent_hugepage")?;
+    huge.add_file("enabled", 0o644, Value::Dynamic(Arc::new(HugePages)))?;
+    for class in ["drm", "graphics", "input", "mem", "misc", "tty"] {
+        device::class(class)?;
+    }
+    for bus in ["cpu", "node", "pci", "platform"] {
+        device::bus(bus)?;
+    }
+    directory("devices/platform").map(|_| ())
+}
+
+/// The second part: what needs the processors and the clock.
+///
+/// # Errors
+/// None in practice: the names are free.
+pub fn init_machine() -> Result {
+    super::cpu::init()?;
+    let clock = ursa_hal::time::clock_name();
+    Device::register(
+        DeviceSpec::bus("clocksource", "clocksource0")
+            .at("devices/system/clocksource")
+            .line("available_clocksource", clock)
+            .line("current_clocksource", clock),
+    )
+    .map(|_| ())
 }
