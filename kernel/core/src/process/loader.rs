@@ -140,7 +140,7 @@ pub fn load(request: &Request<'_>) -> Result<Loaded> {
     let heap_after =
         if image.header.kind == Kind::Relocatable && interp.is_none() { Layout::pie_base(None) } else { end };
     let heap = Layout::heap_start(heap_after, source(request, &mut random));
-    let vdso = crate::time::map_vdso(&vm)?;
+    let vdso = crate::time::vdso::map(&vm)?;
     vm.setup_stack(exec_stack)?;
 
     let auxv = AuxInfo {

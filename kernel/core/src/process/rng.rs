@@ -53,7 +53,8 @@ impl Base {
         self.key.copy_from_slice(&hash.finalize());
         self.seeded_ns = ursa_hal::time::monotonic_ns();
         RESEED_AT.store(self.seeded_ns + RESEED_NS, Relaxed);
-        GENERATION.fetch_add(1, Release);
+        let generation = GENERATION.fetch_add(1, Release) + 1;
+        crate::time::vdso::set_random_generation(generation);
     }
 
     /// Returns a key for a generator and moves on.

@@ -28,14 +28,6 @@ pub fn on_timer() {
     timer::interrupt();
 }
 
-/// Maps the vDSO into a new program's address space and returns its address, 0 for none (auxv's `AT_SYSINFO_EHDR`).
-///
-/// # Errors
-/// `ENOMEM`.
-pub fn map_vdso(_vm: &crate::mm::AddressSpace) -> crate::Result<u64> {
-    Ok(0)
-}
-
 /// `RLIMIT_CPU` of a process was changed: the tick compares anew.
 pub fn cpu_limit_changed(process: &crate::process::Process) {
     process.signals.timers.forget_cpu_warning();

@@ -110,6 +110,7 @@ fn apply(timex: &Timex) -> Result {
     }
     if modes & ADJ_TAI != 0 && (0..=100_000).contains(&timex.constant) {
         TAI_OFFSET.store(timex.constant as i32, Relaxed);
+        super::vdso::update();
         clock::wall_clock_changed();
     }
     if modes & ADJ_OFFSET != 0 {

@@ -18,6 +18,9 @@ pub(crate) const USER_SS: u16 = 0x2b;
 /// 64-bit user code selector.
 pub(crate) const USER_CS: u16 = 0x33;
 const TSS_SELECTOR: u16 = 0x40;
+/// A segment whose limit is the CPU's number: user mode reads it with LSL (Linux's `__CPUNODE_SEG`, the vDSO's `getcpu`).
+const CPU_NUMBER_SELECTOR: u16 = 0x7b;
+const GDT_LEN: usize = (CPU_NUMBER_SELECTOR as usize >> 3) + 1;
 
 /// Interrupt stack table slots (1-based, as in gates): these handlers can arrive while the stack pointer or the GS
 /// base is not the kernel's.
@@ -56,7 +59,7 @@ pub(crate) struct CpuTables {
     /// Padding so that RSP0, at offset 4 of the TSS, is aligned.
     _pad: [u32; 3],
     tss: Tss,
-    gdt: [u64; 10],
+    gdt: [u64; GDT_LEN],
     /// Tops of the interrupt stacks; 0: the boot CPU's static ones.
     ist: [u64; IST_COUNT],
 }
@@ -88,6 +91,12 @@ impl CpuTables {
                 0,
                 0, // TSS, two slots
                 0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0, // the CPU's number
             ],
             ist: [0; IST_COUNT],
         }
@@ -130,7 +139,9 @@ pub(super) fn load() {
         let limit = size_of::<Tss>() as u64 - 1;
         (*t).gdt[8] = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
         (*t).gdt[9] = base >> 32;
-        let p = TablePointer { limit: size_of::<[u64; 10]>() as u16 - 1, base: &raw const (*t).gdt as u64 };
+        // Read-only data that user mode may ask about; nobody loads it.
+        (*t).gdt[GDT_LEN - 1] = 0x0040_f100_0000_0000 | crate::percpu::cpu_id() as u64;
+        let p = TablePointer { limit: size_of::<[u64; GDT_LEN]>() as u16 - 1, base: &raw const (*t).gdt as u64 };
         asm!(
             "lgdt [{p}]",
             "push {cs}",
