@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use ursa_hal::{boot::BootInfo, power};
 
-use crate::{Errno, Result, dmabuf, fs, ipc, mm, process, sched, time, tty};
+use crate::{Errno, Result, dmabuf, fs, ipc, mm, process, sched, scheme, time, tty};
 
 /// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.
 const OPTIONS: &[&str] = &[
@@ -72,6 +72,9 @@ fn finish(info: &'static BootInfo) {
     }
     if let Err(errno) = dmabuf::init() {
         ursa_hal::error!("buffers cannot be shared: {errno}");
+    }
+    if let Err(errno) = scheme::init() {
+        ursa_hal::error!("there are no schemes: {errno}");
     }
     if ursa_hal::ktest::wanted() {
         ursa_hal::ktest::run_all();

@@ -21,6 +21,7 @@ pub mod poll;
 pub mod process;
 pub mod ptrace;
 pub mod sched;
+pub mod scheme;
 pub mod signal;
 pub mod syscall;
 pub mod time;

@@ -150,6 +150,35 @@ impl Drop for Reservation<'_> {
     }
 }
 
+/// As [`Reservation`], for who fills it in later and from another thread: it keeps its table.
+pub struct OwnedReservation {
+    table: Arc<FdTable>,
+    fd: usize,
+    filled: bool,
+}
+
+impl OwnedReservation {
+    /// The number.
+    pub fn fd(&self) -> i32 {
+        self.fd as i32
+    }
+
+    /// Puts `file` there.
+    pub fn commit(mut self, file: Arc<File>) -> i32 {
+        self.filled = true;
+        self.table.slots.lock().files[self.fd] = Some(file);
+        self.fd as i32
+    }
+}
+
+impl Drop for OwnedReservation {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.table.slots.lock().unmark(self.fd);
+        }
+    }
+}
+
 impl FdTable {
     /// An empty table.
     pub fn new() -> Arc<FdTable> {
@@ -208,6 +237,15 @@ impl FdTable {
     pub fn reserve(&self, cloexec: bool, limit: u64) -> Result<Reservation<'_>> {
         let fd = self.slots.lock().allocate(0, limit.min(NR_OPEN as u64) as usize, cloexec)?;
         Ok(Reservation { table: self, fd })
+    }
+
+    /// As [`FdTable::reserve`], not bound to the caller's stack.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub fn reserve_owned(self: &Arc<Self>, cloexec: bool, limit: u64) -> Result<OwnedReservation> {
+        let fd = self.slots.lock().allocate(0, limit.min(NR_OPEN as u64) as usize, cloexec)?;
+        Ok(OwnedReservation { table: self.clone(), fd, filled: false })
     }
 
     /// Puts `file` at `fd`, closing what was there: `dup2`, `dup3`.

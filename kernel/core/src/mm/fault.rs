@@ -375,6 +375,42 @@ impl AddressSpace {
         }
     }
 
+    /// As [`AddressSpace::page_for`] without force, but never brings a page in or copies one: for who must not wait.
+    ///
+    /// # Errors
+    /// `EFAULT` where an access would be a signal, and for device memory; `EAGAIN` where it would be a fault that succeeds.
+    pub fn page_if_present(&self, va: VirtAddr, write: bool) -> Result<Frame> {
+        let va = va.page_down().as_u64();
+        if va >= USER_END {
+            return Err(Errno::EFAULT);
+        }
+        let inner = self.inner.read();
+        let Some(vma) = inner.vmas.find(va) else {
+            let grows = inner.vmas.find_at_or_above(va).is_some_and(|above| above.flags.contains(VmFlags::GROWSDOWN));
+            return Err(if grows { Errno::EAGAIN } else { Errno::EFAULT });
+        };
+        if !may_touch(vma.flags, write, false) {
+            return Err(Errno::EFAULT);
+        }
+        let mapped = self.space.query(VirtAddr::new(va)).filter(|m| !write || m.prot.contains(ursa_hal::mm::Prot::W));
+        mapped.and_then(|m| m.frame).ok_or(Errno::EAGAIN)
+    }
+
+    /// Brings the pages of a range in for the running thread, whose own space this is, as its accesses would.
+    ///
+    /// # Errors
+    /// `EFAULT` where an access would be a signal, `ENOMEM`, `EINTR` for a thread that is to die.
+    pub fn fault_in_range(&self, addr: VirtAddr, len: u64, write: bool) -> Result {
+        let end = addr.as_u64().checked_add(len).filter(|&end| end <= USER_END).ok_or(Errno::EFAULT)?;
+        let access = if write { Access::Write } else { Access::Read };
+        let mut at = addr.page_down().as_u64();
+        while at < end {
+            self.fault_in(at, access)?;
+            at += PAGE;
+        }
+        Ok(())
+    }
+
     /// Extends the stack above `va` down to it (`expand_stack`).
     pub(super) fn grow_stack(&self, va: u64) -> Result {
         let mut inner = self.inner.write();

@@ -36,6 +36,11 @@ fn mount() -> Result<Arc<Mount>> {
         .clone()
 }
 
+/// Whether `file` is one that [`sys_memfd_create`] made, or a further opening of it.
+pub fn is_memfd(file: &File) -> bool {
+    file.path().zip(mount().ok()).is_some_and(|(path, mount)| Arc::ptr_eq(&path.mount, &mount))
+}
+
 /// memfd_create(2).
 pub(super) fn sys_memfd_create(cx: &mut Cx<'_>, name: UserAddr, flags: u32) -> Result<i32> {
     let known = uapi::MFD_CLOEXEC | uapi::MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL | MFD_EXEC;

@@ -1,0 +1,618 @@
+//! [`Connection`]: the queue between the clients of a server and its threads.
+//!
+//! Clients [`call`](Connection::call); server threads [`receive`](Connection::receive) and [`answer`](Connection::answer)
+//! through their descriptor ([`super::server`]). Every request has a number that is never used twice; an answer is
+//! accepted once, for a number that was sent on this very connection and is still open.
+//!
+//! ## What a server cannot do
+//! An answer with a wrong length or error number fails its request with `EIO` and the write with `EINVAL`; an unknown,
+//! answered or abandoned number is `ENOENT` (a server that opened something for it takes that back, as libfuse does).
+//! A server that never answers keeps its clients waiting until they are killed or it ends: the last close of its
+//! descriptors aborts the connection, and everybody gets the owner's [`gone`](Owner::gone) errno at once.
+//!
+//! ## Signals
+//! See [`CallOptions::restartable`](super::CallOptions). A request that the server has read is followed by an `INTERRUPT`; then the
+//! wait can be ended by a fatal signal alone.
+//!
+//! ## Locking
+//! `queue` is a spin lock; inside it only a request's `progress` and wait queues are taken. No user memory is touched and
+//! nothing is dropped that could call back under either.
+//!
+//! References: `include/uapi/linux/fuse.h`, Linux `fs/fuse/dev.c`.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::any::Any;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use fuse_abi::{InHeader, InterruptIn, MIN_READ_BUFFER, NotifyCode, Opcode, OutHeader, UNIQUE_RESEND};
+use linux_uapi::zerocopy::{FromBytes, IntoBytes};
+use ursa_hal::sync::SpinLock;
+
+use super::request::{CallOptions, Message, Reply, Request, State};
+use crate::fs::{Sink, Source};
+use crate::poll::PollEvents;
+use crate::process::{Pid, try_current};
+use crate::wait::WaitQueue;
+use crate::{Errno, Result};
+
+/// What a connection serves: a mounted file system, or devices.
+pub trait Owner: Any + Send + Sync {
+    /// What a call gets when the server is gone.
+    fn gone(&self) -> Errno;
+
+    /// The server says something by itself.
+    ///
+    /// # Errors
+    /// `EINVAL` for a body that does not fit, `ENOENT` for what is not there.
+    fn notify(&self, connection: &Arc<Connection>, code: NotifyCode, body: &[u8]) -> Result;
+
+    /// The connection has ended; runs once.
+    fn aborted(&self, connection: &Arc<Connection>);
+}
+
+/// The bit of `unique` that names the `INTERRUPT` of a request.
+const INTERRUPT_BIT: u64 = 1;
+/// One past the largest error number of an answer.
+const ERRNO_END: i32 = 512;
+/// The most bytes of a notification.
+const NOTIFY_MAX: usize = 256 << 10;
+
+struct Queue {
+    aborted: bool,
+    pending: VecDeque<Arc<Request>>,
+    /// Sent and not answered.
+    processing: BTreeMap<u64, Arc<Request>>,
+    /// Whose `INTERRUPT` is to be sent.
+    interrupts: VecDeque<Arc<Request>>,
+}
+
+/// A connection to a server.
+pub struct Connection {
+    name: Box<str>,
+    owner: Box<dyn Owner>,
+    /// Counts in steps of 2: the lowest bit is [`INTERRUPT_BIT`].
+    next_unique: AtomicU64,
+    queue: SpinLock<Queue>,
+    /// Server threads that wait for requests, and pollers.
+    readers: Arc<WaitQueue>,
+    /// Open server descriptors.
+    servers: AtomicUsize,
+    /// The largest `WRITE`; with the headers it sizes the server's buffer.
+    max_write: AtomicU32,
+    /// The server does not know `INTERRUPT`.
+    no_interrupt: AtomicBool,
+    /// Requests answered, for `/proc/scheme`.
+    answered: AtomicU64,
+}
+
+/// A request as `/proc/scheme` shows it.
+pub struct Snapshot {
+    /// Its number.
+    pub unique: u64,
+    /// What it asks.
+    pub opcode: u32,
+    /// Node or cookie.
+    pub node: u64,
+    /// Nanoseconds since it was made.
+    pub age_ns: u64,
+    /// `pending` or `sent`, and whether the caller was interrupted.
+    pub sent: bool,
+    /// See `sent`.
+    pub interrupted: bool,
+    /// The caller's thread number.
+    pub caller: u32,
+    /// The server's thread that read it, or 0.
+    pub server: Pid,
+}
+
+impl Connection {
+    /// A connection that no server has opened yet. `name` is for people.
+    pub fn new(name: &str, owner: Box<dyn Owner>) -> Arc<Connection> {
+        Arc::new(Connection {
+            name: Box::from(name),
+            owner,
+            next_unique: AtomicU64::new(2),
+            queue: SpinLock::new(Queue {
+                aborted: false,
+                pending: VecDeque::new(),
+                processing: BTreeMap::new(),
+                interrupts: VecDeque::new(),
+            }),
+            readers: Arc::new(WaitQueue::new()),
+            servers: AtomicUsize::new(0),
+            max_write: AtomicU32::new(4096),
+            no_interrupt: AtomicBool::new(false),
+            answered: AtomicU64::new(0),
+        })
+    }
+
+    /// The name it was made with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The owner if it is a `T`.
+    pub fn owner_as<T: Owner>(&self) -> Option<&T> {
+        (&*self.owner as &dyn Any).downcast_ref::<T>()
+    }
+
+    /// What a call gets after the end.
+    pub fn gone(&self) -> Errno {
+        self.owner.gone()
+    }
+
+    /// Whether the server is gone.
+    pub fn is_aborted(&self) -> bool {
+        self.queue.lock().aborted
+    }
+
+    /// Sets what the handshake agreed on.
+    pub fn set_max_write(&self, bytes: u32) {
+        self.max_write.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The largest `WRITE`.
+    pub fn max_write(&self) -> usize {
+        self.max_write.load(Ordering::Relaxed) as usize
+    }
+
+    /// How many requests were answered.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    // The client's side.
+
+    /// Asks and waits for the answer. May sleep for as long as the server likes; a fatal signal ends it always.
+    ///
+    /// # Errors
+    /// What the server answers; [`Owner::gone`]; `EIO` for an answer that is none; `ERESTARTSYS`, `EINTR`.
+    pub fn call(self: &Arc<Self>, message: Message, options: CallOptions<'_>) -> Result<Reply> {
+        let (restartable, detached) = (options.restartable, options.detached);
+        let request = self.submit(message, options, true, false)?;
+        let answer = match request.done.wait_interruptible(None, || request.take_outcome()) {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                if restartable && self.take_back(&request) {
+                    return Err(Errno::ERESTARTSYS);
+                }
+                if !detached {
+                    self.interrupt(&request);
+                }
+                match request.done.wait_killable(|| request.take_outcome()) {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        if !detached {
+                            self.abandon(&request);
+                        }
+                        return Err(Errno::EINTR);
+                    }
+                }
+            }
+        };
+        match answer {
+            Ok(body) => Ok(Reply { body, request }),
+            Err(Errno::EINTR) if restartable && crate::sched::signal_pending() => Err(Errno::ERESTARTSYS),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a request whose answer only `options.hook` hears, if there is one.
+    ///
+    /// # Errors
+    /// [`Owner::gone`].
+    pub fn send(self: &Arc<Self>, message: Message, options: CallOptions<'_>) -> Result {
+        self.submit(message, options, false, false).map(drop)
+    }
+
+    /// Sends what is never answered: `FORGET`.
+    ///
+    /// # Errors
+    /// [`Owner::gone`].
+    pub fn post(self: &Arc<Self>, message: Message) -> Result {
+        self.submit(message, CallOptions::new(super::ReplySize::NONE), false, true).map(drop)
+    }
+
+    fn submit(&self, message: Message, options: CallOptions<'_>, waits: bool, no_reply: bool) -> Result<Arc<Request>> {
+        let unique = self.next_unique.fetch_add(2, Ordering::Relaxed);
+        let request = Arc::new(Request::new(message, unique, options, waits, no_reply));
+        {
+            let mut queue = self.queue.lock();
+            if queue.aborted {
+                return Err(self.gone());
+            }
+            queue.pending.push_back(request.clone());
+        }
+        self.readers.wake_n(1, PollEvents::READABLE, waits);
+        Ok(request)
+    }
+
+    /// Takes a request that no server has seen out of the queue. False: it was seen.
+    fn take_back(&self, request: &Arc<Request>) -> bool {
+        let mut queue = self.queue.lock();
+        let found = queue.pending.iter().position(|other| Arc::ptr_eq(other, request));
+        // One that a former server had may have had its effect.
+        let found = found.filter(|_| !request.progress.lock().resend);
+        let taken = found.and_then(|index| queue.pending.remove(index));
+        drop(queue);
+        taken.is_some()
+    }
+
+    /// Tells the server that the caller of `request` would rather not wait.
+    fn interrupt(&self, request: &Arc<Request>) {
+        if self.no_interrupt.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        let sent = {
+            let mut progress = request.progress.lock();
+            if progress.state == State::Done || progress.interrupted {
+                return;
+            }
+            progress.interrupted = true;
+            progress.state == State::Sent
+        };
+        // One that is still pending is followed by its interrupt as soon as it is sent.
+        if sent {
+            queue.interrupts.push_back(request.clone());
+            drop(queue);
+            self.readers.wake_n(1, PollEvents::READABLE, false);
+        }
+    }
+
+    /// The caller is being killed: nobody waits for the answer any more.
+    fn abandon(&self, request: &Arc<Request>) {
+        let mut queue = self.queue.lock();
+        queue.pending.retain(|other| !Arc::ptr_eq(other, request));
+        queue.interrupts.retain(|other| !Arc::ptr_eq(other, request));
+        let processing = queue.processing.remove(&request.unique());
+        drop(queue);
+        let left = {
+            let mut progress = request.progress.lock();
+            progress.state = State::Done;
+            (progress.hook.take(), core::mem::take(&mut progress.installs))
+        };
+        drop((processing, left));
+    }
+
+    // The server's side.
+
+    /// Counts a server descriptor.
+    pub(super) fn attach_server(&self) {
+        self.servers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives a server descriptor back; the last one ends the connection.
+    pub(super) fn detach_server(self: &Arc<Self>) {
+        if self.servers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.abort();
+        }
+    }
+
+    /// Ends the connection: every request fails, now and later.
+    pub fn abort(self: &Arc<Self>) {
+        let requests: Vec<Arc<Request>> = {
+            let mut queue = self.queue.lock();
+            if core::mem::replace(&mut queue.aborted, true) {
+                return;
+            }
+            queue.interrupts.clear();
+            let pending = core::mem::take(&mut queue.pending);
+            let processing = core::mem::take(&mut queue.processing);
+            pending.into_iter().chain(processing.into_values()).collect()
+        };
+        for request in requests {
+            self.complete(&request, Err(self.gone()), false);
+        }
+        self.readers.wake_events(PollEvents::READABLE | PollEvents::ALWAYS);
+        self.owner.aborted(self);
+    }
+
+    /// Whether a receive would not wait.
+    fn has_work(queue: &Queue) -> bool {
+        queue.aborted || !queue.interrupts.is_empty() || !queue.pending.is_empty()
+    }
+
+    /// Readiness of the server's descriptor.
+    pub(super) fn poll_server(&self, pt: Option<&mut crate::poll::PollTable>) -> PollEvents {
+        if let Some(pt) = pt {
+            pt.register(&self.readers);
+        }
+        let queue = self.queue.lock();
+        if queue.aborted {
+            return PollEvents::POLLERR;
+        }
+        let mut events = PollEvents::WRITABLE;
+        if Self::has_work(&queue) {
+            events |= PollEvents::READABLE;
+        }
+        events
+    }
+
+    /// Moves the next request to `dst`. Returns its length.
+    ///
+    /// # Errors
+    /// `EINVAL` for a buffer that could not hold every request, `EAGAIN`, `ERESTARTSYS`, `ENODEV` after the end, `EFAULT`.
+    pub(super) fn receive(self: &Arc<Self>, dst: &mut Sink<'_>, nonblock: bool) -> Result<usize> {
+        if dst.remaining()
+            < MIN_READ_BUFFER.max(self.max_write() + size_of::<InHeader>() + size_of::<fuse_abi::WriteIn>())
+        {
+            return Err(Errno::EINVAL);
+        }
+        loop {
+            let next = match self.take_next() {
+                Some(next) => next,
+                None if nonblock => return Err(Errno::EAGAIN),
+                None => self.readers.wait_interruptible(None, || self.take_next())?,
+            };
+            match next? {
+                Next::Interrupt(request) => return self.put_interrupt(&request, dst),
+                Next::Request(request) => {
+                    if let Some(len) = self.put_request(&request, dst)? {
+                        return Ok(len);
+                    }
+                }
+            }
+        }
+    }
+
+    fn take_next(&self) -> Option<Result<Next>> {
+        let mut queue = self.queue.lock();
+        if queue.aborted {
+            return Some(Err(Errno::ENODEV));
+        }
+        if let Some(request) = queue.interrupts.pop_front() {
+            return Some(Ok(Next::Interrupt(request)));
+        }
+        let request = queue.pending.pop_front()?;
+        let interrupted = {
+            let mut progress = request.progress.lock();
+            progress.state = State::Sent;
+            progress.server = try_current().map_or(0, |thread| thread.tid());
+            progress.interrupted
+        };
+        if !request.no_reply {
+            queue.processing.insert(request.unique(), request.clone());
+            if interrupted {
+                queue.interrupts.push_back(request.clone());
+            }
+        }
+        Some(Ok(Next::Request(request)))
+    }
+
+    fn put_interrupt(&self, request: &Request, dst: &mut Sink<'_>) -> Result<usize> {
+        let body = InterruptIn { unique: request.unique() };
+        let header = InHeader {
+            len: (size_of::<InHeader>() + size_of::<InterruptIn>()) as u32,
+            opcode: Opcode::Interrupt as u32,
+            unique: request.unique() | INTERRUPT_BIT,
+            ..InHeader::default()
+        };
+        dst.put_all(header.as_bytes())?;
+        dst.put_all(body.as_bytes())?;
+        Ok(header.len as usize)
+    }
+
+    /// Copies a request out. `None`: it was failed instead, since it does not fit.
+    fn put_request(self: &Arc<Self>, request: &Arc<Request>, dst: &mut Sink<'_>) -> Result<Option<usize>> {
+        let mut header = request.header;
+        if request.progress.lock().resend {
+            header.unique |= UNIQUE_RESEND;
+        }
+        if header.len as usize > dst.remaining() {
+            self.fail_sent(request, Errno::EIO);
+            return Ok(None);
+        }
+        match dst.put_all(header.as_bytes()).and_then(|()| dst.put_all(&request.body)) {
+            Ok(()) => Ok(Some(header.len as usize)),
+            Err(error) => {
+                self.fail_sent(request, Errno::EIO);
+                Err(error)
+            }
+        }
+    }
+
+    /// Fails a request that a server thread took, unless somebody answered it meanwhile.
+    fn fail_sent(self: &Arc<Self>, request: &Arc<Request>, error: Errno) {
+        let mine = self.queue.lock().processing.remove(&request.unique());
+        if mine.is_some() {
+            self.complete(request, Err(error), false);
+        }
+    }
+
+    /// The open request `unique`.
+    ///
+    /// # Errors
+    /// `ENOENT`.
+    pub(super) fn open_request(&self, unique: u64) -> Result<Arc<Request>> {
+        self.queue.lock().processing.get(&(unique & !UNIQUE_RESEND)).cloned().ok_or(Errno::ENOENT)
+    }
+
+    /// Takes one answer or notification: all of `src`. With `handoff` the server thread is about to wait.
+    ///
+    /// # Errors
+    /// `EINVAL` for what is no message, `ENOENT` for a number that is not open, `EFAULT`, `ENODEV` after the end.
+    pub(super) fn answer(self: &Arc<Self>, src: &mut Source<'_>, handoff: bool) -> Result<usize> {
+        let total = src.remaining();
+        if total < size_of::<OutHeader>() {
+            return Err(Errno::EINVAL);
+        }
+        let mut bytes = [0; size_of::<OutHeader>()];
+        src.take_all(&mut bytes)?;
+        let Ok(header) = OutHeader::read_from_bytes(&bytes) else { return Err(Errno::EINVAL) };
+        if header.len as usize != total {
+            return Err(Errno::EINVAL);
+        }
+        if header.unique == 0 {
+            return self.take_notification(header.error, src).map(|()| total);
+        }
+        if header.error > 0 || header.error <= -ERRNO_END {
+            return Err(Errno::EINVAL);
+        }
+        let unique = header.unique & !UNIQUE_RESEND;
+        if unique & INTERRUPT_BIT != 0 {
+            return self.take_interrupt_answer(unique & !INTERRUPT_BIT, header.error, total);
+        }
+        let request = {
+            let mut queue = self.queue.lock();
+            if queue.aborted {
+                return Err(Errno::ENODEV);
+            }
+            let request = queue.processing.remove(&unique).ok_or(Errno::ENOENT)?;
+            if !queue.interrupts.is_empty() {
+                queue.interrupts.retain(|other| !Arc::ptr_eq(other, &request));
+            }
+            request
+        };
+        let (outcome, result) = match self.take_body(&request, header.error, src) {
+            Ok(outcome) => (outcome, Ok(total)),
+            Err(error) => (Err(Errno::EIO), Err(error)),
+        };
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        self.complete(&request, outcome, handoff);
+        result
+    }
+
+    /// The outcome that an answer means; an error if it is none.
+    fn take_body(&self, request: &Request, error: i32, src: &mut Source<'_>) -> Result<Result<Vec<u8>>> {
+        let len = src.remaining();
+        if error != 0 {
+            return if len == 0 { Ok(Err(error_of(error))) } else { Err(Errno::EINVAL) };
+        }
+        if !request.reply.allows(len) {
+            return Err(Errno::EINVAL);
+        }
+        let mut body = Vec::new();
+        body.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
+        body.resize(len, 0);
+        src.take_all(&mut body)?;
+        Ok(Ok(body))
+    }
+
+    fn take_notification(self: &Arc<Self>, code: i32, src: &mut Source<'_>) -> Result {
+        let code = u32::try_from(code).ok().and_then(NotifyCode::from_raw).ok_or(Errno::EINVAL)?;
+        if self.is_aborted() {
+            return Err(Errno::ENODEV);
+        }
+        let len = src.remaining();
+        if len > NOTIFY_MAX {
+            return Err(Errno::EINVAL);
+        }
+        let mut body = Vec::new();
+        body.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
+        body.resize(len, 0);
+        src.take_all(&mut body)?;
+        self.owner.notify(self, code, &body)
+    }
+
+    /// A server may answer an `INTERRUPT` only to have it again later or never.
+    fn take_interrupt_answer(&self, unique: u64, error: i32, total: usize) -> Result<usize> {
+        if total != size_of::<OutHeader>() {
+            return Err(Errno::EINVAL);
+        }
+        match error_of(error) {
+            Errno::ENOSYS => self.no_interrupt.store(true, Ordering::Relaxed),
+            Errno::EAGAIN => {
+                let mut queue = self.queue.lock();
+                let request = queue.processing.get(&unique).cloned().ok_or(Errno::ENOENT)?;
+                // Only one that was interrupted, and once: a server cannot fill the queue.
+                let wanted = request.progress.lock().interrupted;
+                if wanted && !queue.interrupts.iter().any(|other| Arc::ptr_eq(other, &request)) {
+                    queue.interrupts.push_back(request);
+                }
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(total)
+    }
+
+    /// Ends a request that is in no queue any more.
+    fn complete(self: &Arc<Self>, request: &Arc<Request>, outcome: Result<Vec<u8>>, handoff: bool) {
+        let (hook, dropped) = {
+            let mut progress = request.progress.lock();
+            let dropped = if outcome.is_err() { core::mem::take(&mut progress.installs) } else { Vec::new() };
+            (progress.hook.take(), dropped)
+        };
+        drop(dropped);
+        if let Some(hook) = hook {
+            hook(self, &outcome);
+        }
+        {
+            let mut progress = request.progress.lock();
+            progress.state = State::Done;
+            progress.outcome = Some(outcome);
+        }
+        if handoff {
+            request.done.wake_one_handoff();
+        } else {
+            request.done.wake_one();
+        }
+    }
+
+    /// Queues what was sent and not answered again, in the old order, before everything else. Returns how many.
+    pub(super) fn resend(&self) -> usize {
+        let mut dropped = Vec::new();
+        let count = {
+            let mut queue = self.queue.lock();
+            let sent = core::mem::take(&mut queue.processing);
+            let count = sent.len();
+            queue.interrupts.clear();
+            for request in sent.into_values().rev() {
+                {
+                    let mut progress = request.progress.lock();
+                    progress.state = State::Pending;
+                    progress.resend = true;
+                    dropped.append(&mut progress.installs);
+                }
+                queue.pending.push_front(request);
+            }
+            count
+        };
+        drop(dropped);
+        if count > 0 {
+            self.readers.wake_events(PollEvents::READABLE);
+        }
+        count
+    }
+
+    /// What is under way, oldest first.
+    pub fn snapshot(&self) -> Vec<Snapshot> {
+        let now = ursa_hal::time::monotonic_ns();
+        let requests: Vec<Arc<Request>> = {
+            let queue = self.queue.lock();
+            queue.processing.values().chain(queue.pending.iter()).cloned().collect()
+        };
+        let mut list: Vec<Snapshot> = requests
+            .iter()
+            .map(|request| {
+                let progress = request.progress.lock();
+                Snapshot {
+                    unique: request.unique(),
+                    opcode: request.header.opcode,
+                    node: request.header.nodeid,
+                    age_ns: now.saturating_sub(request.since),
+                    sent: progress.state == State::Sent,
+                    interrupted: progress.interrupted,
+                    caller: request.header.pid,
+                    server: progress.server,
+                }
+            })
+            .collect();
+        list.sort_by_key(|entry| entry.unique);
+        list
+    }
+}
+
+/// The error of an answer whose range was checked.
+fn error_of(error: i32) -> Errno {
+    Errno::from_raw(error.unsigned_abs()).unwrap_or(Errno::EIO)
+}
+
+/// What a server thread receives.
+enum Next {
+    Request(Arc<Request>),
+    Interrupt(Arc<Request>),
+}
