@@ -500,6 +500,8 @@ static void client_many(void)
     close(fd);
 }
 
+static void client_refused(void) { FAILS(EIO, opened("t7", O_RDWR)); }
+
 static void test_reply_wait(void)
 {
     int fd = serve("t7", 0, 0);
@@ -508,9 +510,9 @@ static void test_reply_wait(void)
     call.flags = 2;
     FAILS(EINVAL, ioctl(fd, IOC_REPLY_WAIT, &call));
     call.flags = 0, call.recv = 8;
-    pid_t pid = spawn(client_many, fd);
+    pid_t pid = spawn(client_refused, fd);
     FAILS(EFAULT, ioctl(fd, IOC_REPLY_WAIT, &call)); /* the open that it took fails with EIO */
-    CHECK(outcome(pid) != 0);
+    CHECK(outcome(pid) == 0);
     pid = spawn(client_many, fd);
     CHECK(until(fd, IOCTL) == 0);
     struct { struct out_header h; struct ioctl_out o; uint32_t n; } out;
