@@ -8,6 +8,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 /// Options of `build`.
 #[derive(clap::Args, Debug, Clone)]
@@ -107,8 +108,19 @@ pub fn run(options: &Options) -> Result<Built> {
     Ok(built)
 }
 
-/// Builds the kernel.
+/// Builds the kernel, once a run for each profile: tests start many machines.
 pub fn kernel(profile: Profile, noise: Noise) -> Result<PathBuf> {
+    static BUILT: Mutex<Option<(Profile, PathBuf)>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, kernel)) = built.as_ref().filter(|(of, _)| *of == profile) {
+        return Ok(kernel.clone());
+    }
+    let kernel = build_kernel(profile, noise)?;
+    *built = Some((profile, kernel.clone()));
+    Ok(kernel)
+}
+
+fn build_kernel(profile: Profile, noise: Noise) -> Result<PathBuf> {
     let toolchain = Toolchain::find()?;
     shell::step(format!("building the kernel (profile {})", profile.name()));
     let mut command = toolchain.cargo("build");
@@ -124,8 +136,20 @@ pub fn kernel(profile: Profile, noise: Noise) -> Result<PathBuf> {
     Ok(kernel)
 }
 
-/// Builds the programs of the boot archive: every package under `services` and `drivers` that says where it is installed.
+/// Builds the programs of the boot archive, once a run: every package under `services` and `drivers` that says where it is
+/// installed.
 pub fn programs(noise: Noise) -> Result<Programs> {
+    static BUILT: Mutex<Option<Programs>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(programs) = built.as_ref() {
+        return Ok(programs.clone());
+    }
+    let programs = build_programs(noise)?;
+    *built = Some(programs.clone());
+    Ok(programs)
+}
+
+fn build_programs(noise: Noise) -> Result<Programs> {
     hosttools::ensure(hosttools::COMPILER)?;
     let packages = installed_packages()?;
     shell::step("building the programs of the boot archive");
