@@ -98,6 +98,8 @@ pub struct Device {
     grab: Option<ClientId>,
     inhibited: bool,
     gone: bool,
+    /// The event at hand is the driver's.
+    reporting: bool,
     for_driver: VecDeque<InputEvent>,
     woken: Vec<ClientId>,
     ff: Option<ForceFeedback>,
@@ -152,6 +154,7 @@ impl Device {
             grab: None,
             inhibited: false,
             gone: false,
+            reporting: false,
             for_driver: VecDeque::new(),
             woken: Vec::new(),
             ff,
@@ -170,11 +173,19 @@ impl Device {
         self.time = Some(monotonic);
     }
 
-    /// One event, of the driver or of a program that writes to the device. `SYN_REPORT` ends the packet.
+    /// One event of a program that writes to the device. `SYN_REPORT` ends the packet.
     pub fn event(&mut self, kind: u16, code: u16, value: i32, clock: &dyn Clock) {
         if self.description.codes.ev.contains(kind) {
             self.handle(kind, code, value, clock);
         }
+    }
+
+    /// One event of the driver. As [`Device::event`], but scan codes (`EV_MSC`) do not go back to the driver, as they do on
+    /// Linux: it would be woken with every key.
+    pub fn report(&mut self, kind: u16, code: u16, value: i32, clock: &dyn Clock) {
+        self.reporting = true;
+        self.event(kind, code, value, clock);
+        self.reporting = false;
     }
 
     fn handle(&mut self, kind: u16, code: u16, mut value: i32, clock: &dyn Clock) {
@@ -221,7 +232,13 @@ impl Device {
             EV_SW if codes.sw.contains(code) => Disposition::clients_if(self.sw.assign(code, on)),
             EV_ABS if codes.abs.contains(code) => self.axis(code, value),
             EV_REL if codes.rel.contains(code) => Disposition::clients_if(on),
-            EV_MSC if codes.msc.contains(code) => Disposition::ALL,
+            EV_MSC if codes.msc.contains(code) => {
+                if self.reporting {
+                    Disposition::CLIENTS
+                } else {
+                    Disposition::ALL
+                }
+            }
             EV_LED if codes.led.contains(code) => Disposition::all_if(self.led.assign(code, on)),
             EV_SND if codes.snd.contains(code) => {
                 self.snd.assign(code, on);

@@ -1,6 +1,6 @@
 //! Input devices as programs on Linux know them: state, event filtering, readers, autorepeat, force feedback.
 //!
-//! A [`Device`] is built from a [`Description`]. Its driver reports events ([`Device::event`]); those that change nothing
+//! A [`Device`] is built from a [`Description`]. Its driver reports events ([`Device::report`]); those that change nothing
 //! are dropped, the others are collected into a packet, and at `SYN_REPORT` the packet goes to every reader's queue
 //! ([`Client`]), stamped with the clock that the reader chose. What a reader writes (LEDs, sounds) goes to the driver:
 //! [`Device::take_for_driver`].

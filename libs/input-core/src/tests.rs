@@ -47,9 +47,9 @@ fn touch(slots: i32) -> Device {
 
 fn send(device: &mut Device, events: &[(u16, u16, i32)], clock: &TestClock) {
     for (kind, code, value) in events {
-        device.event(*kind, *code, *value, clock);
+        device.report(*kind, *code, *value, clock);
     }
-    device.event(EV_SYN, SYN_REPORT, 0, clock);
+    device.report(EV_SYN, SYN_REPORT, 0, clock);
 }
 
 fn read(device: &mut Device, id: ClientId) -> Vec<(u16, u16, i32)> {
@@ -68,10 +68,10 @@ const SYN: (u16, u16, i32) = (EV_SYN, SYN_REPORT, 0);
 fn a_packet_is_read_as_a_whole_and_repetitions_are_dropped() {
     let (mut device, clock) = (keyboard(), TestClock::default());
     device.open(A);
-    device.event(EV_KEY, KEY_A, 1, &clock);
+    device.report(EV_KEY, KEY_A, 1, &clock);
     assert_eq!(device.read(A, 10), Err(ReadError::Empty));
     assert!(device.take_woken().is_empty());
-    device.event(EV_SYN, SYN_REPORT, 0, &clock);
+    device.report(EV_SYN, SYN_REPORT, 0, &clock);
     assert_eq!(device.take_woken(), [A]);
     assert_eq!(read(&mut device, A), [(EV_KEY, KEY_A, 1), SYN]);
     // Pressed already, not declared, an unknown type: nothing is left of the packet.
@@ -133,8 +133,8 @@ fn a_held_key_repeats_until_any_key_is_released() {
     send(&mut device, &[(EV_KEY, KEY_A, 0)], &clock);
     assert_eq!(device.next_repeat(), None);
     // Other rates, and none at all.
-    device.event(EV_REP, REP_DELAY, 100, &clock);
-    device.event(EV_REP, REP_PERIOD, 0, &clock);
+    device.report(EV_REP, REP_DELAY, 100, &clock);
+    device.report(EV_REP, REP_PERIOD, 0, &clock);
     assert_eq!(device.repeat_rate(), Some([100, 0]));
     send(&mut device, &[(EV_KEY, KEY_C, 1)], &clock);
     assert_eq!(device.next_repeat(), None);
@@ -146,8 +146,8 @@ fn leds_reach_the_driver_and_all_clients_once() {
     device.open(A);
     device.open(B);
     for _ in 0..2 {
-        device.event(EV_LED, LED_CAPSL, 1, &clock);
-        device.event(EV_SYN, SYN_REPORT, 0, &clock);
+        device.report(EV_LED, LED_CAPSL, 1, &clock);
+        device.report(EV_SYN, SYN_REPORT, 0, &clock);
     }
     let told: Vec<_> = device.take_for_driver(9).iter().map(|e| (e.kind, e.code, e.value)).collect();
     assert_eq!(told, [(EV_LED, LED_CAPSL, 1)]);
@@ -250,9 +250,9 @@ fn a_long_packet_is_passed_on_in_parts() {
     device.open(A);
     // 8 events are expected of a keyboard: room for 8 before a SYN_REPORT of our own.
     for code in 1..=20 {
-        device.event(EV_KEY, code, 1, &clock);
+        device.report(EV_KEY, code, 1, &clock);
     }
-    device.event(EV_SYN, SYN_REPORT, 0, &clock);
+    device.report(EV_SYN, SYN_REPORT, 0, &clock);
     let events = read(&mut device, A);
     assert_eq!(events.iter().filter(|event| event.0 == EV_KEY).count(), 20);
     assert_eq!(events.iter().filter(|event| **event == (EV_SYN, SYN_REPORT, 1)).count(), 2);
@@ -352,8 +352,8 @@ fn whatever_is_reported_and_asked_nothing_breaks() {
                 10 => drop(device.ff_erase(A, value as i16, &clock)),
                 11 => drop(device.take_for_driver(3)),
                 12 => drop(device.read(A, random.usize(..9))),
-                13..=16 => device.event(EV_SYN, SYN_REPORT, 0, &clock),
-                _ => device.event(kind, code, value, &clock),
+                13..=16 => device.report(EV_SYN, SYN_REPORT, 0, &clock),
+                _ => device.report(kind, code, value, &clock),
             }
             assert!(device.read(B, 1).map_or(true, |events| events.len() <= 1));
         }

@@ -169,7 +169,16 @@ impl Connection {
     /// # Errors
     /// As [`Connection::serve_one`].
     pub fn serve_pending(&self, server: &mut dyn DeviceServer) -> io::Result<()> {
-        self.serve(server, true)
+        self.serve(server, |_| false)
+    }
+
+    /// Serves requests, and waits for further ones as long as `may_wait` says so; returns when nothing waits and it may
+    /// not. For servers that sometimes have a time to keep.
+    ///
+    /// # Errors
+    /// As [`Connection::serve_one`].
+    pub fn serve_while<S: DeviceServer>(&self, server: &mut S, may_wait: impl Fn(&S) -> bool) -> io::Result<()> {
+        self.serve(server, may_wait)
     }
 
     /// Serves for ever. Returns when the connection has ended.
@@ -177,13 +186,13 @@ impl Connection {
     /// # Errors
     /// Anything but the connection's orderly end.
     pub fn run(&self, server: &mut dyn DeviceServer) -> io::Result<()> {
-        match self.serve(server, false) {
+        match self.serve(server, |_| true) {
             Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(()),
             other => other,
         }
     }
 
-    fn serve(&self, server: &mut dyn DeviceServer, nonblock: bool) -> io::Result<()> {
+    fn serve<S: DeviceServer + ?Sized>(&self, server: &mut S, may_wait: impl Fn(&S) -> bool) -> io::Result<()> {
         let mut state = self.state();
         while let Some(message) = state.early.pop_front() {
             self.send(dispatch::dispatch(&message, server, self))?;
@@ -192,6 +201,7 @@ impl Connection {
         let mut reply = None;
         loop {
             let bytes = reply.as_ref().map_or(&[][..], dispatch::Encoded::bytes);
+            let nonblock = !may_wait(server);
             let received = self.take(buffer, bytes, nonblock);
             reply = None;
             let received = match received {

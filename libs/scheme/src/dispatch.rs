@@ -129,7 +129,7 @@ fn data(rest: &[u8], size: u32) -> Result<&[u8], Failure> {
 }
 
 /// Has the server serve one request.
-pub(crate) fn dispatch(message: &[u8], server: &mut dyn DeviceServer, channel: &dyn Channel) -> Dispatched {
+pub(crate) fn dispatch<S: DeviceServer + ?Sized>(message: &[u8], server: &mut S, channel: &dyn Channel) -> Dispatched {
     let Ok(request) = Request::parse(message) else {
         // Without a header there is nobody to answer; with one whose length is wrong there is.
         return match fuse_abi::InHeader::read_from_prefix(message) {
@@ -161,12 +161,12 @@ pub(crate) fn dispatch(message: &[u8], server: &mut dyn DeviceServer, channel: &
     }
 }
 
-fn serve(
+fn serve<S: DeviceServer + ?Sized>(
     opcode: Opcode,
     node: u64,
     body: &[u8],
     cx: &Cx<'_>,
-    server: &mut dyn DeviceServer,
+    server: &mut S,
 ) -> Result<Answer<Outcome>, Failure> {
     Ok(Answer::Now(match opcode {
         Opcode::CuseInit => {
