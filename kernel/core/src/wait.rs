@@ -146,6 +146,12 @@ impl WaitQueue {
         }
     }
 
+    /// Sleeps until the deadline; nothing ends it early. For waits that hardware asks for.
+    pub fn sleep_until(&self, deadline: Deadline) {
+        // The only end that such a wait has is the deadline's ETIMEDOUT.
+        let _: Result = self.wait(Interruptible::No, Some(deadline), || None);
+    }
+
     /// Sleeps until `cond` gives a value.
     ///
     /// # Errors

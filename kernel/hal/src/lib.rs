@@ -32,6 +32,7 @@ pub mod panic;
 pub mod pci;
 pub mod percpu;
 pub(crate) mod pio;
+pub mod port;
 pub mod power;
 pub mod rand;
 pub mod rtc;

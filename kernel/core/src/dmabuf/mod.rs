@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`buffer`] | [`DmaBuf`]: a memory object as a descriptor, with the fences of those who use it |
+//! | [`heap`] | `/dev/dma_heap`: memory for devices |
 //! | [`fence`] | [`Fence`]: something that will have happened, once |
 //! | [`sync_file`] | fences as a descriptor |
 //! | [`sw_sync`] | `/dev/sw_sync`: timelines that a process advances; how a driver process makes fences |
@@ -18,6 +19,7 @@
 
 pub mod buffer;
 pub mod fence;
+mod heap;
 pub mod sw_sync;
 pub mod sync_file;
 pub mod udmabuf;
@@ -38,7 +40,7 @@ pub use sync_file::SyncFile;
 const UDMABUF_MINOR: u32 = 125;
 const SW_SYNC_MINOR: u32 = 124;
 
-/// Registers `/dev/udmabuf` and `/dev/sw_sync`, for root alone until a device manager says otherwise.
+/// Registers the heaps, `/dev/udmabuf` and `/dev/sw_sync`, for root alone until a device manager says otherwise.
 ///
 /// # Errors
 /// `EBUSY` when a number is taken, `EEXIST` when a name is.
@@ -48,7 +50,7 @@ pub fn init() -> Result {
     for (name, minor, device) in devices {
         device::register_misc(name, minor, 0, device)?;
     }
-    Ok(())
+    heap::init()
 }
 
 /// Gives `file` to the calling process as the lowest free descriptor.

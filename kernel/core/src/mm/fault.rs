@@ -324,6 +324,8 @@ impl AddressSpace {
     }
 
     fn map_device(&self, vma: &Vma, object: &MemoryObject, va: u64) -> Step {
+        // Held over the mapping: what is retired meanwhile is found by its unmapping.
+        let _pages = object.pages.read();
         let Some((phys, cache)) = object.device_page(vma.index_of(va)) else { return PAST_END };
         match self.space.map_phys(VirtAddr::new(va), phys, vma.flags.prot(), cache) {
             Ok(()) => Step::Done,

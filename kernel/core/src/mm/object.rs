@@ -644,6 +644,18 @@ impl MemoryObject {
         self.uncharge(removed.len() as u64);
     }
 
+    /// Ends a device range: it is mapped nowhere any more, and a touch gives `SIGBUS`. For a driver's death.
+    pub fn retire(&self) {
+        if self.is_device() {
+            {
+                // A fault maps under this lock: none that has seen the old size is left after it.
+                let _pages = self.pages.write();
+                self.size.store(0, Ordering::Release);
+            }
+            self.unmap(0, u64::MAX, Reach::AlsoPrivateCopies);
+        }
+    }
+
     /// Unmaps pages `first..end` wherever they are mapped. Returns when no CPU can reach them.
     fn unmap(&self, first: u64, end: u64, reach: Reach) {
         let map = self.rmap.lock();

@@ -44,7 +44,7 @@ pub(super) fn alloc() -> Result<Frame> {
 }
 
 /// A frame of zeroes. May sleep, reclaim, and end a process.
-pub(super) fn alloc_zeroed() -> Result<Frame> {
+pub fn alloc_zeroed() -> Result<Frame> {
     let frame = alloc()?;
     frame.zero();
     Ok(frame)

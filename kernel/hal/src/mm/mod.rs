@@ -63,7 +63,7 @@ pub(crate) fn is_managed(phys: PhysAddr) -> bool {
 }
 
 /// Whether any of `[phys, phys+len)` is RAM that the kernel uses or hands out.
-pub(crate) fn overlaps_ram(phys: PhysAddr, len: u64) -> bool {
+pub fn overlaps_ram(phys: PhysAddr, len: u64) -> bool {
     let Some(end) = phys.checked_add(len) else { return true };
     BOOT.get().is_none_or(|b| {
         b.memory.iter().any(|r| {
