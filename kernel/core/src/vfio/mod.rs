@@ -204,8 +204,7 @@ impl SetIrqs {
     /// # Errors
     /// `EBADF`; `EINVAL` for another kind of file.
     fn triggers(fds: &[i32]) -> Result<Vec<Option<Trigger>>> {
-        let files = current().files();
-        let one = |fd: i32| files.get(fd)?.ops_shared::<EventFd>().ok_or(Errno::EINVAL);
+        let one = |fd: i32| current().files().get(fd)?.ops_shared::<EventFd>().ok_or(Errno::EINVAL);
         fds.iter().map(|&fd| if fd < 0 { Ok(None) } else { one(fd).map(Some) }).collect()
     }
 
