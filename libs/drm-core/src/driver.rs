@@ -11,7 +11,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use linux_uapi::Errno;
 
-pub use crate::state::{Change, ConnectorState, CrtcState, Framebuffer, PlaneState, Rect, State};
+pub use crate::state::{Change, ConnectorState, CrtcState, Framebuffer, FramebufferPlane, PlaneState, Rect, State};
 pub use crate::uapi::Mode;
 
 /// The result of a call that the client sees the error of.
@@ -63,8 +63,10 @@ pub struct Features {
     pub render: bool,
     /// Foreign dma-bufs can be imported ([`Driver::import`]). Buffers of the card itself always can.
     pub import: bool,
-    /// Sync objects, and with timelines.
+    /// Sync objects.
     pub syncobj: bool,
+    /// Sync objects with timelines.
+    pub syncobj_timeline: bool,
     /// `ADDFB2` takes modifiers and planes have `IN_FORMATS`.
     pub modifiers: bool,
     /// The device counts vblanks: `WAIT_VBLANK` and `CRTC_GET_SEQUENCE` work; the core paces them by the mode's refresh rate.
@@ -88,6 +90,7 @@ impl Default for Features {
             render: false,
             import: false,
             syncobj: false,
+            syncobj_timeline: false,
             modifiers: false,
             vblank: false,
             cursor_hotspot: false,
@@ -98,13 +101,14 @@ impl Default for Features {
 
 /// What a plane is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum PlaneKind {
     /// Neither of the others.
-    Overlay,
+    Overlay = 0,
     /// The picture that `SETCRTC` and `PAGE_FLIP` set.
-    Primary,
+    Primary = 1,
     /// The pointer that `CURSOR` sets.
-    Cursor,
+    Cursor = 2,
 }
 
 /// A plane, as the card has it.
@@ -397,13 +401,4 @@ pub trait Driver {
 
     /// A client's file is closed; what its own ioctls made for it goes.
     fn file_closed(&mut self, _file: FileId) {}
-
-    /// Makes a `sync_file` descriptor that [`Driver::signal_fence`] signals: `OUT_FENCE_PTR` and sync objects. The usual
-    /// answer is a fence on a timeline of `/dev/sw_sync`. `EOPNOTSUPP`: the card has no fences.
-    fn create_fence(&mut self) -> Result<(OwnedFd, u64)> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
-    /// Signals the fence with this number, and all that were made before it.
-    fn signal_fence(&mut self, _fence: u64) {}
 }

@@ -4,7 +4,7 @@
 //! thing can be found exactly as long as it is alive, as Linux's reference counts have it. Where the end of one concerns the
 //! driver, its `Drop` writes it into the card's [`Graveyard`], which the card empties after each event.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
@@ -19,8 +19,15 @@ pub(crate) struct Graveyard {
 /// One that died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dead {
+    /// The number of a blob or framebuffer is free again.
+    Object(u32),
     Framebuffer(FramebufferId),
-    Buffer(BufferId),
+    Buffer {
+        id: BufferId,
+        key: (u64, u64),
+        map_offset: u64,
+        name: u32,
+    },
 }
 
 impl Graveyard {
@@ -39,6 +46,13 @@ impl Graveyard {
 pub(crate) struct Blob {
     pub(crate) id: u32,
     pub(crate) data: Vec<u8>,
+    pub(crate) grave: Rc<Graveyard>,
+}
+
+impl Drop for Blob {
+    fn drop(&mut self) {
+        self.grave.push(Dead::Object(self.id));
+    }
 }
 
 /// A buffer: GEM object to clients.
@@ -53,12 +67,15 @@ pub(crate) struct Gem {
     pub(crate) map_offset: u64,
     /// Device and inode of `fd`: two descriptors of one buffer agree in it.
     pub(crate) key: (u64, u64),
+    /// `FLINK`'s name, or 0.
+    pub(crate) name: Cell<u32>,
     pub(crate) grave: Rc<Graveyard>,
 }
 
 impl Drop for Gem {
     fn drop(&mut self) {
-        self.grave.push(Dead::Buffer(self.id));
+        let (id, key, map_offset, name) = (self.id, self.key, self.map_offset, self.name.get());
+        self.grave.push(Dead::Buffer { id, key, map_offset, name });
     }
 }
 
@@ -91,6 +108,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         if let Some((grave, id)) = &self.grave {
             grave.push(Dead::Framebuffer(*id));
+            grave.push(Dead::Object(self.object));
         }
     }
 }

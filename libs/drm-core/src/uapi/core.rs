@@ -80,7 +80,7 @@ pub const DRM_CLIENT_CAP_CURSOR_PLANE_HOTSPOT: u64 = 6;
 pub const DRM_CLOEXEC: u32 = 0o2000000;
 pub const DRM_RDWR: u32 = 0o2;
 
-pub const DRM_VBLANK_TYPES_MASK: u32 = 0xf;
+pub const DRM_VBLANK_TYPES_MASK: u32 = 0x1;
 pub const DRM_VBLANK_RELATIVE: u32 = 0x1;
 pub const DRM_VBLANK_HIGH_CRTC_MASK: u32 = 0x3e;
 pub const DRM_VBLANK_HIGH_CRTC_SHIFT: u32 = 1;

@@ -111,7 +111,7 @@ pub const DRM_MODE_FLAG_PIC_AR_16_9: u32 = 2 << 19;
 pub const DRM_MODE_FLAG_PIC_AR_64_27: u32 = 3 << 19;
 pub const DRM_MODE_FLAG_PIC_AR_256_135: u32 = 4 << 19;
 /// Flags that user space may set in a mode (`DRM_MODE_FLAG_ALL` and the aspect ratio bits).
-pub const DRM_MODE_FLAG_ALL: u32 = 0x7f | 0x80 | 0x100 | 0x200 | 0x400 | 0x800 | 0x3000 | DRM_MODE_FLAG_3D_MASK;
+pub const DRM_MODE_FLAG_ALL: u32 = 0x3ff | DRM_MODE_FLAG_DBLCLK | DRM_MODE_FLAG_CLKDIV2 | DRM_MODE_FLAG_3D_MASK;
 
 pub const DRM_MODE_CONNECTED: u32 = 1;
 pub const DRM_MODE_DISCONNECTED: u32 = 2;

@@ -1,0 +1,193 @@
+//! The card as a device server: open files, reads, mappings, and the loop that all events go through.
+
+use std::io;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use scheme::{
+    Answer, Channel, Connection, Cx, DeviceServer, Failure, Ioctl, IoctlReply, MmapBacking, MmapRequest, Opened, Ready,
+    Reply,
+};
+
+use crate::card::{Card, Open};
+use crate::driver::{Event, FileId};
+use crate::error::to_io;
+use crate::file::{Fh, File};
+use crate::sysfs::{CARD, RENDER};
+
+/// `O_EXCL`, with which a card cannot be opened.
+const O_EXCL: u32 = 0o200;
+
+impl Card {
+    /// Publishes the card and serves it until the connection ends.
+    ///
+    /// # Errors
+    /// Whatever the connection says.
+    pub fn run(&mut self, connection: &Connection) -> io::Result<()> {
+        self.publish(connection)?;
+        loop {
+            let fences = self.watched_fences();
+            let readable = {
+                let mut fds = vec![PollFd::new(connection, PollFlags::IN)];
+                let of_driver = self.driver.event_fds();
+                let drivers = of_driver.len();
+                fds.extend(of_driver.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+                let of_fences: Vec<_> = fences.iter().filter_map(|fence| fence.fd()).collect();
+                fds.extend(of_fences.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+                match poll(&mut fds, self.timeout().as_ref()) {
+                    Ok(_) => {}
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(errno) => return Err(errno.into()),
+                }
+                let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+                (ready(&fds[0]), fds[1..=drivers].iter().any(ready))
+            };
+            if readable.1 {
+                self.service_driver();
+            }
+            self.progress(connection);
+            if readable.0 {
+                match connection.serve_pending(self) {
+                    Ok(()) => {}
+                    Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
+                        return Ok(());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Until the next thing that is due by time. `None`: nothing is.
+    fn timeout(&self) -> Option<Timespec> {
+        let due = self.deadline()?.saturating_sub(self.now());
+        // At least a moment, so that a clock that is read a little early does not make the loop spin.
+        let due = due.max(1000);
+        Some(Timespec { tv_sec: (due / 1_000_000_000) as i64, tv_nsec: (due % 1_000_000_000) as i64 })
+    }
+
+    /// When [`Card::progress`] is due, in nanoseconds of the monotonic clock, for a loop of one's own.
+    pub fn deadline(&self) -> Option<u64> {
+        [self.flight_deadline(), self.vblank_deadline(), self.parked_deadline()].into_iter().flatten().min()
+    }
+
+    /// Takes in what the driver's device has to say.
+    pub fn service_driver(&mut self) {
+        let mut events = Vec::new();
+        self.driver.service(&mut events);
+        for event in events {
+            match event {
+                Event::FlipDone { crtc } => self.flip_done(crtc),
+                Event::Hotplug => {
+                    self.probe_all();
+                }
+            }
+        }
+    }
+
+    /// Brings everything as far as it is: commits, events, waiting requests, what is to be told to user space.
+    pub fn progress(&mut self, channel: &dyn Channel) {
+        self.settle(channel);
+        self.serve_eventfds();
+        self.retry_parked(channel);
+        self.send_vblank_events();
+        for fh in std::mem::take(&mut self.readable) {
+            // The file may be closed already.
+            let _ = channel.ready(fh, Ready::IN);
+        }
+        self.bury();
+        self.tell_changes(channel);
+    }
+
+    fn open_client(&mut self, cx: &Cx<'_>, node: u64, flags: u32) -> Result<Fh, Failure> {
+        let render = match node {
+            CARD => false,
+            RENDER if self.features.render => true,
+            _ => return Err(scheme::Errno::NXIO.into()),
+        };
+        if flags & O_EXCL != 0 {
+            return Err(scheme::Errno::BUSY.into());
+        }
+        let file = File { render, pid: cx.pid, uid: cx.uid, authenticated: cx.uid == 0, ..File::default() };
+        let fh = self.add_file(Open::Client(Box::new(file)));
+        if !render && let Err(errno) = self.master_open(fh) {
+            self.files.remove(&fh);
+            return Err(to_io(errno).into());
+        }
+        Ok(fh)
+    }
+
+    /// A client is gone: its framebuffers leave the screen, its blobs, handles and leases end (`drm_file_free`).
+    fn close_client(&mut self, channel: &dyn Channel, fh: Fh) {
+        self.drop_parked(channel, fh);
+        self.drop_vblank_waits(fh);
+        self.drop_eventfds(fh);
+        let Ok(file) = self.file_mut(fh) else { return };
+        let render = file.render;
+        for fb in std::mem::take(&mut file.framebuffers) {
+            self.remove_from_screen(&fb);
+        }
+        if !render {
+            self.master_release(fh);
+        }
+        self.files.remove(&fh);
+        self.driver.file_closed(FileId(fh));
+    }
+}
+
+impl DeviceServer for Card {
+    fn open(&mut self, cx: &Cx<'_>, node: u64, flags: u32) -> Result<Opened, Failure> {
+        let fh = self.open_client(cx, node, flags)?;
+        Ok(Opened::new(fh, Ready::empty()))
+    }
+
+    fn release(&mut self, cx: &Cx<'_>, fh: u64) {
+        match self.files.get(&fh) {
+            Some(Open::Client(_)) => self.close_client(cx.channel, fh),
+            _ => {
+                self.files.remove(&fh);
+            }
+        }
+        self.progress(cx.channel);
+    }
+
+    fn read(&mut self, cx: &Cx<'_>, fh: u64, size: usize, _nonblock: bool) -> Reply<Vec<u8>> {
+        let file = self.file_mut(fh).map_err(|_| scheme::Errno::INVAL)?;
+        let events = file.read_events(size);
+        if !file.has_events() {
+            // Nothing more to read; the next event wakes the reader again.
+            let _ = cx.channel.ready(fh, Ready::empty());
+            if events.is_empty() {
+                return Err(scheme::Errno::AGAIN.into());
+            }
+        }
+        Ok(Answer::Now(events))
+    }
+
+    fn ioctl(&mut self, cx: &Cx<'_>, call: &Ioctl<'_>) -> Reply<IoctlReply> {
+        let reply = match self.files.get(&call.fh) {
+            Some(Open::Client(_)) => self.client_ioctl(cx, call),
+            Some(Open::Syncobj(_)) => Err(scheme::Errno::NOTTY.into()),
+            None => Err(scheme::Errno::BADF.into()),
+        };
+        self.progress(cx.channel);
+        reply
+    }
+
+    fn mmap(&mut self, _cx: &Cx<'_>, fh: u64, request: &MmapRequest) -> Reply<MmapBacking> {
+        self.map(fh, request)
+    }
+
+    fn attr_show(&mut self, _cx: &Cx<'_>, node: u64, attr: u64) -> Result<Vec<u8>, Failure> {
+        Ok(self.show_attr(node, attr)?)
+    }
+
+    fn attr_store(&mut self, cx: &Cx<'_>, node: u64, attr: u64, data: &[u8]) -> Result<(), Failure> {
+        self.store_attr(node, attr, data)?;
+        self.progress(cx.channel);
+        Ok(())
+    }
+
+    fn interrupt(&mut self, cx: &Cx<'_>, unique: u64) {
+        self.interrupt_parked(cx.channel, unique);
+    }
+}
