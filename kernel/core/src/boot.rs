@@ -8,8 +8,7 @@ use alloc::vec::Vec;
 
 use ursa_hal::{boot::BootInfo, power};
 
-use crate::{Errno, Result, dmabuf, fs, ipc, mm, process, sched, scheme, time, tty};
-use crate::{Errno, Result, dmabuf, fs, iommu, ipc, mm, pci, process, sched, time, tty, vfio};
+use crate::{Errno, Result, dmabuf, fs, iommu, ipc, mm, pci, process, sched, scheme, time, tty, vfio};
 
 /// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.
 const OPTIONS: &[&str] = &[
@@ -76,6 +75,7 @@ fn finish(info: &'static BootInfo) {
     }
     if let Err(errno) = scheme::init() {
         ursa_hal::error!("there are no schemes: {errno}");
+    }
     if let Err(errno) = pci::init().and_then(|()| iommu::init()).and_then(|()| vfio::init()) {
         ursa_hal::error!("some devices are missing: {errno}");
     }
