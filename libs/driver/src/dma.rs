@@ -180,6 +180,30 @@ impl DmaBuffer {
     }
 }
 
+/// Memory that no device reaches and that can be handed on: a dma-buf of at least `len` bytes (whole pages), zeroed, and the
+/// driver's mapping of it.
+///
+/// # Errors
+/// `ENOMEM`, or `EINVAL` for a length of 0.
+pub fn system_buffer(len: usize) -> io::Result<(OwnedFd, Shared)> {
+    let len = len.checked_next_multiple_of(PAGE).filter(|l| *l != 0).ok_or(io::ErrorKind::InvalidInput)?;
+    let fd = heap("system", len)?;
+    let shared = Shared::map(&fd, 0, len)?;
+    Ok((fd, shared))
+}
+
+/// A dma-buf of the DMA heap `name`.
+fn heap(name: &str, len: usize) -> io::Result<OwnedFd> {
+    let heap: OwnedFd = match passed::borrow(&format!("dma_heap:{name}")) {
+        Some(fd) => fd?,
+        None => OpenOptions::new().read(true).write(true).open(format!("/dev/dma_heap/{name}"))?.into(),
+    };
+    let fd_flags = (rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC).bits();
+    let mut data = AllocationData { len: len as u64, fd_flags, ..Default::default() };
+    sys::encoded(&heap, dma_heap::ALLOC, &mut data)?;
+    Ok(sys::installed(data.fd))
+}
+
 /// An I/O address space of the kernel's iommufd.
 pub(crate) struct Ioas {
     iommufd: OwnedFd,
@@ -250,15 +274,7 @@ fn is(e: &io::Error, errno: rustix::io::Errno) -> bool {
 impl DmaBackend for Ioas {
     fn allocate(&self, len: usize, contiguity: Contiguity) -> io::Result<OwnedFd> {
         // Translated addresses are contiguous whatever the memory is.
-        let heap = if contiguity == Contiguity::Any || self.translated { "system" } else { "contiguous" };
-        let heap: OwnedFd = match passed::borrow(&format!("dma_heap:{heap}")) {
-            Some(fd) => fd?,
-            None => OpenOptions::new().read(true).write(true).open(format!("/dev/dma_heap/{heap}"))?.into(),
-        };
-        let fd_flags = (rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC).bits();
-        let mut data = AllocationData { len: len as u64, fd_flags, ..Default::default() };
-        sys::encoded(&heap, dma_heap::ALLOC, &mut data)?;
-        Ok(sys::installed(data.fd))
+        heap(if contiguity == Contiguity::Any || self.translated { "system" } else { "contiguous" }, len)
     }
 
     fn map(&self, fd: BorrowedFd<'_>, len: usize) -> io::Result<Mapped> {

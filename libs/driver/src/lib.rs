@@ -27,7 +27,7 @@ mod sys;
 mod vfio;
 mod volatile;
 
-pub use dma::{Contiguity, Dma, DmaBackend, DmaBuffer, DmaMapping, Mapped, Segment};
+pub use dma::{Contiguity, Dma, DmaBackend, DmaBuffer, DmaMapping, Mapped, Segment, system_buffer};
 pub use irq::Irq;
 pub use mmio::{Mmio, Registers};
 pub use pci::{Bar, BarKind, PciDevice};

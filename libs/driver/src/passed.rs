@@ -29,7 +29,7 @@ fn from_environment() -> HashMap<String, RawFd> {
 }
 
 /// Splits at single colons. A name like `vfio:0000:00:02.0` has them doubled in no known sender, so its parts are rejoined:
-/// what follows `vfio` up to the part with the function's dot belongs to it.
+/// what follows `vfio` up to the part with the function's dot belongs to it, and what follows `dma_heap`.
 fn split_names(names: &str) -> impl Iterator<Item = String> + '_ {
     let mut parts = names.split(':').peekable();
     std::iter::from_fn(move || {
@@ -42,6 +42,12 @@ fn split_names(names: &str) -> impl Iterator<Item = String> + '_ {
                     break;
                 }
             }
+        }
+        if name == "dma_heap"
+            && let Some(heap) = parts.next()
+        {
+            name.push(':');
+            name.push_str(heap);
         }
         Some(name)
     })
@@ -76,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_device_name_keeps_its_colons() {
-        let names: Vec<_> = split_names("scheme:vfio:0000:00:02.0:iommufd:vfio:i8042:x").collect();
-        assert_eq!(names, ["scheme", "vfio:0000:00:02.0", "iommufd", "vfio:i8042", "x"]);
+        let names: Vec<_> = split_names("scheme:vfio:0000:00:02.0:iommufd:dma_heap:system:vfio:i8042:x").collect();
+        assert_eq!(names, ["scheme", "vfio:0000:00:02.0", "iommufd", "dma_heap:system", "vfio:i8042", "x"]);
     }
 }
