@@ -57,7 +57,11 @@ impl Connection {
         match passed_descriptor(&|name| std::env::var(name).ok()) {
             Some(fd) => {
                 let connection = Connection::adopt(sys::passed(fd))?;
-                sys::resume(connection.as_fd())?;
+                match sys::resume(connection.as_fd()) {
+                    // Not resumable: a fresh one.
+                    Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {}
+                    resumed => drop(resumed?),
+                }
                 connection.handshake()?;
                 Ok(connection)
             }
