@@ -1,0 +1,39 @@
+//! The daemon: opens the device and the connection, and serves the card.
+//!
+//! Started by `init` it has both as passed descriptors; by hand, as root, it takes the first bochs display or the one whose
+//! address is its argument.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use driver::PciDevice;
+use drm_bochs::{Bochs, PCI_ID};
+use drm_core::Card;
+use drm_shadow::Shadow;
+use scheme::Connection;
+
+const GRANT: &str = "/usr/lib/ursa/drivers/drm-bochs/scheme.toml";
+
+fn main() -> Result<()> {
+    let connection = Connection::open(Path::new(GRANT)).context("cannot get a scheme connection")?;
+    let device = open().context("cannot open a bochs display")?;
+    let bochs = Bochs::new(&device).with_context(|| format!("{}: not usable", device.address()))?;
+    let leaf = Shadow::new(bochs, Box::new(driver::system_buffer));
+    let index = drm_core::free_index().context("no number is free for the card")?;
+    let mut card = Card::new(Box::new(leaf), index).context("not a usable card")?;
+    card.publish(&connection).context("cannot publish the card")?;
+    eprintln!("drm-bochs: {} is card{index}", device.address());
+    // Without a service manager nobody waits for it.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    card.serve(&connection).context("cannot serve the card")
+}
+
+fn open() -> std::io::Result<PciDevice> {
+    if let Some(address) = std::env::args().nth(1) {
+        return PciDevice::open(&address);
+    }
+    PciDevice::from_environment().or_else(|error| match PciDevice::find(PCI_ID.0, PCI_ID.1).first() {
+        Some(address) if error.kind() == std::io::ErrorKind::NotFound => PciDevice::open(address),
+        _ => Err(error),
+    })
+}
