@@ -45,3 +45,4 @@ pub use card::{Card, MAX_CRTCS};
 pub use driver::Driver;
 pub use fence::{FenceSource, SwSyncFences};
 pub use linux_uapi::Errno;
+pub use sysfs::free_index;

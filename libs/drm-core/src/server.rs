@@ -24,6 +24,14 @@ impl Card {
     /// Whatever the connection says.
     pub fn run(&mut self, connection: &Connection) -> io::Result<()> {
         self.publish(connection)?;
+        self.serve(connection)
+    }
+
+    /// Serves the card, which is published, until the connection ends.
+    ///
+    /// # Errors
+    /// Whatever the connection says.
+    pub fn serve(&mut self, connection: &Connection) -> io::Result<()> {
         loop {
             let fences = self.watched_fences();
             let readable = {

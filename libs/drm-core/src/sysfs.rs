@@ -27,6 +27,11 @@ const DPMS: u64 = 3;
 const MODES: u64 = 4;
 const EDID: u64 = 5;
 
+/// The lowest number that no card has. Two drivers that ask at the same time get the same, and one of them fails to publish.
+pub fn free_index() -> Option<u32> {
+    (0..RENDER_MINOR / 2).find(|index| !std::path::Path::new(&format!("/sys/class/drm/card{index}")).exists())
+}
+
 impl Card {
     pub(crate) fn card_cookie(&self) -> u64 {
         CARD
