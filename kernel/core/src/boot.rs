@@ -5,10 +5,11 @@
 //! memory, a misspelt option) is said plainly on the console.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use ursa_hal::{boot::BootInfo, power};
 
-use crate::{Errno, Result, dmabuf, fs, iommu, ipc, mm, pci, process, sched, scheme, time, tty, vfio};
+use crate::{Errno, Result, dmabuf, fs, iommu, ipc, mm, pci, process, sched, scheme, time, tty, vfio, wait::WaitQueue};
 
 /// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.
 const OPTIONS: &[&str] = &[
@@ -39,6 +40,10 @@ const INITS: [&str; 4] = ["/init", "/sbin/init", "/bin/bash", "/bin/sh"];
 /// The least memory that a system with any root can start in, in bytes.
 const MEMORY_MIN: u64 = 48 << 20;
 
+/// Whether the other CPUs run, as far as they ever will; the second half waits for it.
+static CPUS_STARTED: AtomicBool = AtomicBool::new(false);
+static CPUS: WaitQueue = WaitQueue::new();
+
 /// Called on the boot CPU, on its idle task, with interrupts on; never returns.
 pub fn start(info: &'static BootInfo) -> ! {
     ursa_hal::info!("Ursa {} on {} CPUs, \"{}\"", env!("CARGO_PKG_VERSION"), ursa_hal::smp::cpu_count(), info.cmdline);
@@ -52,6 +57,8 @@ pub fn start(info: &'static BootInfo) -> ! {
         give_up("there is not enough memory to start");
     }
     ursa_hal::smp::start_aps(sched::enter_idle);
+    CPUS_STARTED.store(true, Ordering::SeqCst);
+    CPUS.wake_all();
     sched::enter_idle()
 }
 
@@ -64,6 +71,7 @@ fn finish(info: &'static BootInfo) {
         }
     }
     ipc::init();
+    CPUS.wait_until(|| CPUS_STARTED.load(Ordering::SeqCst).then_some(()));
     if let Err(errno) = fs::sysfs::system::init_machine() {
         ursa_hal::error!("the machine is not shown in sysfs: {errno}");
     }

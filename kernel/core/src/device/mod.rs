@@ -21,6 +21,7 @@
 mod misc;
 mod spec;
 mod subsystem;
+mod tests;
 pub mod uevent;
 
 use alloc::{

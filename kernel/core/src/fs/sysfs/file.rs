@@ -192,8 +192,8 @@ impl InodeOps for FileInode {
         if reads && inode.mode() & 0o444 == 0 || writes && inode.mode() & 0o222 == 0 {
             return Err(Errno::EACCES);
         }
-        let seen = AtomicU32::new(file.events.load(Ordering::SeqCst));
-        Ok(Arc::new(OpenAttribute { file: file.clone(), text: Mutex::new(None), seen }))
+        // As on Linux a file that was never read has something new to tell.
+        Ok(Arc::new(OpenAttribute { file: file.clone(), text: Mutex::new(None), seen: AtomicU32::new(0) }))
     }
 
     fn setattr(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result {

@@ -63,6 +63,14 @@ pub fn root() -> &'static Arc<Directory> {
     &instance().root
 }
 
+/// The root's entry in the cache of names; for tests.
+///
+/// # Errors
+/// None: the file system never ends.
+pub(crate) fn root_dentry() -> Result<Arc<super::Dentry>> {
+    instance().sb.root()
+}
+
 /// The directory at `path` below the mount point (`devices/system/cpu`), made with all above it where it is missing.
 ///
 /// # Errors
