@@ -3,7 +3,8 @@
 //! An object maps page indices to frames. Its kinds differ in where a missing page comes from: *shmem* (memfd, tmpfs files,
 //! shared anonymous memory) fills with zeroes; *pager-backed* (the page cache of a file server's file) reads from a
 //! [`Pager`] and writes back to it; *fixed* has all its frames from the start (a dma-buf); *device* is a physical range that
-//! is mapped without frames. Private anonymous memory has no object: its pages live in the page tables alone.
+//! is mapped without frames; *supplied* shows pages of other objects, named by a
+//! [`Supplier`] when they are touched. Private anonymous memory has no object: its pages live in the page tables alone.
 //!
 //! ## Locking
 //! `pages` is a spin lock over the tree. A fault looks pages up **and maps them** under it; truncation takes pages out
@@ -67,9 +68,20 @@ pub trait Pager: Send + Sync {
     fn write_pages(&self, first: u64, frames: &[Frame], size: u64) -> Result;
 }
 
+/// Where the pages of an object come from that shows pages of other objects (a device server's, by touch). Called without
+/// locks; may sleep.
+pub trait Supplier: Send + Sync {
+    /// The pages from index `index` on: at least one.
+    ///
+    /// # Errors
+    /// `EINTR` for a thread that is to die; all others are a bus error.
+    fn supply(&self, index: u64) -> Result<Vec<Frame>>;
+}
+
 enum Kind {
     Shmem,
     Pager(Arc<dyn Pager>),
+    Supplied(Arc<dyn Supplier>),
     Fixed,
     Device { base: PhysAddr, cache: CacheMode },
 }
@@ -146,6 +158,12 @@ impl MemoryObject {
         let object = Arc::new(Self::new(Kind::Pager(pager), size, None, None));
         super::reclaim::register(&object);
         object
+    }
+
+    /// An object of any size whose pages are those that `supplier` names when they are touched, until they are revoked.
+    /// They are charged where they come from.
+    pub fn supplied(supplier: Arc<dyn Supplier>) -> Arc<MemoryObject> {
+        Arc::new(Self::new(Kind::Supplied(supplier), MAX_SIZE, None, None))
     }
 
     /// An object of exactly these frames (a dma-buf).
@@ -289,8 +307,24 @@ impl MemoryObject {
                 self.insert_missing(index, frame)
             }
             Kind::Pager(pager) => self.read_ahead(&**pager, index),
+            Kind::Supplied(supplier) => self.bring_supplied(&**supplier, index),
             Kind::Fixed | Kind::Device { .. } => Err(Errno::EFAULT),
         }
+    }
+
+    /// Asks the supplier, and shows what it names unless that was revoked meanwhile.
+    fn bring_supplied(&self, supplier: &dyn Supplier, index: u64) -> Result {
+        let cuts = self.cuts.load(Ordering::Acquire);
+        let frames = supplier.supply(index)?;
+        let mut pages = self.pages.write();
+        if self.cuts.load(Ordering::Acquire) == cuts {
+            for (index, frame) in (index..self.size_pages()).zip(frames) {
+                if pages.get(index).is_none() {
+                    pages.insert(index, frame);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Inserts a page unless there is one by now or the index is past the end by now.
@@ -549,7 +583,7 @@ impl MemoryObject {
         if size < old && seals.contains(Seals::SHRINK) || size > old && seals.contains(Seals::GROW) {
             return Err(Errno::EPERM);
         }
-        if matches!(self.kind, Kind::Fixed | Kind::Device { .. }) {
+        if matches!(self.kind, Kind::Fixed | Kind::Supplied(_) | Kind::Device { .. }) {
             return Err(Errno::EINVAL);
         }
         if size >= old {
@@ -636,12 +670,16 @@ impl MemoryObject {
     /// object's pages go too, so that the next touch reaches the pager.
     pub fn revoke(&self, first: u64, end: u64) {
         let mut removed = Vec::new();
-        if matches!(self.kind, Kind::Pager(_)) {
+        if matches!(self.kind, Kind::Pager(_) | Kind::Supplied(_)) {
+            let mut pages = self.pages.write();
+            // Under the tree's lock: who is bringing a page in either has it in the tree, or sees the count and drops it.
             self.cuts.fetch_add(1, Ordering::Release);
-            self.pages.write().remove_range(first, end, |_, frame| removed.push(frame));
+            pages.remove_range(first, end, |_, frame| removed.push(frame));
         }
         self.unmap(first, end, Reach::ObjectPages);
-        self.uncharge(removed.len() as u64);
+        if matches!(self.kind, Kind::Pager(_)) {
+            self.uncharge(removed.len() as u64);
+        }
     }
 
     /// Ends a device range: it is mapped nowhere any more, and a touch gives `SIGBUS`. For a driver's death.
@@ -802,7 +840,7 @@ impl MemoryObject {
 impl Drop for MemoryObject {
     fn drop(&mut self) {
         let count = self.pages.get_mut().len() as u64;
-        if !matches!(self.kind, Kind::Fixed) {
+        if !matches!(self.kind, Kind::Fixed | Kind::Supplied(_)) {
             self.uncharge(count);
         }
         account::uncommit(*self.committed.get_mut());

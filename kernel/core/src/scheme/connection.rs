@@ -31,7 +31,7 @@ use fuse_abi::{InHeader, InterruptIn, MIN_READ_BUFFER, NotifyCode, Opcode, OutHe
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 use ursa_hal::sync::SpinLock;
 
-use super::request::{CallOptions, Message, Reply, Request, State};
+use super::request::{CallOptions, Message, OnKill, Reply, Request, State};
 use crate::fs::{Sink, Source};
 use crate::poll::PollEvents;
 use crate::process::{Pid, try_current};
@@ -171,27 +171,24 @@ impl Connection {
     /// # Errors
     /// What the server answers; [`Owner::gone`]; `EIO` for an answer that is none; `ERESTARTSYS`, `EINTR`.
     pub fn call(self: &Arc<Self>, message: Message, options: CallOptions<'_>) -> Result<Reply> {
-        let (restartable, detached) = (options.restartable, options.detached);
+        let (restartable, patient, on_kill) = (options.restartable, options.patient, options.on_kill);
         let request = self.submit(message, options, true, false)?;
-        let answer = match request.done.wait_interruptible(None, || request.take_outcome()) {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                if restartable && self.take_back(&request) {
-                    return Err(Errno::ERESTARTSYS);
-                }
-                if !detached {
-                    self.interrupt(&request);
-                }
-                match request.done.wait_killable(|| request.take_outcome()) {
-                    Ok(outcome) => outcome,
-                    Err(_) => {
-                        if !detached {
-                            self.abandon(&request);
-                        }
-                        return Err(Errno::EINTR);
-                    }
-                }
+        let mut answer = None;
+        if !patient {
+            answer = request.done.wait_interruptible(None, || request.take_outcome()).ok();
+            if answer.is_none() && restartable && self.take_back(&request) {
+                return Err(Errno::ERESTARTSYS);
             }
+            if answer.is_none() {
+                self.interrupt(&request);
+            }
+        }
+        let answer = match answer {
+            Some(outcome) => outcome,
+            None => request
+                .done
+                .wait_killable(|| request.take_outcome())
+                .inspect_err(|_| self.abandon(&request, on_kill))?,
         };
         match answer {
             Ok(body) => Ok(Reply { body, request }),
@@ -264,18 +261,31 @@ impl Connection {
     }
 
     /// The caller is being killed: nobody waits for the answer any more.
-    fn abandon(&self, request: &Arc<Request>) {
+    fn abandon(&self, request: &Arc<Request>, on_kill: OnKill) {
         let mut queue = self.queue.lock();
-        queue.pending.retain(|other| !Arc::ptr_eq(other, request));
-        queue.interrupts.retain(|other| !Arc::ptr_eq(other, request));
-        let processing = queue.processing.remove(&request.unique());
-        drop(queue);
-        let left = {
-            let mut progress = request.progress.lock();
-            progress.state = State::Done;
-            (progress.hook.take(), core::mem::take(&mut progress.installs))
+        let mut progress = request.progress.lock();
+        // The server must not reach into a process that goes, nor keep its memory.
+        let caller = progress.caller.take();
+        let installs = core::mem::take(&mut progress.installs);
+        let seen = progress.state != State::Pending || progress.resend;
+        let forget = match on_kill {
+            OnKill::Forget => true,
+            OnKill::KeepSent => !seen,
+            OnKill::Keep => false,
         };
-        drop((processing, left));
+        let hook = if forget { progress.hook.take() } else { None };
+        if forget {
+            progress.state = State::Done;
+        }
+        drop(progress);
+        let mut processing = None;
+        if forget {
+            queue.pending.retain(|other| !Arc::ptr_eq(other, request));
+            queue.interrupts.retain(|other| !Arc::ptr_eq(other, request));
+            processing = queue.processing.remove(&request.unique());
+        }
+        drop(queue);
+        drop((processing, hook, caller, installs));
     }
 
     // The server's side.

@@ -12,7 +12,7 @@ use fuse_abi::scheme::{self as abi, Extensions};
 use linux_uapi::raw::general as uapi;
 use linux_uapi::zerocopy::IntoBytes;
 
-use super::request::{Caller, Install, Request};
+use super::request::{Install, Request};
 use super::{Connection, DeviceServer, OpenFile, is_passable, publish};
 use crate::fs::{File, FileMode};
 use crate::process::{Resource, current};
@@ -98,9 +98,6 @@ pub(super) fn ioctl(connection: &Arc<Connection>, server: &DeviceServer, cmd: u3
             server.drop_kept(call.key).map(|()| 0)
         }
         abi::SCHEME_IOC_RESUME => {
-            if !server.is_resumable() {
-                return Err(Errno::EPERM);
-            }
             let count = connection.resend();
             server.wake_files();
             Ok(count as i64)
@@ -114,15 +111,11 @@ fn read_text(addr: u64, len: u64) -> Result<Vec<u8>> {
     user::read_slice(UserPtr::<u8>::new(addr), len)
 }
 
-/// The waiting caller of an open request.
-fn caller(request: &Request) -> Result<&Caller> {
-    request.caller.as_ref().ok_or(Errno::EINVAL)
-}
-
 /// Copies all or fails; what was copied before an error does not count.
 fn copy(connection: &Arc<Connection>, call: &abi::Copy) -> Result<usize> {
     let request = connection.open_request(call.unique)?;
-    let vm = &caller(&request)?.vm;
+    let caller = request.caller()?;
+    let vm = &caller.vm;
     let to_caller = match call.dir {
         abi::COPY_FROM_CALLER => false,
         abi::COPY_TO_CALLER => true,
@@ -158,7 +151,8 @@ fn install_here(file: Arc<File>) -> Result<i32> {
 }
 
 fn install(request: &Request, file: Arc<File>, cloexec: bool) -> Result<i32> {
-    let thread = &caller(request)?.thread;
+    let caller = request.caller()?;
+    let thread = &caller.thread;
     let slot = thread.files().reserve_owned(cloexec, thread.process().rlimits.soft(Resource::Nofile))?;
     let fd = slot.fd();
     request.attach(Install { slot, file })?;
@@ -183,7 +177,7 @@ fn install_file(connection: &Arc<Connection>, server: &DeviceServer, call: &abi:
         return Err(Errno::EINVAL);
     }
     let request = connection.open_request(call.unique)?;
-    let origin = caller(&request)?.origin.clone().filter(|_| call.cookie == request.header.nodeid);
+    let origin = request.caller()?.origin.clone().filter(|_| call.cookie == request.header.nodeid);
     let open = OpenFile::new(connection, call.cookie, call.o_flags);
     let out =
         fuse_abi::OpenOut { fh: call.fh, open_flags: call.open_flags & OpenFlags::all().bits(), padding: call.ready };
@@ -198,7 +192,7 @@ fn install_file(connection: &Arc<Connection>, server: &DeviceServer, call: &abi:
 fn grab_fd(connection: &Arc<Connection>, arg: UserPtr<abi::GrabFd>) -> Result<i32> {
     let mut call = arg.read()?;
     let request = connection.open_request(call.unique)?;
-    let file = caller(&request)?.thread.files().get(call.fd)?;
+    let file = request.caller()?.thread.files().get(call.fd)?;
     if let Some(open) = file.ops::<OpenFile>().filter(|open| open.belongs_to(connection)) {
         call.fh = open.handle()?;
         user::write_bytes(arg.addr(), call.as_bytes())?;

@@ -10,7 +10,7 @@
 //! References: Linux `fs/fuse/cuse.c`, `fs/fuse/file.c`, `fs/fuse/ioctl.c`.
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -21,11 +21,13 @@ use fuse_abi::{
 };
 use linux_uapi::raw::general as uapi;
 use linux_uapi::zerocopy::FromBytes;
+use ursa_hal::mm::Frame;
 use ursa_hal::sync::{Once, SpinLock};
 
-use super::{CallOptions, Connection, DeviceServer, Message, Reply, ReplySize, ServerFile};
+use super::request::Hook;
+use super::{CallOptions, Connection, DeviceServer, Message, OnKill, Reply, ReplySize, ServerFile};
 use crate::fs::{File, FileMode, FileOps, Sink, Source};
-use crate::mm::{MapBacking, MapFlags, MapRequest, VmFlags};
+use crate::mm::{MapBacking, MapFlags, MapRequest, MemoryObject, Supplier, VmFlags};
 use crate::poll::{PollEvents, PollTable};
 use crate::process::current;
 use crate::user::{self, UserAddr};
@@ -38,6 +40,8 @@ const POLL_SCHEDULE_NOTIFY: u32 = 1;
 const FSYNC_FDATASYNC: u32 = 1;
 /// The most bytes that one retried ioctl has brought in.
 const RETRY_BYTES_MAX: u64 = 64 << 20;
+/// The most pages that one `SCHEME_FAULT` brings in.
+const FAULT_PAGES_MAX: u64 = 512;
 /// `_IOC_WRITE`: the program writes, the device reads.
 const IOC_WRITE: u32 = 1;
 /// `_IOC_READ`
@@ -51,6 +55,7 @@ struct Opened {
 
 /// See the module documentation.
 pub struct OpenFile {
+    me: Weak<OpenFile>,
     connection: Arc<Connection>,
     cookie: u64,
     /// Never given twice: names the file in poll notifications.
@@ -63,6 +68,8 @@ pub struct OpenFile {
     /// Counts what the server says about readiness.
     pushes: AtomicU64,
     queue: Arc<WaitQueue>,
+    /// What its `FAULT` mappings show.
+    touched: Once<Arc<MemoryObject>>,
     /// The server does not know `POLL`, `FLUSH`, `FSYNC`.
     no_poll: AtomicBool,
     no_flush: AtomicBool,
@@ -80,6 +87,7 @@ pub fn open(connection: &Arc<Connection>, cookie: u64, flags: u32) -> Result<Arc
     let hooked = open.clone();
     let options = CallOptions {
         restartable: true,
+        on_kill: OnKill::KeepSent,
         hook: Some(Box::new(move |connection: &Arc<Connection>, outcome: &Result<Vec<u8>>| {
             if let (Some(server), Ok(body)) = (connection.owner_as::<DeviceServer>(), outcome)
                 && let Ok(out) = OpenOut::read_from_bytes(body)
@@ -98,7 +106,8 @@ pub fn open(connection: &Arc<Connection>, cookie: u64, flags: u32) -> Result<Arc
 impl OpenFile {
     /// A file that the server has not opened yet.
     pub(super) fn new(connection: &Arc<Connection>, cookie: u64, o_flags: u32) -> Arc<OpenFile> {
-        Arc::new(OpenFile {
+        Arc::new_cyclic(|me| OpenFile {
+            me: me.clone(),
             connection: connection.clone(),
             cookie,
             number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
@@ -107,6 +116,7 @@ impl OpenFile {
             ready: AtomicU32::new(0),
             pushes: AtomicU64::new(0),
             queue: Arc::new(WaitQueue::new()),
+            touched: Once::new(),
             no_poll: AtomicBool::new(false),
             no_flush: AtomicBool::new(false),
             no_fsync: AtomicBool::new(false),
@@ -252,7 +262,9 @@ impl OpenFile {
         if body.len() > out_size {
             return Err(Errno::EIO);
         }
-        user::write_bytes(arg, body)?;
+        if !body.is_empty() {
+            user::write_bytes(arg, body)?;
+        }
         if out.result < 0 {
             return Err(Errno::from_raw(out.result.unsigned_abs()).filter(|e| e.raw() < 512).unwrap_or(Errno::EIO));
         }
@@ -263,21 +275,17 @@ impl OpenFile {
     // mmap.
 
     /// Checks the server's answer to `SCHEME_MMAP` and makes the request one for its object.
-    fn map_backing(&self, out: &abi::MmapOut, backing: Option<Arc<File>>, req: &mut MapRequest) -> Result {
+    fn map_answer(self: &Arc<Self>, out: &abi::MmapOut, backing: Option<Arc<File>>, req: &mut MapRequest) -> Result {
         if MmapFlags::from_bits(out.flags).is_none() || out.cache > abi::CACHE_UNCACHED {
             return Err(Errno::EIO);
         }
         if out.flags & MmapFlags::FAULT.bits() != 0 {
-            return Err(Errno::EOPNOTSUPP);
+            let object =
+                self.touched.call_once(|| MemoryObject::supplied(Arc::new(Touched { file: Arc::downgrade(self) })));
+            req.backing = MapBacking::Object { object: object.clone(), offset: req.offset, file: None };
+            return Ok(());
         }
         let backing = backing.ok_or(Errno::EIO)?;
-        // A file of a scheme would ask a server again, perhaps this very one, for ever.
-        if backing.ops::<OpenFile>().is_some() || backing.ops::<ServerFile>().is_some() {
-            return Err(Errno::EIO);
-        }
-        if !backing.mode().contains(FileMode::READ) {
-            return Err(Errno::EACCES);
-        }
         if req.flags.contains(MapFlags::SHARED) && !backing.mode().contains(FileMode::WRITE) {
             if req.prot.contains(VmFlags::WRITE) {
                 return Err(Errno::EACCES);
@@ -285,8 +293,7 @@ impl OpenFile {
             req.denied |= VmFlags::MAYWRITE;
         }
         let mut inner = MapRequest { offset: out.offset, backing: MapBacking::Anonymous, ..req.clone() };
-        backing.file_ops().mmap(&backing, &mut inner)?;
-        let MapBacking::Object { object, offset, .. } = inner.backing else { return Err(Errno::EIO) };
+        let (object, offset) = object_of(&backing, &mut inner)?;
         req.extra |= inner.extra;
         req.denied |= inner.denied;
         // The caller's file is what the mapping keeps open and what /proc/PID/maps shows.
@@ -294,9 +301,91 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Takes pages of `FAULT` mappings away. There are none yet: see `CAVEATS.md`.
-    pub(super) fn revoke(&self, _offset: u64, _len: u64) -> Result {
-        Ok(())
+    /// Takes the pages of a range of `FAULT` mappings away; the next touch asks again.
+    pub(super) fn revoke(&self, offset: u64, len: u64) {
+        if let Some(object) = self.touched.get() {
+            let page = ursa_hal::PAGE_SIZE as u64;
+            object.revoke(offset / page, offset.saturating_add(len).div_ceil(page));
+        }
+    }
+}
+
+/// The object and the offset in it that a mapping of the server's file shows.
+fn object_of(backing: &Arc<File>, req: &mut MapRequest) -> Result<(Arc<MemoryObject>, u64)> {
+    // A file of a scheme would ask a server again, perhaps this very one, for ever.
+    if backing.ops::<OpenFile>().is_some() || backing.ops::<ServerFile>().is_some() {
+        return Err(Errno::EIO);
+    }
+    if !backing.mode().contains(FileMode::READ) {
+        return Err(Errno::EACCES);
+    }
+    backing.file_ops().mmap(backing, req)?;
+    match core::mem::take(&mut req.backing) {
+        MapBacking::Object { object, offset, .. } => Ok((object, offset)),
+        MapBacking::Anonymous => Err(Errno::EIO),
+    }
+}
+
+/// A file of the server, named by a descriptor in its answer and looked up on its thread.
+type ServersFile = Arc<SpinLock<Option<Arc<File>>>>;
+
+/// The hook that looks it up; `number` finds the descriptor in the answer.
+fn look_up(slot: &ServersFile, number: impl FnOnce(&[u8]) -> Option<i32> + Send + Sync + 'static) -> Hook {
+    let slot = slot.clone();
+    Box::new(move |_: &Arc<Connection>, outcome: &Result<Vec<u8>>| {
+        if let (Ok(body), Some(thread)) = (outcome, crate::process::try_current())
+            && let Some(fd) = number(body)
+        {
+            *slot.lock() = thread.file(fd).ok();
+        }
+    })
+}
+
+/// The pages of a file's `FAULT` mappings. The mappings keep the file, the file keeps the object.
+struct Touched {
+    file: Weak<OpenFile>,
+}
+
+impl Supplier for Touched {
+    fn supply(&self, index: u64) -> Result<Vec<Frame>> {
+        let file = self.file.upgrade().ok_or(Errno::ENODEV)?;
+        file.ask_for_pages(index).map_err(|error| match error {
+            // A fatal signal. What the server says is a bus error, whatever its number.
+            Errno::EINTR if crate::sched::fatal_signal_pending() => Errno::EINTR,
+            _ => Errno::EIO,
+        })
+    }
+}
+
+impl OpenFile {
+    /// Asks for the page at `index` of a `FAULT` mapping; the server may name more than one.
+    fn ask_for_pages(&self, index: u64) -> Result<Vec<Frame>> {
+        let page = ursa_hal::PAGE_SIZE as u64;
+        let body = abi::FaultIn { fh: self.handle()?, offset: index * page, len: page, write: 0, padding: 0 };
+        let backing = ServersFile::default();
+        let options = CallOptions {
+            patient: true,
+            hook: Some(look_up(&backing, |body| abi::FaultOut::read_from_bytes(body).ok().map(|out| out.fd))),
+            ..CallOptions::new(ReplySize::of::<abi::FaultOut>())
+        };
+        let reply = self.connection.call(Message::new(Opcode::SchemeFault, self.cookie).with(&body), options)?;
+        let (out, _) = reply.read::<abi::FaultOut>()?;
+        let backing = backing.lock().take().ok_or(Errno::EIO)?;
+        let pages = out.len / page;
+        if !out.offset.is_multiple_of(page) || pages == 0 {
+            return Err(Errno::EIO);
+        }
+        let pages = pages.min(FAULT_PAGES_MAX);
+        let mut req = MapRequest {
+            flags: MapFlags::SHARED,
+            offset: out.offset,
+            ..MapRequest::anonymous((pages * page) as usize, VmFlags::READ)
+        };
+        if !backing.mode().contains(FileMode::WRITE) {
+            return Err(Errno::EACCES);
+        }
+        let (object, offset) = object_of(&backing, &mut req)?;
+        (0..pages).map(|i| object.get_page(offset / page + i, true)).collect()
     }
 }
 
@@ -323,20 +412,19 @@ impl FileOps for OpenFile {
         let wait_first = !self.flags().contains(OpenFlags::NOWAIT_WRITE);
         let mut done = 0;
         while src.remaining() > 0 {
-            let header = WriteIn { fh, flags: f.flags(), ..WriteIn::default() };
-            let mut data = Vec::new();
             let step = src.remaining().min(max);
-            data.try_reserve_exact(step).map_err(|_| Errno::ENOMEM)?;
-            data.resize(step, 0);
-            let taken = match src.take(&mut data) {
+            let header = WriteIn { fh, flags: f.flags(), ..WriteIn::default() };
+            let mut message = Message::new(Opcode::Write, self.cookie).with(&header);
+            let taken = match message.take(src, step) {
                 Ok(taken) => taken,
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
             };
-            data.truncate(taken);
-            let header = WriteIn { size: taken as u32, ..header };
+            message.update(|header: &mut WriteIn| header.size = taken as u32);
             let asked = self.when_ready(f, PollEvents::WRITABLE, wait_first, || {
-                let message = Message::new(Opcode::Write, self.cookie).with(&header).with_bytes(&data);
+                // Only a file that may be told "not now" sends its bytes twice.
+                let again = self.flags().contains(OpenFlags::READY) && !f.is_nonblocking();
+                let message = if again { message.clone() } else { core::mem::take(&mut message) };
                 self.call(f, message, ReplySize::of::<WriteOut>())
             });
             let written = match asked.and_then(|reply| reply.read::<WriteOut>().map(|(out, _)| out.size as usize)) {
@@ -393,16 +481,13 @@ impl FileOps for OpenFile {
             flags |= abi::IOCTL_NONBLOCK;
         }
         loop {
+            let in_size = if dir & IOC_WRITE != 0 { size } else { 0 };
+            let body = IoctlIn { fh, flags, cmd, arg: arg as u64, in_size: in_size as u32, out_size: out_size as u32 };
+            let mut message = Message::new(Opcode::Ioctl, self.cookie).with(&body);
             // Some commands pass a value in spite of their number (EVIOCGRAB): what cannot be read is left out.
-            let data = if dir & IOC_WRITE != 0 {
-                user::read_slice(user::UserPtr::<u8>::new(arg as u64), size).ok()
-            } else {
-                None
-            };
-            let data = data.unwrap_or_default();
-            let body =
-                IoctlIn { fh, flags, cmd, arg: arg as u64, in_size: data.len() as u32, out_size: out_size as u32 };
-            let message = Message::new(Opcode::Ioctl, self.cookie).with(&body).with_bytes(&data);
+            if message.read_user(addr, in_size).is_err() {
+                message.update(|body: &mut IoctlIn| body.in_size = 0);
+            }
             if let Some(result) = self.ioctl_once(f, message, addr, out_size)? {
                 return Ok(result);
             }
@@ -432,21 +517,15 @@ impl FileOps for OpenFile {
             prot,
             flags: if shared { uapi::MAP_SHARED } else { uapi::MAP_PRIVATE },
         };
-        // The descriptor in the answer is the server's: it is looked up on its thread.
-        let backing: Arc<SpinLock<Option<Arc<File>>>> = Arc::default();
-        let slot = backing.clone();
+        let backing = ServersFile::default();
+        let descriptor = |body: &[u8]| {
+            let out = abi::MmapOut::read_from_bytes(body).ok()?;
+            (out.flags & MmapFlags::FAULT.bits() == 0).then_some(out.fd)
+        };
         let options = CallOptions {
             restartable: true,
             origin: Some(f),
-            hook: Some(Box::new(move |_: &Arc<Connection>, outcome: &Result<Vec<u8>>| {
-                if let Ok(body) = outcome
-                    && let Ok(out) = abi::MmapOut::read_from_bytes(body)
-                    && out.flags & MmapFlags::FAULT.bits() == 0
-                    && let Some(thread) = crate::process::try_current()
-                {
-                    *slot.lock() = thread.file(out.fd).ok();
-                }
-            })),
+            hook: Some(look_up(&backing, descriptor)),
             ..CallOptions::new(ReplySize::of::<abi::MmapOut>())
         };
         let message = Message::new(Opcode::SchemeMmap, self.cookie).with(&body);
@@ -456,7 +535,8 @@ impl FileOps for OpenFile {
         })?;
         let (out, _) = reply.read::<abi::MmapOut>()?;
         let file = backing.lock().take();
-        self.map_backing(&out, file, req)
+        let this = self.me.upgrade().ok_or(Errno::EIO)?;
+        this.map_answer(&out, file, req)
     }
 
     fn fsync(&self, f: &File, data_only: bool) -> Result {
@@ -481,7 +561,7 @@ impl FileOps for OpenFile {
         }
         let Ok(fh) = self.handle() else { return Ok(()) };
         let body = FlushIn { fh, ..FlushIn::default() };
-        let options = CallOptions { detached: true, origin: Some(f), ..CallOptions::new(ReplySize::NONE) };
+        let options = CallOptions { on_kill: OnKill::Keep, origin: Some(f), ..CallOptions::new(ReplySize::NONE) };
         match self.connection.call(Message::new(Opcode::Flush, self.cookie).with(&body), options) {
             Err(Errno::ENOSYS) => {
                 self.no_flush.store(true, Ordering::Relaxed);

@@ -33,7 +33,7 @@ use linux_uapi::raw::general as uapi;
 pub use connection::{Connection, Owner, Snapshot};
 pub use device::DeviceServer;
 pub use file::OpenFile;
-pub use request::{CallOptions, Message, Reply, ReplySize};
+pub use request::{CallOptions, Message, OnKill, Reply, ReplySize};
 pub use server::ServerFile;
 
 use crate::Result;

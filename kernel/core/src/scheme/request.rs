@@ -21,6 +21,7 @@ use crate::fs::inode::Inode;
 use crate::fs::{File, Path, Source};
 use crate::mm::{AddressSpace, Charge};
 use crate::process::{Pid, Thread, try_current};
+use crate::user::{self, UserAddr};
 use crate::wait::WaitQueue;
 use crate::{Errno, Result};
 
@@ -28,6 +29,7 @@ use crate::{Errno, Result};
 const INSTALLS_MAX: usize = 64;
 
 /// A request before it is sent.
+#[derive(Clone, Default)]
 pub struct Message {
     opcode: u32,
     node: u64,
@@ -64,6 +66,17 @@ impl Message {
         let taken = src.take(&mut self.body[at..]);
         self.body.truncate(at + *taken.as_ref().unwrap_or(&0));
         taken
+    }
+
+    /// Appends `len` bytes of the running program's memory, in one copy. Nothing is appended on an error.
+    ///
+    /// # Errors
+    /// `EFAULT`, `ENOMEM`.
+    pub fn read_user(&mut self, addr: UserAddr, len: usize) -> Result {
+        let at = self.body.len();
+        self.body.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
+        self.body.resize(at + len, 0);
+        user::read_bytes(addr, &mut self.body[at..]).inspect_err(|_| self.body.truncate(at))
     }
 
     /// Changes the structure at the front of the body.
@@ -113,6 +126,18 @@ impl ReplySize {
 /// Runs on the server's thread as it answers, before the client hears of it.
 pub type Hook = Box<dyn FnOnce(&Arc<Connection>, &Result<Vec<u8>>) + Send + Sync>;
 
+/// What becomes of a request whose caller is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnKill {
+    /// The server learns with its answer (`ENOENT`) that nobody waits.
+    Forget,
+    /// What no server has seen is forgotten; otherwise the answer is taken, for the sake of its hook (`OPEN`: what was
+    /// opened is released).
+    KeepSent,
+    /// It reaches the server all the same (`FLUSH`).
+    Keep,
+}
+
 /// How a request is made.
 pub struct CallOptions<'a> {
     /// What the answer may be.
@@ -120,8 +145,10 @@ pub struct CallOptions<'a> {
     /// A signal takes a request that no server has seen back (`ERESTARTSYS`), and an answer of `EINTR` restarts the call
     /// as a driver's `ERESTARTSYS` would: devices. File systems wait for the answer unless the signal is fatal.
     pub restartable: bool,
-    /// The request reaches the server even if the caller is killed meanwhile (`FLUSH`).
-    pub detached: bool,
+    /// Signals that are not fatal are left pending and the server is not told: page faults, which cannot return.
+    pub patient: bool,
+    /// What becomes of the request when the caller is killed.
+    pub on_kill: OnKill,
     /// See [`Hook`].
     pub hook: Option<Hook>,
     /// The open file that the call is on, for descriptors that clone it.
@@ -131,7 +158,7 @@ pub struct CallOptions<'a> {
 impl CallOptions<'_> {
     /// An ordinary request with this answer.
     pub const fn new(reply: ReplySize) -> Self {
-        CallOptions { reply, restartable: false, detached: false, hook: None, origin: None }
+        CallOptions { reply, restartable: false, patient: false, on_kill: OnKill::Forget, hook: None, origin: None }
     }
 }
 
@@ -163,6 +190,8 @@ pub(super) struct Progress {
     pub outcome: Option<Result<Vec<u8>>>,
     pub hook: Option<Hook>,
     pub installs: Vec<Install>,
+    /// None: nobody waits (background, or the caller was killed), or it has no answer at all.
+    pub caller: Option<Arc<Caller>>,
 }
 
 /// A descriptor that the caller gets with the answer.
@@ -188,8 +217,6 @@ pub struct Request {
     pub(super) header: InHeader,
     pub(super) body: Vec<u8>,
     pub(super) reply: ReplySize,
-    /// None: nobody waits (background), or it has no answer at all.
-    pub(super) caller: Option<Caller>,
     /// That it is never answered (`FORGET`).
     pub(super) no_reply: bool,
     /// When it was made, in nanoseconds of the monotonic clock.
@@ -208,10 +235,12 @@ impl Request {
             (uid, gid) = thread.with_cred(|cred| (cred.fsuid, cred.fsgid));
             pid = thread.tid() as u32;
         }
-        let caller = current.as_ref().filter(|_| waits).map(|thread| Caller {
-            thread: thread.arc(),
-            vm: thread.vm(),
-            origin: options.origin.and_then(|file| Some((file.path()?.clone(), file.inode()?.clone()))),
+        let caller = current.as_ref().filter(|_| waits).map(|thread| {
+            Arc::new(Caller {
+                thread: thread.arc(),
+                vm: thread.vm(),
+                origin: options.origin.and_then(|file| Some((file.path()?.clone(), file.inode()?.clone()))),
+            })
         });
         let pages = (message.body.len() / ursa_hal::PAGE_SIZE) as u64;
         let held = caller.as_ref().filter(|_| pages > 0).map(|caller| {
@@ -233,7 +262,6 @@ impl Request {
             header,
             body: message.body,
             reply: options.reply,
-            caller,
             no_reply,
             since: ursa_hal::time::monotonic_ns(),
             progress: SpinLock::new(Progress {
@@ -244,6 +272,7 @@ impl Request {
                 outcome: None,
                 hook: options.hook,
                 installs: Vec::new(),
+                caller,
             }),
             done: WaitQueue::new(),
             _held: held,
@@ -260,10 +289,18 @@ impl Request {
         self.progress.lock().outcome.take()
     }
 
+    /// The waiting caller.
+    ///
+    /// # Errors
+    /// `EINVAL` when nobody waits.
+    pub(super) fn caller(&self) -> Result<Arc<Caller>> {
+        self.progress.lock().caller.clone().ok_or(Errno::EINVAL)
+    }
+
     /// Attaches a descriptor for the caller.
     pub(super) fn attach(&self, install: Install) -> Result {
         let mut progress = self.progress.lock();
-        if progress.state != State::Sent {
+        if progress.state != State::Sent || progress.caller.is_none() {
             drop(progress);
             return Err(Errno::ENOENT);
         }
