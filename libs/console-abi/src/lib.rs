@@ -6,12 +6,16 @@
 //! - [`OUTPUT`]: bytes that programs wrote to terminal `vt` (escape sequences and all), in order. A daemon that comes later,
 //!   or again, first gets what the kernel kept of each terminal, the last [`HISTORY`] bytes.
 //! - [`RESET`]: terminal `vt` was given back; what is on its screen goes.
-//! - [`STATE`]: the daemon is told at first, and whenever something changes: a [`State`]. Only the latest is kept.
+//! - [`STATE`]: the daemon is told at first, and whenever something changes: a [`State`]. Only the latest is kept. The *next*
+//!   `read` says that the daemon has acted on it: only then does a program that takes the display over (`KD_GRAPHICS`, or a
+//!   switch to its terminal) hear that it may.
 //!
 //! `poll` reports `POLLIN` when a record waits. A terminal whose output the daemon does not read blocks its writers, as a
 //! slow serial line does; without a daemon writers never block and the oldest bytes are lost.
 //!
-//! `ioctl`s: [`INPUT`] types into a terminal, [`SET_SIZE`] says how large the terminals are, [`SET_LEDS`] what the keyboard shows.
+//! A `write` takes one record: [`INPUT`] types into a terminal, [`SIZE`] says how large the terminals are, [`LEDS`] what
+//! the keyboard shows, [`ACTIVATE`] switches. The result is the record's length; less when a terminal took only a part of
+//! what was typed, `EAGAIN` when it took nothing.
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)]
 
@@ -35,17 +39,14 @@ pub const STATE: u16 = 2;
 /// Record: the terminal was given back. No payload.
 pub const RESET: u16 = 3;
 
-/// `ioctl` with an [`Input`]: types bytes into a terminal. Gives how many were taken; `EAGAIN` when there is no room at all.
-pub const INPUT: u32 = iow(1, size_of::<Input>());
-/// `ioctl` with a [`Size`]: sets the size of all terminals, those included that are used later.
-pub const SET_SIZE: u32 = iow(2, size_of::<Size>());
-/// `ioctl` with a `u32`: the lock state that the keyboard has now (bit 0 scroll, 1 num, 2 caps), for `KDGKBLED`.
-pub const SET_LEDS: u32 = iow(3, size_of::<u32>());
-
-/// `_IOW(0xf6, nr, size)`
-const fn iow(nr: u32, size: usize) -> u32 {
-    1 << 30 | (size as u32) << 16 | 0xf6 << 8 | nr
-}
+/// Record to the kernel: bytes typed into terminal `vt`, 0 for the one in the foreground; at most [`INPUT_MAX`].
+pub const INPUT: u16 = 16;
+/// Record to the kernel: a [`Size`] for all terminals, those included that are used later.
+pub const SIZE: u16 = 17;
+/// Record to the kernel: one byte, the lock state of the keyboard (bit 0 scroll, 1 num, 2 caps), for `KDGKBLED`.
+pub const LEDS: u16 = 18;
+/// Record to the kernel: switch to terminal `vt`, by the rules of `VT_ACTIVATE`.
+pub const ACTIVATE: u16 = 19;
 
 /// What stands before each record's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -83,19 +84,7 @@ pub struct State {
     pub in_use: u64,
 }
 
-/// The argument of [`INPUT`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Input {
-    /// Which terminal; 0: the one in the foreground.
-    pub vt: u32,
-    /// Bytes, at most [`INPUT_MAX`].
-    pub len: u32,
-    /// Where they are.
-    pub addr: u64,
-}
-
-/// The argument of [`SET_SIZE`], a `struct winsize`.
+/// The payload of [`SIZE`], a `struct winsize`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Size {
@@ -138,7 +127,6 @@ mod tests {
 
     #[test]
     fn structures_have_no_holes() {
-        assert_eq!((size_of::<Record>(), size_of::<State>(), size_of::<Input>(), size_of::<Size>()), (8, 24, 16, 8));
-        assert_eq!(INPUT, 0x4010_f601);
+        assert_eq!((size_of::<Record>(), size_of::<State>(), size_of::<Size>()), (8, 24, 8));
     }
 }

@@ -7,20 +7,20 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use console_abi::{HISTORY, INPUT_MAX, Input, READ_MIN, Record, Size, State};
+use console_abi::{HISTORY, INPUT_MAX, READ_MIN, Record, Size, State};
 use linux_uapi::tty::Winsize;
 use linux_uapi::vt::VT_PROCESS;
 use ursa_hal::sync::Lazy;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::Tty;
 use super::{CONSOLE, COUNT, Console};
 use crate::device::{Device as SysfsDevice, DeviceSpec, Devnode};
 use crate::fs::dev::{self, CharDevice};
-use crate::fs::{File, FileOps, Inode, Sink};
+use crate::fs::{File, FileOps, Inode, Sink, Source};
 use crate::poll::{PollEvents, PollTable};
 use crate::process::{Cap, capable};
-use crate::user::{self, UserAddr, UserPtr};
+use crate::time::Deadline;
 use crate::wait::WaitQueue;
 use crate::{Errno, Result};
 
@@ -36,6 +36,13 @@ static ATTACHED: AtomicBool = AtomicBool::new(false);
 static WORK: AtomicBool = AtomicBool::new(false);
 /// The state changed since the daemon heard of it.
 static STATE_CHANGED: AtomicBool = AtomicBool::new(false);
+/// Counts changes of the state; the last that the daemon was told of; the last that it has acted on.
+static CHANGES: AtomicU64 = AtomicU64::new(0);
+static TOLD: AtomicU64 = AtomicU64::new(0);
+static SEEN: AtomicU64 = AtomicU64::new(0);
+static SEEN_QUEUE: WaitQueue = WaitQueue::new();
+/// How long a program waits for the daemon to let go of the display.
+const PATIENCE_NS: u64 = 1_000_000_000;
 /// Terminals that were given back since: bit n is index n.
 static RESETS: AtomicU64 = AtomicU64::new(0);
 static QUEUE: Lazy<Arc<WaitQueue>> = Lazy::new(|| Arc::new(WaitQueue::new()));
@@ -54,8 +61,31 @@ pub(super) fn output_waits() {
 
 /// The foreground, a mode or a terminal's use changed.
 pub(super) fn state_changed() {
+    CHANGES.fetch_add(1, Ordering::SeqCst);
     STATE_CHANGED.store(true, Ordering::SeqCst);
     output_waits();
+}
+
+/// Whether the daemon has acted on all changes up to now, or there is none.
+pub(super) fn is_up_to_date() -> bool {
+    !is_attached() || SEEN.load(Ordering::SeqCst) >= CHANGES.load(Ordering::SeqCst)
+}
+
+/// Waits until the daemon has acted on what changed so far; not for ever, and not for a dying caller.
+pub(super) fn wait_until_seen() {
+    let now = CHANGES.load(Ordering::SeqCst);
+    let seen = || (!is_attached() || SEEN.load(Ordering::SeqCst) >= now).then_some(());
+    // Late is late: the program goes on, and the daemon lets go as soon as it can.
+    let _ = SEEN_QUEUE.wait_killable_until(Some(Deadline::after(PATIENCE_NS)), seen);
+}
+
+/// The daemon has acted on all that it was told.
+fn acknowledge() {
+    let told = TOLD.load(Ordering::SeqCst);
+    if SEEN.swap(told, Ordering::SeqCst) != told {
+        SEEN_QUEUE.wake_all();
+        CONSOLE.lock().announce();
+    }
 }
 
 /// Terminal `index` was given back.
@@ -133,6 +163,7 @@ impl Console {
         if max - out.len() < HEAD + size_of::<State>() {
             more = true;
         } else if STATE_CHANGED.swap(false, Ordering::SeqCst) {
+            TOLD.store(CHANGES.load(Ordering::SeqCst), Ordering::SeqCst);
             let state = self.state();
             put(&mut out, console_abi::STATE, 0, state.as_bytes());
         }
@@ -172,24 +203,29 @@ fn take(max: usize) -> Option<Vec<u8>> {
     (!records.is_empty()).then_some(records)
 }
 
-fn input(arg: UserPtr<Input>) -> Result<i64> {
-    let input = arg.read()?;
-    let len = input.len as usize;
-    if len > INPUT_MAX || input.vt as usize > COUNT {
-        return Err(Errno::EINVAL);
-    }
-    let mut bytes = alloc::vec![0; len];
-    user::read_bytes(UserAddr::new(input.addr), &mut bytes)?;
+/// Types `bytes` into terminal `vt`; how many it took.
+fn input(vt: usize, bytes: &[u8]) -> Result<usize> {
     let tty = {
         let console = CONSOLE.lock();
-        let index = (input.vt as usize).checked_sub(1).unwrap_or(console.active);
+        let index = vt.checked_sub(1).unwrap_or(console.active);
         console.vts[index].as_ref().filter(|vt| vt.in_use()).map(|vt| vt.tty.clone())
     };
     // Keys for a terminal that nobody uses are lost, as on Linux.
-    let Some(tty) = tty else { return Ok(len as i64) };
-    let taken = tty.input(&bytes);
+    let Some(tty) = tty else { return Ok(bytes.len()) };
+    let taken = tty.input(bytes);
     tty.pump();
-    if taken == 0 && len > 0 { Err(Errno::EAGAIN) } else { Ok(taken as i64) }
+    if taken == 0 && !bytes.is_empty() { Err(Errno::EAGAIN) } else { Ok(taken) }
+}
+
+fn set_size(payload: &[u8]) -> Result {
+    let Size { rows, columns, width, height } = Size::read_from_bytes(payload).map_err(|_| Errno::EINVAL)?;
+    if rows == 0 || columns == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let size = Winsize { rows, cols: columns, xpixel: width, ypixel: height };
+    let ttys = CONSOLE.lock().set_size(size);
+    ttys.iter().for_each(|tty| tty.set_winsize(size));
+    Ok(())
 }
 
 impl FileOps for Daemon {
@@ -198,6 +234,7 @@ impl FileOps for Daemon {
         if max < READ_MIN {
             return Err(Errno::EINVAL);
         }
+        acknowledge();
         let records = loop {
             match take(max) {
                 Some(records) => break records,
@@ -216,35 +253,36 @@ impl FileOps for Daemon {
         if WORK.load(Ordering::SeqCst) { PollEvents::READABLE } else { PollEvents::empty() }
     }
 
-    fn ioctl(&self, _f: &File, cmd: u32, arg: usize) -> Result<i64> {
-        match cmd {
-            console_abi::INPUT => input(UserPtr::new(arg as u64)),
-            console_abi::SET_SIZE => {
-                let Size { rows, columns, width, height } = UserPtr::<Size>::new(arg as u64).read()?;
-                if rows == 0 || columns == 0 {
-                    return Err(Errno::EINVAL);
-                }
-                let size = Winsize { rows, cols: columns, xpixel: width, ypixel: height };
-                let ttys = CONSOLE.lock().set_size(size);
-                ttys.iter().for_each(|tty| tty.set_winsize(size));
-                Ok(0)
-            }
-            console_abi::SET_LEDS => {
-                let leds = UserPtr::<u32>::new(arg as u64).read()?;
-                if leds & !7 != 0 {
-                    return Err(Errno::EINVAL);
-                }
-                CONSOLE.lock().active_vt().keyboard.locks = leds as u8;
-                Ok(0)
-            }
-            _ => Err(Errno::ENOTTY),
+    fn write(&self, _f: &File, src: &mut Source<'_>, _pos: u64) -> Result<usize> {
+        if src.remaining() > HEAD + INPUT_MAX {
+            return Err(Errno::EINVAL);
         }
+        let mut bytes = alloc::vec![0; src.remaining()];
+        src.take_all(&mut bytes)?;
+        let (head, payload) = Record::read_from_prefix(&bytes).map_err(|_| Errno::EINVAL)?;
+        let vt = usize::from(head.vt);
+        if head.len as usize != payload.len() || vt > COUNT {
+            return Err(Errno::EINVAL);
+        }
+        match (head.kind, payload) {
+            (console_abi::INPUT, keys) => return Ok(HEAD + input(vt, keys)?),
+            (console_abi::SIZE, size) => set_size(size)?,
+            (console_abi::LEDS, &[leds]) if leds & !7 == 0 => CONSOLE.lock().active_vt().keyboard.locks = leds,
+            (console_abi::ACTIVATE, []) if vt > 0 => {
+                // As with VT_ACTIVATE, a switch that cannot be is no error.
+                let _ = CONSOLE.lock().switch(vt - 1);
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(bytes.len())
     }
 
     fn release(&self, _f: &File) {
         let ttys: Vec<Arc<Tty>> = {
-            let console = CONSOLE.lock();
+            let mut console = CONSOLE.lock();
             ATTACHED.store(false, Ordering::SeqCst);
+            SEEN_QUEUE.wake_all();
+            console.announce();
             console.vts.iter().flatten().map(|vt| vt.tty.clone()).collect()
         };
         // Nobody draws: writers go on, the oldest output is lost.

@@ -108,7 +108,12 @@ fn set_display_mode(tty: &Arc<Tty>, arg: usize) -> Result {
         Ok(abi::KD_TEXT | abi::KD_TEXT0 | abi::KD_TEXT1) => abi::KD_TEXT,
         _ => return Err(Errno::EINVAL),
     };
-    change(tty, |vt| vt.mode = mode)
+    if with(tty, |vt| core::mem::replace(&mut vt.mode, mode))? != mode {
+        daemon::state_changed();
+        // The caller goes for the display next: the daemon must have let go of it.
+        daemon::wait_until_seen();
+    }
+    Ok(())
 }
 
 fn set_keyboard_mode(tty: &Arc<Tty>, arg: usize) -> Result {

@@ -142,6 +142,8 @@ struct Console {
     active: usize,
     /// `VT_LOCKSWITCH`.
     locked: bool,
+    /// The owner of the foreground has yet to hear that the display is its own: the daemon is still letting go.
+    unannounced: bool,
     size: Winsize,
     repeat: KbdRepeat,
 }
@@ -151,6 +153,7 @@ static CONSOLE: Mutex<Console> = Mutex::with_queue(
         vts: [const { None }; COUNT],
         active: 0,
         locked: false,
+        unannounced: false,
         size: DEFAULT_SIZE,
         repeat: KbdRepeat { delay: 250, period: 33 },
     },
@@ -213,17 +216,29 @@ impl Console {
     /// `target` is in the foreground now; its owner hears of it.
     fn complete_switch(&mut self, target: usize) {
         let old = core::mem::replace(&mut self.active, target);
-        let vt = self.allocate(target);
-        if vt.switching.mode == VT_PROCESS && !vt.tell_owner(vt.switching.acqsig) {
-            vt.reset();
+        daemon::state_changed();
+        self.unannounced = true;
+        if self.allocate(target).mode == KD_TEXT || daemon::is_up_to_date() {
+            self.announce();
         }
         *LAST_SWITCH.lock() = (old, target);
         SWITCHES.fetch_add(1, Ordering::SeqCst);
         SWITCHED.wake_all();
-        daemon::state_changed();
         if let Some(device) = TTY0.get() {
             // It exists as long as the device, which is for ever.
             let _ = device.notify("active");
+        }
+    }
+
+    /// Tells the owner of the foreground that the display is its own, if it waits for that.
+    fn announce(&mut self) {
+        if !core::mem::take(&mut self.unannounced) {
+            return;
+        }
+        let vt = self.active_vt();
+        if vt.switching.mode == VT_PROCESS && !vt.tell_owner(vt.switching.acqsig) {
+            vt.reset();
+            daemon::state_changed();
         }
     }
 
