@@ -70,7 +70,9 @@ fn finish(info: &'static BootInfo) {
             ursa_hal::warn!("boot option \"{word}\" is not known; it is passed over");
         }
     }
-    ipc::init();
+    if let Err(errno) = ipc::init() {
+        ursa_hal::error!("/proc/sysvipc is missing: {errno}");
+    }
     CPUS.wait_until(|| CPUS_STARTED.load(Ordering::SeqCst).then_some(()));
     if let Err(errno) = fs::sysfs::system::init_machine() {
         ursa_hal::error!("the machine is not shown in sysfs: {errno}");

@@ -20,6 +20,7 @@ pub mod sched;
 pub mod signal;
 pub mod socket;
 pub mod stat;
+pub mod sysv;
 pub mod time;
 pub mod tty;
 pub mod vfio;

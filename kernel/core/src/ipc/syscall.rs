@@ -8,6 +8,7 @@ use linux_uapi::time::Itimerspec;
 
 use super::inotify::{self, Inotify};
 use super::signalfd::{self, SignalFd};
+use super::sysv::{sem, shm};
 use super::timerfd::{self, TimerFd};
 use super::{eventfd, pipe, splice};
 use crate::fs::{File, FileKind, LookupFlags, permission};
@@ -18,6 +19,14 @@ use crate::{Errno, Result, syscalls};
 
 syscalls! { ROWS;
     22 pipe => sys_pipe(0);
+    29 shmget => shm::sys_shmget(0, 1, 2);
+    30 shmat => shm::sys_shmat(0, 1, 2);
+    31 shmctl => shm::sys_shmctl(0, 1, 2);
+    64 semget => sem::sys_semget(0, 1, 2);
+    65 semop => sem::sys_semop(0, 1, 2);
+    66 semctl => sem::sys_semctl(0, 1, 2, 3);
+    67 shmdt => shm::sys_shmdt(0);
+    220 semtimedop => sem::sys_semtimedop(0, 1, 2, 3);
     253 inotify_init => sys_inotify_init();
     254 inotify_add_watch => sys_inotify_add_watch(0, 1, 2);
     255 inotify_rm_watch => sys_inotify_rm_watch(0, 1);

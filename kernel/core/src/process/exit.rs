@@ -94,6 +94,9 @@ pub fn finish(thread: &Arc<Thread>) {
             drop(session.set_terminal(None));
         }
     }
+    if is_last {
+        crate::ipc::sysv::sem::process_exits(thread.process());
+    }
     if is_last { process_dies(thread) } else { thread_dies(thread) }
 }
 

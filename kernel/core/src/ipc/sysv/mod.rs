@@ -1,0 +1,191 @@
+//! System V shared memory and semaphores.
+//!
+//! [`Table`] numbers objects and finds them by key; [`Perm`] says who may. [`shm`] and [`sem`] are the two kinds; message queues
+//! are not there (CAVEATS.md). There are no name spaces: the tables are the machine's.
+//!
+//! Locking: a table's lock (sleeping) over which objects there are; an object's own locks inside. Neither is held across
+//! copies to and from the program.
+//!
+//! References: svipc(7), `ipc/util.c`.
+
+pub mod sem;
+pub mod shm;
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+
+use linux_uapi::sysv::{IPC_64, IPC_CREAT, IPC_EXCL, IPC_PRIVATE, IpcPerm};
+
+use crate::process::{Cap, capable, current};
+use crate::time;
+use crate::{Errno, Result};
+
+/// Objects of one kind (`SHMMNI`; `SEMMNI` is 32,000, which the numbers below allow too).
+const INDEX_BITS: u32 = 15;
+/// The bits of a mode that say who may.
+const MODE: u32 = 0o777;
+
+/// Whose an object is, and who may use it.
+#[derive(Clone, Copy)]
+struct Perm {
+    key: i32,
+    uid: u32,
+    gid: u32,
+    cuid: u32,
+    cgid: u32,
+    /// Permissions, and flags of the kind above them.
+    mode: u32,
+}
+
+impl Perm {
+    fn new(key: i32, flags: u32) -> Perm {
+        let (uid, gid) = current().with_cred(|cred| (cred.euid, cred.egid));
+        Perm { key, uid, gid, cuid: uid, cgid: gid, mode: flags & MODE }
+    }
+
+    /// Whether the caller may do what the bits of `wanted` (in any of the three places) say (`ipcperms`).
+    fn check(&self, wanted: u32) -> Result {
+        let wanted = (wanted >> 6 | wanted >> 3 | wanted) & 0o7;
+        let granted = current().with_cred(|cred| {
+            if cred.euid == self.uid || cred.euid == self.cuid {
+                self.mode >> 6
+            } else if [self.gid, self.cgid]
+                .iter()
+                .any(|&gid| cred.egid == gid || cred.groups.binary_search(&gid).is_ok())
+            {
+                self.mode >> 3
+            } else {
+                self.mode
+            }
+        });
+        if wanted & !granted & 0o7 == 0 || capable(Cap::IpcOwner) { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    /// Whether the caller may change or remove the object.
+    fn check_owner(&self) -> Result {
+        let owner = current().with_cred(|cred| cred.euid == self.uid || cred.euid == self.cuid);
+        if owner || capable(Cap::SysAdmin) { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    /// `IPC_SET`.
+    fn set(&mut self, to: &IpcPerm) -> Result {
+        if to.uid == u32::MAX || to.gid == u32::MAX {
+            return Err(Errno::EINVAL);
+        }
+        (self.uid, self.gid) = (to.uid, to.gid);
+        self.mode = self.mode & !MODE | to.mode & MODE;
+        Ok(())
+    }
+
+    fn report(&self, id: i32) -> IpcPerm {
+        IpcPerm {
+            key: self.key,
+            uid: self.uid,
+            gid: self.gid,
+            cuid: self.cuid,
+            cgid: self.cgid,
+            mode: self.mode,
+            seq: (id >> INDEX_BITS) as u16,
+            ..IpcPerm::default()
+        }
+    }
+}
+
+/// What a table holds.
+trait Object {
+    /// The key it was made with; `IPC_PRIVATE` once it is to go.
+    fn perm(&self) -> Perm;
+}
+
+/// The objects of one kind, by identifier: a sequence number above an index, so that a number is not soon used again.
+struct Table<T> {
+    objects: BTreeMap<i32, Arc<T>>,
+    last_index: i32,
+    sequence: i32,
+    limit: usize,
+}
+
+impl<T: Object> Table<T> {
+    const fn new(limit: usize) -> Table<T> {
+        Table { objects: BTreeMap::new(), last_index: -1, sequence: 0, limit }
+    }
+
+    fn get(&self, id: i32) -> Result<Arc<T>> {
+        self.objects.get(&id).cloned().ok_or(Errno::EINVAL)
+    }
+
+    /// The object with the index `index`, whatever its sequence (`SHM_STAT`).
+    fn at_index(&self, index: i32) -> Result<(i32, Arc<T>)> {
+        let mask = (1 << INDEX_BITS) - 1;
+        let found = self.objects.iter().find(|(id, _)| **id & mask == index & mask && index >= 0);
+        found.map(|(id, object)| (*id, object.clone())).ok_or(Errno::EINVAL)
+    }
+
+    /// The largest index in use, for `IPC_INFO`; 0 when there is none.
+    fn highest_index(&self) -> i32 {
+        self.objects.keys().map(|id| id & ((1 << INDEX_BITS) - 1)).max().unwrap_or(0)
+    }
+
+    /// The `get` call of a kind: the object with `key`, checked by `fits`, or a new one made by `create` with its identifier.
+    fn find_or_create(
+        &mut self,
+        key: i32,
+        flags: u32,
+        fits: impl FnOnce(&T) -> Result,
+        create: impl FnOnce(i32) -> Result<Arc<T>>,
+    ) -> Result<i32> {
+        if key != IPC_PRIVATE
+            && let Some((id, object)) = self.objects.iter().find(|(_, object)| object.perm().key == key)
+        {
+            if flags & (IPC_CREAT | IPC_EXCL) == IPC_CREAT | IPC_EXCL {
+                return Err(Errno::EEXIST);
+            }
+            fits(object)?;
+            object.perm().check(flags & MODE)?;
+            return Ok(*id);
+        }
+        if key != IPC_PRIVATE && flags & IPC_CREAT == 0 {
+            return Err(Errno::ENOENT);
+        }
+        if self.objects.len() >= self.limit {
+            return Err(Errno::ENOSPC);
+        }
+        let mask = (1 << INDEX_BITS) - 1;
+        // The next free index after the last one; there is one, since the limit is below their number.
+        let used = |index: i32| self.objects.keys().any(|id| id & mask == index);
+        let mut index = self.last_index;
+        loop {
+            index = (index + 1) & mask;
+            if index == 0 && self.last_index >= 0 {
+                self.sequence = (self.sequence + 1) & 0x7fff;
+            }
+            if !used(index) {
+                break;
+            }
+        }
+        self.last_index = index;
+        let id = self.sequence << INDEX_BITS | index;
+        let object = create(id)?;
+        self.objects.insert(id, object);
+        Ok(id)
+    }
+}
+
+/// The command of a `ctl` call without the bit that old C libraries set.
+fn command(cmd: u32) -> u32 {
+    cmd & !IPC_64
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    (time::realtime_ns() / 1_000_000_000) as i64
+}
+
+/// Shows the tables in `/proc/sysvipc`.
+///
+/// # Errors
+/// Those of [`crate::fs::procfs::register`].
+pub fn init() -> Result {
+    shm::init()?;
+    sem::init()
+}
