@@ -45,7 +45,8 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
     options.machine.init |= !options.no_init && options.machine.image != "mini";
     options.machine.append += " ursa.login=ttyS0";
     match options.session {
-        Session::None | Session::Console => {}
+        Session::None => {}
+        Session::Console => options.machine.append += " ursa.login=tty1",
         Session::Weston => options.machine.append += " ursa.session=weston",
         Session::Sway => options.machine.append += " ursa.session=sway",
     }
