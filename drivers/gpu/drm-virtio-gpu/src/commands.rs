@@ -154,6 +154,11 @@ impl<T: Transport, A: DmaAllocator, K> Gpu<T, A, K> {
         self.device.features().contains(abi::F_EDID)
     }
 
+    /// How many commands wait for room in the queue.
+    pub fn backlog(&self) -> usize {
+        self.backlog.len()
+    }
+
     /// Where memory comes from.
     pub fn dma(&self) -> &A {
         &self.dma

@@ -41,6 +41,8 @@ const DEFAULT_SIZE: (u32, u32) = (1024, 768);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// More clips than this are one transfer of the rectangle around them.
 const CLIPS_MAX: usize = 8;
+/// With more commands waiting there are no new buffers.
+const BACKLOG_MAX: usize = 4096;
 
 /// `DRM_VIRTGPU_*`, relative to `DRM_COMMAND_BASE`.
 mod ioctl {
@@ -86,8 +88,26 @@ struct Cursor {
     /// What the device has still to be told.
     update: bool,
     moved: bool,
+    /// A new picture that has still to be brought over: resource, its size, where it begins.
+    upload: Option<(ResourceId, Rect, u64)>,
     /// The transfer that must be done before.
     after: Option<u64>,
+}
+
+/// Dirty rectangles on their way. No commit waits for them, so more that come meanwhile are merged.
+struct Dirty {
+    fence: u64,
+    /// What to bring over next: the stale part of this.
+    again: Option<Shown>,
+}
+
+/// A part of a resource on a screen.
+#[derive(Clone, Copy)]
+struct Shown {
+    resource: ResourceId,
+    src: Rect,
+    pitch: u32,
+    offset: u32,
 }
 
 #[derive(Default)]
@@ -95,6 +115,7 @@ struct Scanout {
     display: abi::Display,
     edid: Vec<u8>,
     cursor: Cursor,
+    dirty: Option<Dirty>,
 }
 
 struct Flip {
@@ -196,14 +217,45 @@ impl<T: Transport, A: BackingAllocator> VirtioGpu<T, A> {
             clips = vec![flushed];
         }
         let lines = fb.planes[0];
-        for clip in clips {
-            let offset = u64::from(lines.offset) + clip.y1 as u64 * u64::from(lines.pitch) + clip.x1 as u64 * 4;
-            self.gpu.transfer(resource, wire(clip), offset);
+        let shown = Shown { resource, src, pitch: lines.pitch, offset: lines.offset };
+        if change.unpaced
+            && !rescan
+            && let Some(dirty) = &mut self.scanouts[crtc].dirty
+        {
+            dirty.again = Some(shown);
+            self.pictures.get_mut(&resource)?.stale = Some(flushed);
+            return None;
         }
+        self.transfer(shown, &clips);
         if rescan {
             self.gpu.set_scanout(crtc as u32, Some((resource, wire(src))));
         }
-        Some(self.gpu.flush_fenced(resource, wire(flushed)))
+        let fence = self.gpu.flush_fenced(resource, wire(flushed));
+        if change.unpaced {
+            self.scanouts[crtc].dirty = Some(Dirty { fence, again: None });
+        }
+        Some(fence)
+    }
+
+    fn transfer(&mut self, shown: Shown, clips: &[Rect]) {
+        for clip in clips {
+            let line = u64::from(shown.offset) + clip.y1 as u64 * u64::from(shown.pitch);
+            self.gpu.transfer(shown.resource, wire(*clip), line + clip.x1 as u64 * 4);
+        }
+    }
+
+    /// Dirty rectangles are on the screen: those that came meanwhile are next.
+    fn dirty_done(&mut self, scanout: usize) {
+        let again = self.scanouts[scanout].dirty.take().and_then(|dirty| dirty.again);
+        let Some(shown) = again else { return };
+        // The resource may be gone by now, shown elsewhere, or brought over by a commit.
+        let picture = self.pictures.get_mut(&shown.resource);
+        let here =
+            picture.filter(|picture| picture.shown.is_some_and(|(crtc, _, src)| (crtc, src) == (scanout, shown.src)));
+        let Some(stale) = here.and_then(|picture| picture.stale.take()) else { return };
+        self.transfer(shown, &[stale]);
+        let fence = self.gpu.flush_fenced(shown.resource, wire(stale));
+        self.scanouts[scanout].dirty = Some(Dirty { fence, again: None });
     }
 
     /// Notes what a cursor plane shows; [`VirtioGpu::pump_cursor`] tells the device.
@@ -215,14 +267,16 @@ impl<T: Transport, A: BackingAllocator> VirtioGpu<T, A> {
         let resource = entry.map(|entry| entry.resource);
         let redrawn = change.fb_changed(plane) || new.damage.is_some();
         let upload = fb.zip(resource).filter(|_| redrawn);
-        let fence = upload
-            .map(|(fb, resource)| self.gpu.transfer_fenced(resource, wire(fb.rect()), fb.planes[0].offset.into()));
         let cursor = &mut self.scanouts[crtc].cursor;
-        cursor.update |= fence.is_some()
+        if let Some((fb, resource)) = upload {
+            cursor.upload = Some((resource, fb.rect(), fb.planes[0].offset.into()));
+        } else if resource.is_none() {
+            cursor.upload = None;
+        }
+        cursor.update |= upload.is_some()
             || cursor.resource != resource.map_or(0, |resource| resource.0)
             || (cursor.hot_x, cursor.hot_y) != (new.hotspot_x, new.hotspot_y);
         cursor.moved |= (cursor.x, cursor.y) != (new.crtc_x, new.crtc_y);
-        cursor.after = fence.or(cursor.after);
         cursor.resource = resource.map_or(0, |resource| resource.0);
         (cursor.x, cursor.y) = (new.crtc_x, new.crtc_y);
         (cursor.hot_x, cursor.hot_y) = (new.hotspot_x, new.hotspot_y);
@@ -231,6 +285,12 @@ impl<T: Transport, A: BackingAllocator> VirtioGpu<T, A> {
     /// Tells the device of the newest state of a cursor; moves that found no room are merged in it.
     fn pump_cursor(&mut self, scanout: usize) {
         let cursor = &mut self.scanouts[scanout].cursor;
+        if cursor.after.is_none()
+            && let Some((resource, rect, offset)) = cursor.upload.take()
+            && self.pictures.contains_key(&resource)
+        {
+            cursor.after = Some(self.gpu.transfer_fenced(resource, wire(rect), offset));
+        }
         if cursor.after.is_some() || !(cursor.update || cursor.moved) {
             return;
         }
@@ -258,8 +318,12 @@ impl<T: Transport, A: BackingAllocator> VirtioGpu<T, A> {
                     }
                     !over
                 });
-                for scanout in self.scanouts.iter_mut().filter(|scanout| scanout.cursor.after == Some(fence)) {
-                    scanout.cursor.after = None;
+                for index in 0..self.scanouts.len() {
+                    let scanout = &mut self.scanouts[index];
+                    scanout.cursor.after = scanout.cursor.after.filter(|after| *after != fence);
+                    if scanout.dirty.as_ref().is_some_and(|dirty| dirty.fence == fence) {
+                        self.dirty_done(index);
+                    }
                 }
             }
             Done::DisplaysChanged => self.gpu.get_display_info(),
@@ -345,6 +409,10 @@ impl<T: Transport, A: BackingAllocator> Driver for VirtioGpu<T, A> {
     fn create_dumb(&mut self, buffer: BufferId, request: &DumbRequest) -> Result<Buffer> {
         if request.bpp != 32 {
             return Err(Errno::EINVAL);
+        }
+        // A client that makes buffers faster than the device takes them has to wait for it.
+        if self.gpu.backlog() > BACKLOG_MAX {
+            return Err(Errno::ENOMEM);
         }
         let pitch = request.width.checked_mul(4).ok_or(Errno::EINVAL)?;
         let size = (u64::from(pitch) * u64::from(request.height)).next_multiple_of(4096);

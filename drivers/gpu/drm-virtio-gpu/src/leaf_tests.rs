@@ -77,6 +77,12 @@ impl Rig {
         }
     }
 
+    /// A pixel as the client has it.
+    fn drawn(&self, fb: &Framebuffer, at: u32) -> u32 {
+        let resource = self.leaf.framebuffers[&fb.id].resource.0;
+        self.mock.model(|gpu| gpu.drawn(resource, u64::from(at) * 4))
+    }
+
     fn commit(&mut self, planes: u64, modesets: u32, change: impl FnOnce(&mut State)) -> Completion {
         let mut new = self.state.clone();
         new.planes.iter_mut().for_each(|plane| plane.damage = None);
@@ -345,6 +351,38 @@ fn a_cursor_waits_for_its_picture_and_moves_are_merged() {
     rig.commit(2, 0, |state| place(99, 7)(state, None));
     let hidden = *rig.mock.model(|gpu| gpu.cursors.clone()).last().unwrap();
     assert_eq!((hidden.header.kind, hidden.resource_id), (kind::UPDATE_CURSOR, 0));
+    rig.fine();
+}
+
+#[test]
+fn dirty_rectangles_are_merged_while_the_device_is_busy() {
+    let mut rig = rig(&[(64, 64)]);
+    let (_, fb) = rig.picture(64, 64);
+    rig.draw(&fb, Rect::new(0, 0, 64, 64), 1);
+    rig.show(0, &fb, true, None);
+    rig.events();
+    rig.mock.model(|gpu| gpu.hold_fences = true);
+    let commands = rig.mock.model(|gpu| gpu.log.len());
+    for n in 0..1000 {
+        let rect = Rect::new(n % 60, n % 50, 4, 4);
+        rig.draw(&fb, rect, 2);
+        let mut new = rig.state.clone();
+        new.planes[0].damage = Some(Rc::from([rect]));
+        let change = Change { old: rig.state.clone(), new, crtcs: 1, modesets: 0, planes: 1, unpaced: true };
+        assert_eq!(rig.leaf.atomic_commit(&change), Completion::Done);
+    }
+    assert_eq!(
+        rig.mock.model(|gpu| gpu.log.len()) - commands,
+        2,
+        "a transfer and a flush, and then the device is busy"
+    );
+    rig.mock.model(|gpu| gpu.hold_fences = false);
+    rig.mock.complete(abi::CONTROL_QUEUE, &[0; 24]);
+    assert_eq!(rig.events(), []);
+    assert_eq!(rig.events(), []);
+    let expected: Vec<u32> = (0..64 * 64).map(|at| rig.drawn(&fb, at)).collect();
+    assert_eq!(rig.screen(0).unwrap(), expected);
+    assert!(rig.leaf.scanouts[0].dirty.is_none());
     rig.fine();
 }
 

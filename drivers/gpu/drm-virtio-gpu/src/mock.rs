@@ -122,6 +122,13 @@ impl FakeGpu {
         assert!(fits, "the client draws outside its buffer");
     }
 
+    /// A pixel in the backing of a resource.
+    pub fn drawn(&self, resource: u32, offset: u64) -> u32 {
+        let mut bytes = Vec::new();
+        assert!(self.walk(resource, offset, 4, |address, len| bytes.extend(self.bus.device_read(address, len))));
+        u32::from_le_bytes(bytes.try_into().unwrap())
+    }
+
     fn control(&mut self, input: &[u8]) -> Result<Vec<u8>, u32> {
         let (header, _) = Header::read_from_prefix(input).unwrap();
         fn body<T: FromBytes>(input: &[u8]) -> T {
