@@ -86,8 +86,10 @@ fn finish(info: &'static BootInfo) {
     if let Err(errno) = scheme::init() {
         ursa_hal::error!("there are no schemes: {errno}");
     }
-    if let Err(errno) = pci::init().and_then(|()| iommu::init()).and_then(|()| vfio::init()) {
-        ursa_hal::error!("some devices are missing: {errno}");
+    for (what, init) in [("PCI", pci::init as fn() -> Result), ("iommufd", iommu::init), ("VFIO", vfio::init)] {
+        if let Err(errno) = init() {
+            ursa_hal::error!("{what}: some devices are missing: {errno}");
+        }
     }
     if ursa_hal::ktest::wanted() {
         ursa_hal::ktest::run_all();

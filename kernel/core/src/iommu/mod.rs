@@ -25,18 +25,16 @@ use linux_uapi::zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use ioas::{Ioas, Pin};
 
-use crate::device::{Device, DeviceSpec, Devnode};
-use crate::fs::dev::{CharDevice, register_chrdev};
+use crate::device;
+use crate::fs::dev::CharDevice;
 use crate::fs::{File, FileOps, Inode};
 use crate::process::current;
 use crate::user::{self, UserAddr, UserPtr};
 use crate::wait::Mutex;
 use crate::{Errno, Result};
 
-/// Major number of miscellaneous devices.
-const MISC_MAJOR: u32 = 10;
 /// In the range that Linux gives out dynamically.
-const MINOR: u32 = 123;
+const MINOR: u32 = 122;
 /// Objects in a context; beyond it is a driver that leaks.
 const OBJECTS_MAX: usize = 1 << 16;
 
@@ -45,9 +43,7 @@ const OBJECTS_MAX: usize = 1 << 16;
 /// # Errors
 /// `EBUSY`, `EEXIST` when its number or name is taken.
 pub fn init() -> Result {
-    register_chrdev(MISC_MAJOR, MINOR, 1, "misc", Arc::new(Node))?;
-    let node = Devnode::char("iommu", MISC_MAJOR, MINOR, 0o660);
-    Device::register(DeviceSpec::class("misc", "iommu").node(node)).map(drop)
+    device::register_misc("iommu", MINOR, 0o660, Arc::new(Node)).map(drop)
 }
 
 struct Node;
