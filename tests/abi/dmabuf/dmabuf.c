@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -310,6 +311,14 @@ static void implicit_sync(void)
     CHECK(pthread_create(&thread, 0, advance, 0) == 0);
     CHECK(sync_(fd, DMA_BUF_SYNC_START | DMA_BUF_SYNC_READ) == 0 && status(writer) == 1);
     pthread_join(thread, 0);
+    /* epoll hears of fences that came after it */
+    int ep = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLOUT | EPOLLET};
+    CHECK(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &event) == 0 && epoll_wait(ep, &event, 1, 0) == 1);
+    CHECK(import(fd, DMA_BUF_SYNC_WRITE, point(slow_line, 3)) == 0 && epoll_wait(ep, &event, 1, 0) == 0);
+    inc(slow_line, 1);
+    CHECK(epoll_wait(ep, &event, 1, 0) == 1);
+    close(ep);
     close(slow_line);
     close(fd);
     close(mem);

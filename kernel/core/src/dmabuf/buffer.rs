@@ -22,6 +22,7 @@ use crate::fs::{File, FileOps};
 use crate::mm::{MapBacking, MapFlags, MapRequest, MemoryObject};
 use crate::poll::{PollEvents, PollTable};
 use crate::user::{self, UserAddr, UserPtr};
+use crate::wait::{WaitKey, WaitQueue, WakeTarget};
 use crate::{Errno, Result};
 
 /// How many fences an object keeps at least before it looks for those that have happened.
@@ -45,9 +46,35 @@ pub struct DmaBuf {
     name: SpinLock<Option<String>>,
     ino: u64,
     /// The fences of its users (Linux's reservation object).
-    fences: SpinLock<Vec<(Arc<Fence>, Usage)>>,
+    fences: SpinLock<Vec<Use>>,
+    /// Woken by each of them: pollers stay on it while fences come and go.
+    changed: Arc<WaitQueue>,
     /// For the `count` line of fdinfo.
     file: Once<Weak<File>>,
+}
+
+/// A fence of somebody who uses a buffer.
+struct Use {
+    fence: Arc<Fence>,
+    usage: Usage,
+    /// Entry in the fence's queue that wakes the buffer's.
+    key: WaitKey,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.fence.queue().remove(self.key);
+    }
+}
+
+/// Passes a fence's wake-up on to the pollers of a buffer.
+struct Forward(Arc<WaitQueue>);
+
+impl WakeTarget for Forward {
+    fn wake(&self, events: PollEvents) -> bool {
+        self.0.wake_events(events);
+        true
+    }
 }
 
 /// The memory behind `file` if it is a dma-buf.
@@ -70,6 +97,7 @@ impl DmaBuf {
             name: SpinLock::new(None),
             ino: NEXT_INO.fetch_add(1, Ordering::Relaxed),
             fences: SpinLock::new(Vec::new()),
+            changed: Arc::new(WaitQueue::new()),
             file: Once::new(),
         });
         let file = File::anon(buffer.clone(), "/dmabuf:", flags & uapi::O_ACCMODE);
@@ -88,25 +116,28 @@ impl DmaBuf {
     /// # Errors
     /// `ENOMEM`.
     pub fn add_fence(&self, fence: &Arc<Fence>, usage: Usage) -> Result {
+        let key = fence.queue().add(Arc::new(Forward(self.changed.clone())), false);
+        let new = Use { fence: fence.clone(), usage, key };
+        // What goes, goes without the lock: the last reference to a fence may be among it.
         let mut dropped = Vec::new();
         {
             let mut fences = self.fences.lock();
             fences.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+            dropped.try_reserve(fences.len() + 1).map_err(|_| Errno::ENOMEM)?;
             if fences.len() >= TIDY_FROM {
-                dropped.try_reserve(fences.len()).map_err(|_| Errno::ENOMEM)?;
                 let mut i = 0;
                 while i < fences.len() {
-                    if fences[i].0.is_signalled() {
+                    if fences[i].fence.is_signalled() {
                         dropped.push(fences.swap_remove(i));
                     } else {
                         i += 1;
                     }
                 }
             }
-            match fences.iter_mut().find(|(known, how)| *how == usage && known.context == fence.context) {
-                Some((known, _)) if known.is_later_than(fence) => {}
-                Some(slot) => dropped.push(core::mem::replace(slot, (fence.clone(), usage))),
-                None => fences.push((fence.clone(), usage)),
+            match fences.iter_mut().find(|known| known.usage == usage && known.fence.context == fence.context) {
+                Some(known) if known.fence.is_later_than(fence) => dropped.push(new),
+                Some(slot) => dropped.push(core::mem::replace(slot, new)),
+                None => fences.push(new),
             }
         }
         drop(dropped);
@@ -117,7 +148,7 @@ impl DmaBuf {
     pub fn conflicts(&self, usage: Usage) -> Vec<Arc<Fence>> {
         let fences = self.fences.lock();
         let conflicts = |how: Usage| usage == Usage::Write || how == Usage::Write;
-        fences.iter().filter(|(_, how)| conflicts(*how)).map(|(fence, _)| fence.clone()).collect()
+        fences.iter().filter(|known| conflicts(known.usage)).map(|known| known.fence.clone()).collect()
     }
 
     fn sync(&self, flags: u64) -> Result {
@@ -195,15 +226,8 @@ impl FileOps for DmaBuf {
 
     fn poll(&self, _f: &File, pt: Option<&mut PollTable>) -> PollEvents {
         // Writable when nobody uses it, readable when nobody writes it.
-        let wanted = match &pt {
-            Some(pt) => pt.interest(),
-            None => PollEvents::POLLIN | PollEvents::POLLOUT,
-        };
-        let usage = if wanted.contains(PollEvents::POLLOUT) { Usage::Write } else { Usage::Read };
         if let Some(pt) = pt {
-            for fence in self.conflicts(usage).iter().filter(|fence| !fence.is_signalled()) {
-                pt.register(fence.queue());
-            }
+            pt.register(&self.changed);
         }
         let free = |usage| self.conflicts(usage).iter().all(|fence| fence.is_signalled());
         let mut events = PollEvents::empty();

@@ -9,6 +9,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use linux_uapi::raw::general::__kernel_timespec;
 use linux_uapi::sysv::{
@@ -26,13 +27,17 @@ use crate::user::{self, UserPtr};
 use crate::wait::{Mutex, WaitQueue};
 use crate::{Errno, Result};
 
-/// `SEMMNI`, `SEMMSL`, `SEMOPM`, `SEMVMX`: Linux's.
+/// `SEMMNI`, `SEMMSL`, `SEMOPM`, `SEMVMX` are Linux's.
 const SEMMNI: usize = 32_000;
 const SEMMSL: usize = 32_000;
 const SEMOPM: usize = 500;
 const SEMVMX: i32 = 32_767;
+/// `SEMMNS`: semaphores in all. Linux's is a thousand times that, and more than its memory holds.
+const SEMMNS: usize = 1_024_000;
 
 static SETS: Mutex<Table<Set>> = Mutex::with_queue(Table::new(SEMMNI), WaitQueue::new());
+/// Semaphores there are.
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
 /// Which sets a process owes something: what each has of it is in the set.
 static DEBTORS: SpinLock<BTreeMap<Pid, Vec<Arc<Set>>>> = SpinLock::new(BTreeMap::new());
 
@@ -61,6 +66,16 @@ struct Set {
     id: i32,
     state: SpinLock<State>,
     changed: WaitQueue,
+    _share: Share,
+}
+
+/// A set's part of [`TOTAL`].
+struct Share(usize);
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        TOTAL.fetch_sub(self.0, Ordering::Relaxed);
+    }
 }
 
 impl Object for Set {
@@ -136,6 +151,9 @@ pub fn sys_semget(_cx: &mut Cx<'_>, key: i32, count: i32, flags: u32) -> Result<
         if count == 0 {
             return Err(Errno::EINVAL);
         }
+        let room = |total: usize| total.checked_add(count).filter(|&sum| sum <= SEMMNS);
+        TOTAL.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).map_err(|_| Errno::ENOSPC)?;
+        let share = Share(count);
         let mut semaphores = Vec::new();
         semaphores.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
         semaphores.resize(count, Semaphore::default());
@@ -147,7 +165,7 @@ pub fn sys_semget(_cx: &mut Cx<'_>, key: i32, count: i32, flags: u32) -> Result<
             ctime: now(),
             removed: false,
         };
-        Ok(Arc::new(Set { id, state: SpinLock::new(state), changed: WaitQueue::new() }))
+        Ok(Arc::new(Set { id, state: SpinLock::new(state), changed: WaitQueue::new(), _share: share }))
     };
     SETS.lock().find_or_create(key, flags, fits, create)
 }
@@ -413,7 +431,7 @@ fn report(set: &Set) -> SemidDs {
 /// The highest index in use, and the limits; `SEM_INFO` has how much is in use in two of the fields.
 fn info(in_use: bool) -> (i32, SemInfo) {
     let sets = SETS.lock();
-    let semmns = (SEMMNI * SEMMSL) as i32;
+    let semmns = SEMMNS as i32;
     let mut info = SemInfo {
         semmap: semmns,
         semmni: SEMMNI as i32,

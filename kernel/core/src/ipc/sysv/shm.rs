@@ -14,12 +14,12 @@ use linux_uapi::sysv::{
     IPC_INFO, IPC_PRIVATE, IPC_RMID, IPC_SET, IPC_STAT, SHM_DEST, SHM_EXEC, SHM_HUGETLB, SHM_INFO, SHM_LOCK,
     SHM_LOCKED, SHM_RDONLY, SHM_REMAP, SHM_RND, SHM_STAT, SHM_STAT_ANY, SHM_UNLOCK, ShmLimits, ShmUsage, ShmidDs,
 };
-use ursa_hal::sync::SpinLock;
+use ursa_hal::sync::{Lazy, SpinLock};
 
 use super::{Object, Perm, Table, command, now};
 use crate::fs::dev::{make_dev, user_dev};
 use crate::fs::{File, FileOps, procfs};
-use crate::mm::{MapBacking, MapFlags, MapRequest, MemoryObject, VmFlags};
+use crate::mm::{Charge, MapBacking, MapFlags, MapRequest, MemoryObject, VmFlags};
 use crate::process::{Cap, capable, current};
 use crate::syscall::Cx;
 use crate::user::{UserAddr, UserPtr};
@@ -31,6 +31,10 @@ const SHMMAX: u64 = u64::MAX - (1 << 24);
 /// `SHMMNI`
 const SHMMNI: usize = 4096;
 const PAGE: u64 = ursa_hal::PAGE_SIZE as u64;
+
+/// Pages of all segments: half of the memory, as of a tmpfs. Segments outlive who made them, so that the OOM killer could not
+/// get them back.
+static QUOTA: Lazy<Arc<Charge>> = Lazy::new(|| Arc::new(Charge::with_limit(ursa_hal::mm::stats().total as u64 / 2)));
 
 static SEGMENTS: Mutex<Table<Segment>> = Mutex::with_queue(Table::new(SHMMNI), WaitQueue::new());
 
@@ -150,7 +154,7 @@ pub fn sys_shmget(cx: &mut Cx<'_>, key: i32, size: usize, flags: u32) -> Result<
         let state = State { perm: Perm::new(key, flags), atime: 0, dtime: 0, ctime: now(), lpid: 0, attachments: 0 };
         Ok(Arc::new(Segment {
             id,
-            object: MemoryObject::new_shmem_charged(bytes, Some(cx.thread.vm().charge().clone()), None),
+            object: MemoryObject::new_shmem_charged(bytes, Some(cx.thread.vm().charge().clone()), Some(QUOTA.clone())),
             size,
             cpid: cx.thread.process().pid(),
             state: SpinLock::new(state),
