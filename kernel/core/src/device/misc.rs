@@ -10,6 +10,8 @@ use crate::{
     fs::dev::{self, CharDevice},
 };
 
+// Minors in the range that Linux gives out dynamically: 125 udmabuf, 124 sw_sync, 123 iommu, 122 vtcon.
+
 /// The major number.
 pub const MISC_MAJOR: u32 = 10;
 

@@ -177,7 +177,10 @@ pub fn sys_shmat(cx: &mut Cx<'_>, id: i32, addr: UserAddr, flags: u32) -> Result
     }
     let mut map = MapFlags::SHARED;
     if addr.as_u64() != 0 {
-        map |= if flags & SHM_REMAP != 0 { MapFlags::FIXED } else { MapFlags::FIXED_NOREPLACE };
+        map |= MapFlags::FIXED;
+        if flags & SHM_REMAP == 0 {
+            map |= MapFlags::FIXED_NOREPLACE;
+        }
     } else if flags & SHM_REMAP != 0 {
         return Err(Errno::EINVAL);
     }

@@ -15,8 +15,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::Tty;
 use super::{CONSOLE, COUNT, Console};
-use crate::device::{Device as SysfsDevice, DeviceSpec, Devnode};
-use crate::fs::dev::{self, CharDevice};
+use crate::device;
+use crate::fs::dev::CharDevice;
 use crate::fs::{File, FileOps, Inode, Sink, Source};
 use crate::poll::{PollEvents, PollTable};
 use crate::process::{Cap, capable};
@@ -25,8 +25,7 @@ use crate::wait::WaitQueue;
 use crate::{Errno, Result};
 
 /// Number in the range that Linux gives out dynamically for miscellaneous devices.
-const MISC_MAJOR: u32 = 10;
-const MINOR: u32 = 123;
+const MINOR: u32 = 122;
 /// The most that one read gives.
 const READ_MAX: usize = HISTORY;
 const HEAD: usize = size_of::<Record>();
@@ -99,9 +98,7 @@ pub(super) fn reset(index: usize) {
 /// # Errors
 /// When its number or name is taken.
 pub(super) fn init() -> Result {
-    dev::register_chrdev(MISC_MAJOR, MINOR, 1, "misc", Arc::new(Device))?;
-    let node = Devnode::char(console_abi::DEVICE, MISC_MAJOR, MINOR, 0);
-    SysfsDevice::register(DeviceSpec::class("misc", console_abi::DEVICE).node(node)).map(|_| ())
+    device::register_misc(console_abi::DEVICE, MINOR, 0, Arc::new(Device)).map(|_| ())
 }
 
 struct Device;
