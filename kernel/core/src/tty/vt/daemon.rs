@@ -25,7 +25,7 @@ use crate::wait::WaitQueue;
 use crate::{Errno, Result};
 
 /// Number in the range that Linux gives out dynamically for miscellaneous devices.
-const MINOR: u32 = 122;
+const MINOR: u32 = 121;
 /// The most that one read gives.
 const READ_MAX: usize = HISTORY;
 const HEAD: usize = size_of::<Record>();
