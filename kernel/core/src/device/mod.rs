@@ -75,6 +75,8 @@ pub struct Device {
     devtype: Option<Cow<'static, str>>,
     parent: Option<Arc<Device>>,
     directory: Arc<Directory>,
+    /// The directory above is one of glue, which goes with the last device in it.
+    glue: bool,
     state: SpinLock<State>,
 }
 
@@ -109,6 +111,7 @@ impl Device {
                 _ => None,
             },
             directory,
+            glue,
             state: SpinLock::new(State { driver: None, env, links: Vec::new() }),
         });
         DEVICES.lock().insert(device.path.clone(), device.clone());
@@ -435,9 +438,7 @@ impl Device {
         let gone = DEVICES.lock().remove(&self.path);
         drop(gone);
         if let Some(above) = above {
-            let class = matches!(self.subsystem, Subsystem::Class(_));
-            let is_glue = class && DEVICES.lock().get(&above.path()).is_none() && above.path().starts_with("/devices/");
-            drop_glue(&above, is_glue);
+            drop_glue(&above, self.glue);
         }
     }
 }

@@ -1,11 +1,15 @@
 //! Tests of the device model and its tree; run with `ktest=device`.
 
 use alloc::{string::ToString, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use ursa_hal::ktest;
 
 use super::*;
-use crate::fs::{dentry::hash_name, path, sysfs};
+use crate::{
+    fs::{dentry::hash_name, path, sysfs},
+    sched,
+};
 
 fn files(directory: &Arc<Directory>, names: &[&str]) -> bool {
     names.iter().all(|name| directory.contains(name))
@@ -26,7 +30,55 @@ fn uevent_text(device: &Device) -> String {
     String::from_utf8(text).expect("text")
 }
 
+/// Looks a path of the tree up as a program would.
+fn look(name: &str) -> Result<Arc<crate::fs::Dentry>> {
+    let mut at = sysfs::root_dentry()?;
+    for part in name.split('/') {
+        at = path::lookup_child(&at, hash_name(part.as_bytes()), part.as_bytes())?;
+    }
+    Ok(at)
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+static LOOKING: AtomicU32 = AtomicU32::new(0);
+static FOUND: AtomicU32 = AtomicU32::new(0);
+
 ktest! {
+    /// Devices come and go while others look them up: nobody finds what is gone once it is gone.
+    fn lookups_race_with_registrations() {
+        STOP.store(false, Ordering::SeqCst);
+        for _ in 0..3 {
+            LOOKING.fetch_add(1, Ordering::SeqCst);
+            sched::spawn_kernel("look", || {
+                while !STOP.load(Ordering::SeqCst) {
+                    if look("devices/virtual/ktestr/r/sub/uevent").is_ok() {
+                        FOUND.fetch_add(1, Ordering::SeqCst);
+                    }
+                    let _ = look("class/ktestr/r");
+                    sched::cond_resched();
+                }
+                LOOKING.fetch_sub(1, Ordering::SeqCst);
+            })
+            .expect("a task");
+        }
+        let limit = crate::time::Deadline::after(20_000_000_000);
+        let mut rounds = 0;
+        while (rounds < 300 || FOUND.load(Ordering::SeqCst) < 20) && !limit.has_passed() {
+            let device = Device::register(DeviceSpec::class("ktestr", "r")).expect("registered");
+            Device::register(DeviceSpec::class("ktestr", "sub").below(&device)).expect("registered");
+            sched::yield_now();
+            device.unregister();
+            assert_eq!(look("devices/virtual/ktestr/r").err(), Some(Errno::ENOENT));
+            assert_eq!(look("class/ktestr/r").err(), Some(Errno::ENOENT));
+            rounds += 1;
+        }
+        STOP.store(true, Ordering::SeqCst);
+        while LOOKING.load(Ordering::SeqCst) > 0 {
+            sched::yield_now();
+        }
+        assert!(FOUND.load(Ordering::SeqCst) > 0, "nobody ever looked in time");
+    }
+
     /// Everything that a registration makes is there, and gone after the end.
     fn device_appears_everywhere_and_disappears() {
         let bus = Device::register(
@@ -93,13 +145,6 @@ ktest! {
 
     /// A name that somebody looked up is not remembered after its device went, nor its absence after it came.
     fn name_cache_follows_the_tree() {
-        let look = |name: &str| {
-            let mut at = sysfs::root_dentry()?;
-            for part in name.split('/') {
-                at = path::lookup_child(&at, hash_name(part.as_bytes()), part.as_bytes())?;
-            }
-            Ok::<_, Errno>(at)
-        };
         for _ in 0..3 {
             assert_eq!(look("class/ktestn/a/dev").err(), Some(Errno::ENOENT));
             assert_eq!(look("devices/virtual/ktestn/a/uevent").err(), Some(Errno::ENOENT));

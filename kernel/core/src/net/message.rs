@@ -8,6 +8,7 @@ use linux_uapi::raw::netlink::NETLINK_PKTINFO;
 use linux_uapi::socket::{CMsgHdr, Ucred};
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 
+use super::netlink::SOL_NETLINK;
 use crate::fs::{File, Sink, Source};
 use crate::process::{Cap, Resource, current, pidfd};
 use crate::user::{self, UserAddr};
@@ -19,8 +20,7 @@ const MAX_FILES: usize = 253;
 const CONTROL_MAX: usize = 131_072;
 const HEADER: usize = size_of::<CMsgHdr>();
 const SOL_SOCKET: i32 = uapi::SOL_SOCKET as i32;
-/// `SOL_NETLINK`
-const SOL_NETLINK: i32 = 270;
+
 /// `SCM_PIDFD`
 const SCM_PIDFD: i32 = 4;
 

@@ -3,6 +3,7 @@
 //! A [`Socket`] is the open file; what it does is its family's [`SocketOps`]. Families: `AF_UNIX` ([`unix`]), `AF_NETLINK`
 //! ([`netlink`]); others are refused with `EAFNOSUPPORT` until they come.
 
+mod interface;
 mod message;
 pub mod netlink;
 mod options;

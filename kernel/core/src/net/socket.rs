@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use linux_uapi::raw::{general, net as uapi};
 use linux_uapi::stat::Stat;
 
-use super::{Control, Incoming, Options, Outgoing};
+use super::{Control, Incoming, Options, Outgoing, interface};
 use crate::fs::{File, FileOps, Sink, Source};
 use crate::poll::{PollEvents, PollTable};
 use crate::process::current;
@@ -129,7 +129,10 @@ impl FileOps for Socket {
     }
 
     fn ioctl(&self, _f: &File, cmd: u32, arg: usize) -> Result<i64> {
-        self.ops.ioctl(cmd, arg)
+        match self.ops.ioctl(cmd, arg) {
+            Err(Errno::ENOTTY) => interface::ioctl(cmd, arg),
+            answer => answer,
+        }
     }
 
     fn stat(&self, _f: &File) -> Result<Option<Stat>> {

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use classic_bpf::{Instruction, Program};
 use linux_uapi::netlink::SockFprog;
-use linux_uapi::raw::{general, net as uapi};
+use linux_uapi::raw::{general, net as uapi, netlink::NETLINK_LIST_MEMBERSHIPS};
 use linux_uapi::socket::{Linger, MMsgHdr, MsgHdr};
 use linux_uapi::time::{Timespec, Timeval};
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
@@ -574,5 +574,7 @@ pub fn sys_getsockopt(cx: &mut Cx<'_>, fd: i32, level: i32, name: u32, value: Us
     }
     let n = bytes.len().min(room);
     user::write_bytes(value, &bytes[..n])?;
-    len.write(&(n as i32))
+    // A list of groups is cut, and its whole length told, so that programs can ask for it first.
+    let is_list = level == super::netlink::SOL_NETLINK && name == NETLINK_LIST_MEMBERSHIPS;
+    len.write(&(if is_list { bytes.len() } else { n } as i32))
 }

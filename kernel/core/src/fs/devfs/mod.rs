@@ -1,7 +1,7 @@
 //! devtmpfs: the kernel's own view of `/dev`, and the memory devices.
 //!
-//! One tmpfs instance that every mount of the type shares. Drivers and schemes add and remove nodes with [`create_node`] and
-//! [`remove_node`]; device managers may rename, link and chown them as in any tmpfs.
+//! One tmpfs instance that every mount of the type shares. Nodes come and go with the devices of [`crate::device`], which calls
+//! [`create_node_owned`] and [`remove_node`]; device managers may rename, link and chown them as in any tmpfs.
 //!
 //! References: `drivers/base/devtmpfs.c`, `Documentation/admin-guide/devices.txt`.
 

@@ -10,6 +10,7 @@ use ursa_hal::cpu::{brand, cpuid};
 use super::{Text, register, register_text, status::ticks};
 use crate::{
     Errno, Result,
+    device::{Device, MISC_MAJOR, NodeKind},
     fs::{
         dev, registry,
         sysfs::cpu::{Place, place},
@@ -45,7 +46,7 @@ pub fn init() -> Result {
     })?;
     register_text("vmstat", vmstat)?;
     register_text("modules", |_| Ok(()))?;
-    register_text("misc", |_| Ok(()))?;
+    register_text("misc", misc)?;
     register_text("fb", |_| Ok(()))?;
     register_text("locks", locks)?;
     register_text("cgroups", |out| {
@@ -315,6 +316,16 @@ fn cpuinfo(out: &mut Text) -> Result {
         writeln!(out, "cache_alignment\t: {clflush}")?;
         writeln!(out, "address sizes\t: {} bits physical, {} bits virtual", bits & 0xff, bits >> 8 & 0xff)?;
         writeln!(out, "power management:\n")?;
+    }
+    Ok(())
+}
+
+/// `/proc/misc`: minor numbers and names of the miscellaneous devices.
+fn misc(out: &mut Text) -> Result {
+    for device in Device::all() {
+        if let Some(node) = device.devnode().filter(|node| node.kind == NodeKind::Char && node.major == MISC_MAJOR) {
+            writeln!(out, "{:3} {}", node.minor, device.name())?;
+        }
     }
     Ok(())
 }

@@ -217,7 +217,6 @@ impl Directory {
     /// `ENOENT`.
     pub fn remove(&self, name: &str) -> Result {
         let own = self.inode.get().and_then(Weak::upgrade).ok_or(Errno::ENOENT)?;
-        let cached = self.dentry();
         let (named, dentry);
         {
             let _guard = own.lock.write();
@@ -226,7 +225,8 @@ impl Directory {
                 named = entries.names.remove(name).ok_or(Errno::ENOENT)?;
                 entries.order.remove(&named.number);
             }
-            dentry = cached.and_then(|d| d.remove_child(hash_name(name.as_bytes()), name.as_bytes(), true));
+            // Looked up under the lock: nobody adds to the cache meanwhile.
+            dentry = self.dentry().and_then(|d| d.remove_child(hash_name(name.as_bytes()), name.as_bytes(), true));
             if matches!(named.kind, Kind::Directory(_)) {
                 own.add_nlink(-1);
             }

@@ -45,7 +45,7 @@ use crate::wait::WaitQueue;
 use crate::{Errno, Result};
 
 /// `SOL_NETLINK`
-const SOL_NETLINK: i32 = 270;
+pub const SOL_NETLINK: i32 = 270;
 /// Ports that are given out when the process's own is taken lie below.
 const AUTO_PORT_MAX: i32 = -4097;
 const HEADER: usize = size_of::<NlMsgHdr>();

@@ -1,7 +1,6 @@
-//! `NETLINK_ROUTE`, the least of it: the loopback interface, as a machine has it before anything was configured.
+//! `NETLINK_ROUTE`, the least of it: the loopback interface ([`crate::net`]'s `interface`).
 //!
-//! There is no IP stack behind it yet, so `lo` is down and has no address, dumps of addresses and routes are empty, and
-//! every change is refused with `EOPNOTSUPP`. It exists because the C library's resolver, `ip` and device managers ask.
+//! There is no IP stack yet, so dumps of addresses and routes are empty, and every change is refused with `EOPNOTSUPP`. It exists because the C library's resolver, `ip` and device managers ask.
 //!
 //! References: rtnetlink(7), `net/core/rtnetlink.c`.
 
@@ -11,19 +10,13 @@ use linux_uapi::netlink::{IfInfoMsg, NlMsgHdr};
 use linux_uapi::raw::{net as uapi, netlink as nl};
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 
+use super::super::interface::LOOPBACK;
 use super::{HEADER, Netlink};
 use crate::{
     Errno, Result,
     process::{Cap, capable},
 };
 
-const LO_INDEX: i32 = 1;
-const LO_NAME: &[u8] = b"lo\0";
-/// `ARPHRD_LOOPBACK`
-const ARPHRD_LOOPBACK: u16 = 772;
-/// `IFF_LOOPBACK`
-const IFF_LOOPBACK: u32 = 8;
-const LO_MTU: u32 = 65536;
 /// `IF_OPER_DOWN`
 const OPER_DOWN: u8 = 2;
 /// The four messages of each kind of object come in this order: new, delete, get, set.
@@ -48,17 +41,17 @@ fn loopback() -> Vec<u8> {
     let info = IfInfoMsg {
         family: uapi::AF_UNSPEC as u8,
         pad: 0,
-        kind: ARPHRD_LOOPBACK,
-        index: LO_INDEX,
-        flags: IFF_LOOPBACK,
+        kind: LOOPBACK.kind,
+        index: LOOPBACK.index,
+        flags: LOOPBACK.flags,
         change: 0,
     };
     let mut body = Vec::from(info.as_bytes());
-    attribute(&mut body, nl::IFLA_IFNAME as u32, LO_NAME);
-    attribute(&mut body, nl::IFLA_TXQLEN as u32, &1000u32.to_ne_bytes());
+    attribute(&mut body, nl::IFLA_IFNAME as u32, &[LOOPBACK.name, b"\0"].concat());
+    attribute(&mut body, nl::IFLA_TXQLEN as u32, &LOOPBACK.queue_len.to_ne_bytes());
     attribute(&mut body, nl::IFLA_OPERSTATE as u32, &[OPER_DOWN]);
     attribute(&mut body, nl::IFLA_LINKMODE as u32, &[0]);
-    attribute(&mut body, nl::IFLA_MTU as u32, &LO_MTU.to_ne_bytes());
+    attribute(&mut body, nl::IFLA_MTU as u32, &LOOPBACK.mtu.to_ne_bytes());
     attribute(&mut body, nl::IFLA_GROUP as u32, &0u32.to_ne_bytes());
     attribute(&mut body, nl::IFLA_PROMISCUITY as u32, &0u32.to_ne_bytes());
     attribute(&mut body, nl::IFLA_CARRIER as u32, &[1]);
@@ -72,13 +65,13 @@ fn loopback() -> Vec<u8> {
 fn names_loopback(body: &[u8]) -> Result<bool> {
     let (info, mut rest) = IfInfoMsg::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
     if info.index > 0 {
-        return Ok(info.index == LO_INDEX);
+        return Ok(info.index == LOOPBACK.index);
     }
     while let Some(&[a, b, c, d]) = rest.first_chunk::<4>() {
         let (len, kind) = (usize::from(u16::from_ne_bytes([a, b])), u16::from_ne_bytes([c, d]) & 0x3fff);
         let value = rest.get(4..len).ok_or(Errno::EINVAL)?;
         if u32::from(kind) == nl::IFLA_IFNAME as u32 {
-            return Ok(value.strip_suffix(b"\0").unwrap_or(value) == &LO_NAME[..2]);
+            return Ok(value.strip_suffix(b"\0").unwrap_or(value) == LOOPBACK.name);
         }
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
