@@ -28,26 +28,19 @@ fn from_environment() -> HashMap<String, RawFd> {
     split_names(&names).take(count as usize).enumerate().map(|(i, name)| (name, FIRST + i as RawFd)).collect()
 }
 
-/// Splits at single colons. A name like `vfio:0000:00:02.0` has them doubled in no known sender, so its parts are rejoined:
-/// what follows `vfio` up to the part with the function's dot belongs to it, and what follows `dma_heap`.
+/// Splits the list of names. Those of devices and heaps hold colons themselves (`vfio:0000:00:02.0`, `dma_heap:system`), so
+/// what follows such a first part belongs to it: of a PCI address as far as the function, else one part.
 fn split_names(names: &str) -> impl Iterator<Item = String> + '_ {
-    let mut parts = names.split(':').peekable();
+    let mut parts = names.split(':');
     std::iter::from_fn(move || {
         let mut name = parts.next()?.to_owned();
-        if name == "vfio" {
-            while let Some(part) = parts.next() {
-                name.push(':');
-                name.push_str(part);
-                if part.contains('.') || !part.bytes().all(|b| b.is_ascii_hexdigit()) {
-                    break;
-                }
-            }
-        }
-        if name == "dma_heap"
-            && let Some(heap) = parts.next()
-        {
+        let mut more = name == "vfio" || name == "dma_heap";
+        let device = name == "vfio";
+        while more && let Some(part) = parts.next() {
             name.push(':');
-            name.push_str(heap);
+            name.push_str(part);
+            // `0000` and `00` go on, `02.0` and `i8042` end it.
+            more = device && part.bytes().all(|b| b.is_ascii_hexdigit());
         }
         Some(name)
     })

@@ -76,7 +76,7 @@ struct Bound {
 }
 
 /// An open VFIO device.
-pub(super) struct VfioFile {
+struct VfioFile {
     node: Arc<Node>,
     bound: Mutex<Option<Bound>>,
 }
@@ -224,7 +224,7 @@ impl VfioFile {
     }
 
     /// The device memory at a file position.
-    pub(super) fn memory(&self, pos: u64) -> Result<(Arc<MemoryObject>, u64)> {
+    fn memory(&self, pos: u64) -> Result<(Arc<MemoryObject>, u64)> {
         self.check_bound()?;
         let index = u32::try_from(pos >> abi::REGION_SHIFT).map_err(|_| Errno::EINVAL)?;
         if index >= self.backend().counts().0 {

@@ -35,7 +35,6 @@ use alloc::vec::Vec;
 use linux_uapi::vfio as abi;
 
 use crate::device::Device;
-use crate::fs::File;
 use crate::iommu::Ioas;
 use crate::ipc::eventfd::EventFd;
 use crate::mm::MemoryObject;
@@ -218,15 +217,6 @@ impl SetIrqs {
             })
             .map(|i| self.start + i)
     }
-}
-
-/// The device memory that lies at `offset` of the VFIO file `file`, and where in it: for a server that answers a mapping
-/// with a BAR of its device.
-///
-/// # Errors
-/// `EINVAL` for another file or a region that cannot be mapped.
-pub fn memory_of(file: &File, offset: u64) -> Result<(Arc<MemoryObject>, u64)> {
-    file.ops::<file::VfioFile>().ok_or(Errno::EINVAL)?.memory(offset)
 }
 
 /// Registers all devices.
