@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use linux_uapi::Errno;
@@ -25,6 +25,9 @@ pub trait FenceSource {
 
     /// Signals it.
     fn signal(&mut self, fence: u64);
+
+    /// Whether a descriptor that a client gave is a `sync_file`.
+    fn is_fence(&self, fd: &OwnedFd) -> bool;
 }
 
 /// Fences on timelines of `/dev/sw_sync`, one timeline each, since they signal in any order.
@@ -54,6 +57,15 @@ impl FenceSource for SwSyncFences {
         if let Some(timeline) = self.open.remove(&fence) {
             // Closing the timeline signals the fence, too, though as failed.
             let _ = timeline.advance(1);
+        }
+    }
+
+    fn is_fence(&self, fd: &OwnedFd) -> bool {
+        // The name that the kernel shows for a descriptor tells what it is; without procfs, the client is believed: what it
+        // gave is polled and nothing else.
+        match std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())) {
+            Ok(link) => link.as_os_str().as_encoded_bytes().ends_with(b"sync_file"),
+            Err(_) => true,
         }
     }
 }
@@ -119,18 +131,11 @@ impl Fence {
     }
 }
 
-/// The name that the kernel shows for a descriptor tells what it is. `None`: it does not show one (no procfs).
-fn is_sync_file(fd: &OwnedFd) -> Option<bool> {
-    use std::os::fd::AsRawFd;
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
-    Some(link.as_os_str().as_encoded_bytes().ends_with(b"sync_file"))
-}
-
 impl Card {
     /// The fence of a caller's `sync_file`.
     pub(crate) fn grab_fence(&self, cx: &Cx<'_>, fd: i32) -> Outcome<Rc<Fence>> {
         match cx.channel.grab_fd(cx.unique, fd).map_err(|_| Errno::EINVAL)? {
-            Grabbed::Fd(fd) if is_sync_file(&fd) != Some(false) => Ok(Fence::of(fd)),
+            Grabbed::Fd(fd) if self.fence_source.is_fence(&fd) => Ok(Fence::of(fd)),
             _ => Err(Errno::EINVAL.into()),
         }
     }

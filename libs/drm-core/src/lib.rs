@@ -38,6 +38,8 @@ mod server;
 pub mod state;
 mod syncobj;
 mod sysfs;
+#[cfg(test)]
+mod tests;
 pub mod uapi;
 mod vblank;
 

@@ -2,6 +2,8 @@
 
 pub(crate) mod edid;
 pub mod standard;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Ordering;
 

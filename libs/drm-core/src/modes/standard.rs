@@ -72,8 +72,9 @@ pub fn cvt(width: u16, height: u16, refresh: u32, reduced: bool) -> Option<Mode>
         let blank = blank - blank % 16;
         htotal = width + blank;
         hsync_end = width + blank / 2;
-        let start = hsync_end - htotal * 8 / 100;
-        hsync_start = start + 8 - start % 8;
+        // 8 % of the line, in whole cells of 8.
+        let sync = htotal * 8 / 100;
+        hsync_start = hsync_end - (sync - sync % 8);
     }
     let clock = htotal * FACTOR * 1000 / period;
     let clock = clock - clock % 250;

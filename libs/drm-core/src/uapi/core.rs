@@ -45,7 +45,7 @@ uapi! {
     struct SyncobjArray { handles: u64, count_handles: u32, pad: u32 }
     struct SyncobjTimelineArray { handles: u64, points: u64, count_handles: u32, flags: u32 }
 
-    struct Event { kind: u32, length: u32 }
+    struct EventHeader { kind: u32, length: u32 }
     struct EventVblank {
         kind: u32, length: u32, user_data: u64, tv_sec: u32, tv_usec: u32, sequence: u32, crtc_id: u32,
     }

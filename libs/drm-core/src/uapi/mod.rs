@@ -8,6 +8,8 @@
 mod core;
 pub mod fourcc;
 mod mode;
+#[cfg(test)]
+mod tests;
 
 pub use self::core::*;
 pub use mode::*;
