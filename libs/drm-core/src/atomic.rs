@@ -346,7 +346,7 @@ fn gamma_of(blob: &Blob, size: u32) -> Result<Rc<[[u16; 3]]>, Errno> {
 
 /// The rectangles in an `FB_DAMAGE_CLIPS` blob.
 fn damage_of(blob: &Blob) -> Result<Rc<[Rect]>, Errno> {
-    if blob.data.len() % size_of::<ModeRect>() != 0 {
+    if !blob.data.len().is_multiple_of(size_of::<ModeRect>()) {
         return Err(Errno::EINVAL);
     }
     let rect = |bytes: &[u8]| {

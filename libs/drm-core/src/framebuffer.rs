@@ -184,9 +184,9 @@ impl Card {
     pub(crate) fn dirty_fb(&mut self, cx: &Cx<'_>, dirty: &FbDirty) -> Outcome<i32> {
         let fb = self.framebuffer(dirty.fb_id)?;
         let count = dirty.num_clips;
-        let kind = dirty.flags & DRM_MODE_FB_DIRTY_FLAGS;
+        let copy = dirty.flags & DRM_MODE_FB_DIRTY_ANNOTATE_COPY != 0;
         if (count == 0) != (dirty.clips_ptr == 0)
-            || kind == DRM_MODE_FB_DIRTY_ANNOTATE_COPY && count % 2 != 0
+            || copy && !count.is_multiple_of(2)
             || count > DRM_MODE_FB_DIRTY_MAX_CLIPS
         {
             return Err(Errno::EINVAL.into());
@@ -194,7 +194,7 @@ impl Card {
         let clips: Vec<ClipRect> = cx.read_slice(dirty.clips_ptr, count as usize)?;
         let clips = (count != 0).then(|| {
             // Of a copy, every second rectangle is the source, which does not change.
-            let step = if kind == DRM_MODE_FB_DIRTY_ANNOTATE_COPY { 2 } else { 1 };
+            let step = if copy { 2 } else { 1 };
             let rect = |clip: &ClipRect| Rect {
                 x1: clip.x1.into(),
                 y1: clip.y1.into(),

@@ -44,7 +44,7 @@ pub fn cvt(width: u16, height: u16, refresh: u32, reduced: bool) -> Option<Mode>
     if width == 0 || lines == 0 || rate > 1000 {
         return None;
     }
-    let ratio = |numerator: u64, denominator: u64| lines % denominator == 0 && lines * numerator / denominator == width;
+    let ratio = |numerator: u64, denominator: u64| lines * numerator == width * denominator;
     let vsync = match () {
         () if ratio(4, 3) => 4,
         () if ratio(16, 9) => 5,
@@ -252,7 +252,7 @@ pub(crate) fn cta(code: u8) -> Option<Mode> {
 
 /// The clock of a CTA-861 format's other rate: 60 Hz formats come at 59.94 Hz, too, and the old sizes the other way round.
 pub(crate) fn cta_other_clock(mode: &Mode) -> u32 {
-    if mode.refresh() % 6 != 0 {
+    if !mode.refresh().is_multiple_of(6) {
         return mode.clock;
     }
     let scale = |numerator: u32, denominator: u32| {

@@ -110,6 +110,8 @@ fn the_cursor_is_a_plane_that_waits_for_nothing() {
     assert!(client.program.ioctl_begin(&mut world.card, fh, cmd.0, arg).is_ok(), "it is answered at once");
     let plane = world.card.state.planes[1].clone();
     assert_eq!((plane.crtc, plane.crtc_x, plane.crtc_w, plane.hotspot_x), (Some(0), -5, 64, 3));
+    drop(plane);
+    assert!(world.log.borrow().commits.last().unwrap().unpaced);
     assert!(world.log.borrow().commits.last().unwrap().unpaced);
     cursor.flags = DRM_MODE_CURSOR_MOVE;
     cursor.x = 77;

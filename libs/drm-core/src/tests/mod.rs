@@ -281,7 +281,6 @@ impl World {
     }
 
     /// An ioctl that may wait: then its number and where its argument is.
-    #[expect(clippy::result_large_err, reason = "a test's helper")]
     pub(super) fn begin<T: IntoBytes + FromBytes + Immutable>(
         &mut self,
         client: &mut Client,
