@@ -96,6 +96,10 @@ fn add_seals(object: &MemoryObject, file: &File, arg: u64) -> Result {
     if !file.mode().contains(FileMode::WRITE) {
         return Err(Errno::EPERM);
     }
-    let seals = u32::try_from(arg).ok().and_then(Seals::from_bits).ok_or(Errno::EINVAL)?;
+    let mut seals = u32::try_from(arg).ok().and_then(Seals::from_bits).ok_or(Errno::EINVAL)?;
+    if seals.contains(Seals::EXEC) && file.inode().is_some_and(|inode| inode.mode() & 0o111 != 0) {
+        // An executable file that may not change its mode may not change its contents either (Linux 6.3).
+        seals |= Seals::SHRINK | Seals::GROW | Seals::WRITE | Seals::FUTURE_WRITE;
+    }
     object.add_seals(seals)
 }

@@ -820,11 +820,6 @@ impl MemoryObject {
         if seals.contains(Seals::WRITE) && !self.seals().contains(Seals::WRITE) && map.writable > 0 {
             return Err(Errno::EBUSY);
         }
-        let mut seals = seals;
-        if seals.contains(Seals::EXEC) {
-            // An executable memfd that may not change its mode may not change its contents either (Linux 6.3).
-            seals |= Seals::SHRINK | Seals::GROW | Seals::WRITE | Seals::FUTURE_WRITE;
-        }
         self.seals.fetch_or(seals.bits(), Ordering::AcqRel);
         Ok(())
     }
