@@ -262,11 +262,9 @@ impl Token {
                 }
             }
             Key::Env(name) => self.assign_property(event, name),
-            Key::Name => {
-                if event.device.interface().is_some() {
-                    let name = event.substitute(&self.value, false);
-                    event.name.set(text::replace_unsafe(&name, ""), is_final);
-                }
+            Key::Name if event.device.interface().is_some() => {
+                let name = event.substitute(&self.value, false);
+                event.name.set(text::replace_unsafe(&name, ""), is_final);
             }
             Key::Link => self.assign_links(event, replaces, is_final),
             Key::Attr(name) => {
