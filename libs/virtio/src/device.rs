@@ -97,6 +97,21 @@ impl<T: Transport> Device<T> {
         Err(Error::Broken("the configuration never holds still"))
     }
 
+    /// Reads an array of bytes of the configuration, byte by byte: a device whose configuration ends in the middle of a word
+    /// answers a wider read of its end with ones.
+    pub fn config_bytes(&self, offset: usize, into: &mut [u8]) -> Result<()> {
+        for _ in 0..64 {
+            let before = self.transport.config_generation();
+            for (at, byte) in into.iter_mut().enumerate() {
+                self.transport.config_read(offset + at, core::slice::from_mut(byte));
+            }
+            if self.transport.config_generation() == before {
+                return Ok(());
+            }
+        }
+        Err(Error::Broken("the configuration never holds still"))
+    }
+
     /// Reads a 32-bit field of the configuration.
     pub fn config_u32(&self, offset: usize) -> Result<u32> {
         Ok(u32::from_le_bytes(self.config(offset)?))

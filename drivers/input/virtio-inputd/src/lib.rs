@@ -53,8 +53,9 @@ fn ask<T: Transport>(device: &mut Device<T>, select: u8, subselect: u8) -> Resul
     device.transport_mut().config_write(config::SELECT, &[select])?;
     device.transport_mut().config_write(config::SELECT + 1, &[subselect])?;
     let [size] = device.config::<1>(config::SIZE)?;
-    let all = device.config::<{ config::DATA_LEN }>(config::DATA)?;
-    Ok(all[..usize::from(size).min(config::DATA_LEN)].to_vec())
+    let mut data = vec![0; usize::from(size).min(config::DATA_LEN)];
+    device.config_bytes(config::DATA, &mut data)?;
+    Ok(data)
 }
 
 /// The bits that are set in a bitmap, below a limit.
