@@ -373,7 +373,7 @@ impl Device {
             env.push(("MINOR".into(), node.minor.to_string().into()));
             env.push(("DEVNAME".into(), node.name.as_str().into()));
             if node.mode != 0 {
-                env.push(("DEVMODE".into(), format!("{:#o}", node.mode & 0o777).replace("0o", "0").into()));
+                env.push(("DEVMODE".into(), format!("0{:o}", node.mode & 0o777).into()));
             }
             if node.uid != 0 {
                 env.push(("DEVUID".into(), node.uid.to_string().into()));

@@ -27,8 +27,7 @@ mod tree;
 
 use alloc::sync::Arc;
 
-use fuse_abi::scheme::{SCHEME_MAJOR, SCHEME_MINOR};
-use linux_uapi::raw::general as uapi;
+use fuse_abi::scheme::SCHEME_MINOR;
 
 pub use connection::{Connection, Owner, Snapshot};
 pub use device::DeviceServer;
@@ -37,8 +36,9 @@ pub use request::{CallOptions, Message, OnKill, Reply, ReplySize};
 pub use server::ServerFile;
 
 use crate::Result;
-use crate::fs::dev::{CharDevice, make_dev, register_chrdev};
-use crate::fs::{File, FileOps, Inode, devfs};
+use crate::device::register_misc;
+use crate::fs::dev::CharDevice;
+use crate::fs::{File, FileOps, Inode};
 use crate::{dmabuf, ipc, mm};
 
 /// The minor of `/dev/fuse` among the miscellaneous devices.
@@ -57,10 +57,9 @@ impl CharDevice for FuseDevice {
 /// # Errors
 /// `EBUSY` when a number is taken, `EEXIST` when a name is.
 pub fn init() -> Result {
-    register_chrdev(SCHEME_MAJOR, FUSE_MINOR, 1, "misc", Arc::new(FuseDevice))?;
-    devfs::create_node("fuse", uapi::S_IFCHR | 0o666, make_dev(SCHEME_MAJOR, FUSE_MINOR))?;
-    register_chrdev(SCHEME_MAJOR, SCHEME_MINOR, 1, "misc", Arc::new(device::SchemeDevice))?;
-    devfs::create_node("scheme", uapi::S_IFCHR | 0o600, make_dev(SCHEME_MAJOR, SCHEME_MINOR))?;
+    // As device managers leave it; whether a file system may be mounted is decided by mount(2).
+    register_misc("fuse", FUSE_MINOR, 0o666, Arc::new(FuseDevice))?;
+    register_misc("scheme", SCHEME_MINOR, 0, Arc::new(device::SchemeDevice))?;
     tree::init()
 }
 
