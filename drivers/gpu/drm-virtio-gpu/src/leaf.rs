@@ -375,8 +375,10 @@ impl<T: Transport, A: BackingAllocator> Driver for VirtioGpu<T, A> {
             min_size: (32, 32),
             max_size: (8192, 8192),
             cursor_size: (64, 64),
+            preferred_depth: 0,
             render: true,
             syncobj: true,
+            syncobj_timeline: true,
             cursor_hotspot: true,
             ..Features::default()
         }

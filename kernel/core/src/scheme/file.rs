@@ -250,10 +250,8 @@ impl OpenFile {
     fn ioctl_once(&self, f: &File, message: Message, arg: UserAddr, out_size: usize) -> Result<Option<i64>> {
         // A retry may be longer than the answer that the command asks for.
         let tail = out_size.max(abi::RETRY_MAX * size_of::<IoctlIovec>());
-        let reply = self.call(f, message, ReplySize::with_tail::<IoctlOut>(tail)).map_err(|error| match error {
-            Errno::ENOSYS => Errno::ENOTTY,
-            other => other,
-        })?;
+        // ENOSYS is the device's answer as any other: DRM has ioctls that only some cards implement.
+        let reply = self.call(f, message, ReplySize::with_tail::<IoctlOut>(tail))?;
         let (out, body) = reply.read::<IoctlOut>()?;
         if out.flags & IoctlFlags::RETRY.bits() != 0 {
             self.fault_in(&out, body)?;
