@@ -23,6 +23,7 @@ pub mod file;
 mod publish;
 pub mod request;
 pub mod server;
+mod tests;
 mod tree;
 
 use alloc::sync::Arc;
