@@ -58,7 +58,7 @@ impl Card {
         }
         self.follow_dpms(&change);
         if change.unpaced {
-            self.hurry(change.crtcs);
+            self.hurry(&change);
         }
         let fences: Vec<_> = fences.into_iter().filter(|fence| !fence.signalled()).collect();
         let id = self.next_flight;
@@ -160,11 +160,11 @@ impl Card {
         }
     }
 
-    /// Launches what still waits for fences on these CRTCs: something that cannot wait comes after it.
-    fn hurry(&mut self, crtcs: u32) {
+    /// Launches what still waits for fences with a plane of this change: what cannot wait comes after it, not before.
+    pub(crate) fn hurry(&mut self, change: &Change) {
         let mut flights = std::mem::take(&mut self.flights);
         for flight in &mut flights {
-            if !flight.launched && flight.crtcs & crtcs != 0 {
+            if !flight.launched && flight.change.planes & change.planes != 0 {
                 flight.fences.clear();
                 self.launch(flight);
             }

@@ -37,7 +37,7 @@ impl Connector {
             id,
             number,
             name: format!("{}-{number}", spec.kind.name()),
-            properties: property::of_connector(spec.edid),
+            properties: property::of_connector(spec),
             connected: false,
             modes: Vec::new(),
             millimetres: (0, 0),

@@ -302,6 +302,7 @@ impl Card {
                 return;
             }
             if let Ok(change) = self.check(update) {
+                self.hurry(&change);
                 self.submit(change, Vec::new(), Vec::new());
                 return;
             }

@@ -3,7 +3,7 @@
 //! Names, flags, ranges and order are Linux's (`drm_mode_create_standard_properties`, `drm_connector_init`,
 //! `__drm_crtc_init_with_planes`, `__drm_universal_plane_init`), so that a client sees the same list on the same card.
 
-use crate::driver::{Features, PlaneKind, PlaneSpec, Topology};
+use crate::driver::{ConnectorKind, ConnectorSpec, Features, PlaneKind, PlaneSpec, Topology};
 use crate::uapi::*;
 
 /// Which property it is.
@@ -154,11 +154,12 @@ pub(crate) fn create(mut allocate: impl FnMut() -> u32, features: &Features, top
         .collect()
 }
 
-/// A connector's properties, in order.
-pub(crate) fn of_connector(edid: bool) -> Vec<Key> {
+/// A connector's properties, in order. Linux's virtual connectors get their EDID last, by their driver.
+pub(crate) fn of_connector(connector: &ConnectorSpec) -> Vec<Key> {
     let mut keys = vec![Key::Dpms, Key::LinkStatus, Key::NonDesktop, Key::Tile, Key::CrtcId];
-    if edid {
-        keys.insert(0, Key::Edid);
+    if connector.edid {
+        let at = if connector.kind == ConnectorKind::Virtual { keys.len() } else { 0 };
+        keys.insert(at, Key::Edid);
     }
     keys
 }

@@ -221,7 +221,7 @@ pub struct Change {
     pub modesets: u32,
     /// Bit n: plane n is part of the change.
     pub planes: u64,
-    /// No flip to wait for: a cursor move, or dirty rectangles.
+    /// No flip to wait for: a cursor move, dirty rectangles, or a framebuffer that was removed.
     pub unpaced: bool,
 }
 

@@ -271,7 +271,7 @@ fn other_rate(mode: &Mode) -> Option<Mode> {
         let other = cta_other_clock(format);
         strip(format).same_timing(&strip(mode)) && (mode.clock == format.clock || mode.clock == other)
     };
-    let mut format = (1..=97).filter_map(cta).find(matches)?;
+    let mut format = (1..=127).filter_map(cta).find(matches)?;
     let other = cta_other_clock(&format);
     if other == format.clock {
         return None;

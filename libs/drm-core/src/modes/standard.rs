@@ -140,7 +140,8 @@ pub(crate) fn dmt() -> Vec<Dmt> {
     fixed(exact(261_000, 1792, (96, 216, 2456), 1344, (1, 3, 1417), NP));
     fixed(exact(218_250, 1856, (96, 224, 2528), 1392, (1, 3, 1439), NP));
     fixed(exact(288_000, 1856, (128, 224, 2560), 1392, (1, 3, 1500), NP));
-    fixed(exact(148_500, 1920, (88, 44, 2200), 1080, (4, 5, 1125), PP));
+    // VESA says positive polarities; clients know what Linux's list says.
+    fixed(exact(148_500, 1920, (88, 44, 2200), 1080, (4, 5, 1125), NN));
     fixed(exact(234_000, 1920, (128, 208, 2600), 1440, (1, 3, 1500), NP));
     fixed(exact(297_000, 1920, (144, 224, 2640), 1440, (1, 3, 1500), NP));
     for (width, height) in
@@ -218,6 +219,9 @@ pub fn preferred_cvt(width: u16, height: u16) -> Option<Mode> {
 pub(crate) fn cta(code: u8) -> Option<Mode> {
     const WIDE: u32 = DRM_MODE_FLAG_PIC_AR_16_9;
     const OLD: u32 = DRM_MODE_FLAG_PIC_AR_4_3;
+    const ULTRA: u32 = DRM_MODE_FLAG_PIC_AR_64_27;
+    const CINEMA: u32 = DRM_MODE_FLAG_PIC_AR_256_135;
+    let cinema = |clock, front, total| exact(clock, 4096, (front, 88, total), 2160, (8, 10, 2250), PP | CINEMA);
     let p720 = |clock, front, total| exact(clock, 1280, (front, 40, total), 720, (5, 5, 750), PP | WIDE);
     let p1080 = |clock, front, total| exact(clock, 1920, (front, 44, total), 1080, (4, 5, 1125), PP | WIDE);
     let p2160 = |clock, front, total| exact(clock, 3840, (front, 88, total), 2160, (8, 10, 2250), PP | WIDE);
@@ -246,6 +250,15 @@ pub(crate) fn cta(code: u8) -> Option<Mode> {
         95 => p2160(297_000, 176, 4400),
         96 => p2160(594_000, 1056, 5280),
         97 => p2160(594_000, 176, 4400),
+        89 => exact(185_625, 2560, (548, 44, 3300), 1080, (4, 5, 1125), PP | ULTRA),
+        90 => exact(198_000, 2560, (248, 44, 3000), 1080, (4, 5, 1100), PP | ULTRA),
+        98 => cinema(297_000, 1020, 5500),
+        99 => cinema(297_000, 968, 5280),
+        100 => cinema(297_000, 88, 4400),
+        101 => cinema(594_000, 968, 5280),
+        102 => cinema(594_000, 88, 4400),
+        126 => exact(742_500, 5120, (1096, 88, 6600), 2160, (8, 10, 2250), PP | ULTRA),
+        127 => exact(742_500, 5120, (164, 88, 5500), 2160, (8, 10, 2250), PP | ULTRA),
         _ => return None,
     })
 }

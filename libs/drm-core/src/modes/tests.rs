@@ -91,8 +91,8 @@ fn sample() -> Vec<u8> {
     for code in edid[38..54].chunks_exact_mut(2) {
         code.copy_from_slice(&[1, 1]);
     }
-    // 1280x1024@60 (5:4), 1920x1080@60 (16:9).
-    edid[38..42].copy_from_slice(&[0x81, 0x80, 0xd1, 0xc0]);
+    // 1280x1024@60 (5:4); the rest is empty.
+    edid[38..40].copy_from_slice(&[0x81, 0x80]);
     edid[54..72].copy_from_slice(&[
         0x64, 0x19, 0x00, 0x40, 0x41, 0x00, 0x26, 0x30, 0x18, 0x88, 0x36, 0x00, 4, 195, 0x10, 0, 0, 0x18,
     ]);

@@ -293,3 +293,30 @@ fn an_object_in_use_outlives_its_name() {
     world.settle();
     assert_eq!(world.ioctl(&mut client, 0xac, &mut get), Err(IoErrno::NOENT));
 }
+
+#[test]
+fn a_cursor_does_not_hurry_a_picture_and_a_removal_comes_after_it() {
+    let mut world = World::new();
+    let (mut client, _) = world.lit_client();
+    let fb = world.fb(&mut client, 1024, 768, DRM_FORMAT_XRGB8888);
+    let fence = new_fence();
+    let fd = client.program.install(&fence);
+    let flip = [(world.plane(0), "FB_ID", u64::from(fb)), (world.plane(0), "IN_FENCE_FD", fd as u64)];
+    let before = world.log.borrow().commits.len();
+    world.atomic(&mut client, &flip, NONBLOCK).unwrap();
+    let dumb = world.dumb(&mut client, 64, 64);
+    let mut cursor = Cursor2 {
+        flags: DRM_MODE_CURSOR_BO,
+        crtc_id: world.crtc(0),
+        width: 64,
+        height: 64,
+        handle: dumb.handle,
+        ..Default::default()
+    };
+    world.ioctl(&mut client, 0xbb, &mut cursor).unwrap();
+    let planes = |world: &World| world.log.borrow().commits[before..].iter().map(|c| c.planes).collect::<Vec<_>>();
+    assert_eq!(planes(&world), [1 << 1], "the cursor alone");
+    world.ioctl(&mut client, 0xaf, &mut { fb }).unwrap();
+    assert_eq!(planes(&world), [1 << 1, 1, 1], "the picture, then nothing in its place");
+    assert!(!world.log.borrow().commits.last().unwrap().new.planes[0].visible());
+}

@@ -28,7 +28,7 @@ fn properties_are_those_of_linux() {
     assert_eq!(names(&mut world, &mut client, plane), ["type"]);
     assert_eq!(
         names(&mut world, &mut client, connector),
-        ["EDID", "DPMS", "link-status", "non-desktop", "TILE"],
+        ["DPMS", "link-status", "non-desktop", "TILE", "EDID"],
         "CRTC_ID is for atomic clients"
     );
     world.go_atomic(&mut client);
