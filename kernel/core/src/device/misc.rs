@@ -10,7 +10,7 @@ use crate::{
     fs::dev::{self, CharDevice},
 };
 
-// Minors in the range that Linux gives out dynamically: 125 udmabuf, 124 sw_sync, 123 iommu, 122 vtcon.
+// Minors in the range that Linux gives out dynamically: 125 udmabuf, 124 sw_sync, 122 iommu, 121 vtcon.
 
 /// The major number.
 pub const MISC_MAJOR: u32 = 10;
