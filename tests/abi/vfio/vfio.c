@@ -158,6 +158,8 @@ struct rng {
     volatile uint8_t *ring;
     uint64_t address;
     unsigned posted;
+    uint8_t *bars[6];
+    size_t len[6];
 };
 
 #define R8(p, at) (*(volatile uint8_t *)((p) + (at)))
@@ -168,7 +170,8 @@ struct rng {
 /* Sets the device up with one queue of 8 whose parts lie in the first three pages of the buffer. */
 static int rng_start(int dev, int iommu, uint32_t ioas, struct rng *r, int vector)
 {
-    uint8_t *bars[6] = { 0 };
+    uint8_t **bars = r->bars;
+    memset(r, 0, sizeof *r);
     uint32_t multiplier = 0, notify_at = 0, common_at = 0;
     int notify_bar = -1, common_bar = -1, fd;
     for (unsigned at = config(dev, 0x34, 1), n = 0; at >= 0x40 && n < 48; at = config(dev, at + 1, 1), n++) {
@@ -187,6 +190,7 @@ static int rng_start(int dev, int iommu, uint32_t ioas, struct rng *r, int vecto
             struct region g = { sizeof g, 0, i, 0, 0, 0 };
             if (ioctl(dev, GET_REGION, &g))
                 return -1;
+            r->len[i] = g.size;
             bars[i] = mmap(NULL, g.size, PROT_READ | PROT_WRITE, MAP_SHARED, dev, g.offset);
             if (bars[i] == MAP_FAILED)
                 return -1;
@@ -433,6 +437,14 @@ static void driver(const char *node, int iommu)
     }
     close(dev), close(e[0]), close(e[1]);
     munmap((void *)r.ring, 16384);
+    /* A mapped BAR keeps the device. */
+    int second = open(node, O_RDWR);
+    FAILS(EBUSY, bind_to(second, iommu));
+    for (int i = 0; i < 6; i++)
+        if (r.len[i])
+            munmap(r.bars[i], r.len[i]);
+    CHECK(bind_to(second, iommu) == 0);
+    close(second);
 }
 
 /* The driver is killed in the middle of its work. */
