@@ -98,12 +98,12 @@ pub fn input(cookie: u64, name: &str, parent: &Parent, description: &Description
 /// `eventN`.
 pub fn event(cookie: u64, minor: u32, input: u64) -> Device {
     let name = event_name(minor);
-    // As the kernel makes it: for root alone, until the device manager says otherwise.
+    // No mode, as on Linux: root alone has it, until a rule of the device manager gives the group its rights.
     Device::new(cookie, &name).parent(&Parent::Cookie(input)).class("input").node(
         NodeKind::Char,
         INPUT_MAJOR,
         minor,
-        0o600,
+        0,
         &format!("input/{name}"),
     )
 }

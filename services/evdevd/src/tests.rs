@@ -152,7 +152,7 @@ fn a_device_looks_in_sysfs_as_linux_shows_it() {
         "name=event0",
         "parent=cookie:4294967296",
         "class=input",
-        "node=c:13:64:0600:0:0:input/event0",
+        "node=c:13:64:0000:0:0:input/event0",
     ];
     assert_eq!(event, expected);
 }
