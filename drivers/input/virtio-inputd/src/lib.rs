@@ -55,6 +55,9 @@ fn ask<T: Transport>(device: &mut Device<T>, select: u8, subselect: u8) -> Resul
     let [size] = device.config::<1>(config::SIZE)?;
     let mut data = vec![0; usize::from(size).min(config::DATA_LEN)];
     device.config_bytes(config::DATA, &mut data)?;
+    // No more than there is: beyond its end a device's configuration reads as ones.
+    let mut data = vec![0; usize::from(size).min(config::DATA_LEN)];
+    device.transport().config_read(config::DATA, &mut data);
     Ok(data)
 }
 
@@ -99,11 +102,11 @@ pub fn describe<T: Transport>(device: &mut Device<T>, address: &str, parent: &st
         (EV_LED, linux_uapi::input::codes::LED_CNT),
         (EV_SND, linux_uapi::input::codes::SND_CNT),
         (EV_SW, linux_uapi::input::codes::SW_CNT),
-        // Delay and period are ours to keep; that the device asks for repetition is all it says.
+        // Delay and period are ours to keep; that the device answers at all asks for repetition.
         (EV_REP, 0),
     ] {
         let bitmap = ask(device, config::EVENT_BITS, kind as u8)?;
-        if bitmap.iter().any(|byte| *byte != 0) {
+        if bitmap.iter().any(|byte| *byte != 0) || kind == EV_REP && !bitmap.is_empty() {
             codes.push((kind, bits(&bitmap, count)));
         }
     }

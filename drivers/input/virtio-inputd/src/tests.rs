@@ -35,7 +35,8 @@ impl Model for Keyboard {
             (config::EVENT_BITS, EV_KEY) => bitmap(&[KEY_A, KEY_B, BTN_LEFT]),
             (config::EVENT_BITS, EV_LED) => bitmap(&[LED_CAPSL]),
             (config::EVENT_BITS, EV_ABS) => bitmap(&[ABS_Y]),
-            (config::EVENT_BITS, EV_REP) => bitmap(&[REP_DELAY, REP_PERIOD]),
+            // QEMU's keyboards answer, and set no bit.
+            (config::EVENT_BITS, EV_REP) => vec![0],
             (config::ABS_INFO, ABS_Y) => [0i32, 0x7fff, 2, 1, 9].iter().flat_map(|n| n.to_le_bytes()).collect(),
             _ => Vec::new(),
         };
