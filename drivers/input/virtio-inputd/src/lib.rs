@@ -53,11 +53,9 @@ fn ask<T: Transport>(device: &mut Device<T>, select: u8, subselect: u8) -> Resul
     device.transport_mut().config_write(config::SELECT, &[select])?;
     device.transport_mut().config_write(config::SELECT + 1, &[subselect])?;
     let [size] = device.config::<1>(config::SIZE)?;
-    let mut data = vec![0; usize::from(size).min(config::DATA_LEN)];
-    device.config_bytes(config::DATA, &mut data)?;
     // No more than there is: beyond its end a device's configuration reads as ones.
     let mut data = vec![0; usize::from(size).min(config::DATA_LEN)];
-    device.transport().config_read(config::DATA, &mut data);
+    device.config_bytes(config::DATA, &mut data)?;
     Ok(data)
 }
 
