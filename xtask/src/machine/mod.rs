@@ -54,7 +54,8 @@ impl Kernel {
 }
 
 /// A display device.
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Gpu {
     /// virtio-gpu.
     Virtio,
@@ -63,6 +64,7 @@ pub enum Gpu {
     /// The standard VGA card.
     Std,
     /// None.
+    #[default]
     None,
 }
 

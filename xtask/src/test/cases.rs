@@ -9,7 +9,7 @@
 //! ```
 
 use crate::archive::Addition;
-use crate::machine::Kernel;
+use crate::machine::{Gpu, Kernel};
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use guest_protocol::Status;
@@ -41,6 +41,9 @@ pub struct File {
     /// Words for the kernel's command line.
     #[serde(default)]
     pub append: String,
+    /// Its display device.
+    #[serde(default)]
+    pub gpu: Gpu,
     /// Files to put in, relative to the checkout.
     #[serde(default)]
     pub add: Vec<String>,
@@ -90,6 +93,10 @@ pub struct Case {
     /// What standard error must hold.
     #[serde(default)]
     pub stderr_has: Vec<String>,
+    /// What the screen shows when the command has ended: `WIDTHxHEIGHT DIGEST`, the digest being the first 16 digits of the
+    /// SHA-256 of the pixels, three bytes each.
+    #[serde(default)]
+    pub picture: Option<String>,
     /// Seconds.
     #[serde(default = "minute")]
     pub timeout: u64,

@@ -7,8 +7,10 @@ use super::cases::{self, Case, File};
 use super::{Tally, unit};
 use crate::guest::{agent_of, show_log};
 use crate::machine::link::{Link, Outcome, Output, Request};
+use crate::machine::qmp::Qmp;
 use crate::machine::{Boot, Gpu, Kernel, Machine, Options};
 use crate::toolchain::host_cargo;
+use crate::vm::screen;
 use anyhow::{Context, Result};
 use std::io::Cursor;
 use std::os::unix::net::UnixStream;
@@ -68,12 +70,12 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
         ..Options::of(&file.image, kernel)
     };
     let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
-    let boot = Boot::prepare(&options, Gpu::None, folder.path())?;
+    let boot = Boot::prepare(&options, file.gpu, folder.path())?;
     let (alone, shared): (Vec<&Case>, Vec<&Case>) = wanted.into_iter().partition(|case| case.alone);
     for batch in std::iter::once(shared).chain(alone.into_iter().map(|case| vec![case])) {
         let mut rest = batch.as_slice();
         while !rest.is_empty() {
-            let done = run_batch(&options, &boot, rest, |case, problem, time| {
+            let done = run_batch(&options, &boot, file.gpu, rest, |case, problem, time| {
                 let name = format!("{} {}", kernel.name(), full(case));
                 tally.count(problem.is_none());
                 match problem {
@@ -100,15 +102,20 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
 fn run_batch(
     options: &Options,
     boot: &Boot,
+    gpu: Gpu,
     cases: &[&Case],
     mut report: impl FnMut(&Case, Option<String>, Duration),
 ) -> Result<usize> {
     let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
-    let machine = Machine::start(options, boot, Gpu::None, folder.path(), false)?;
+    let machine = Machine::start(options, boot, gpu, folder.path(), false)?;
     let mut link = agent_of(&machine)?;
     for (number, case) in cases.iter().enumerate() {
         let start = Instant::now();
-        let (problem, usable) = run_case(&machine, &mut link, case)?;
+        let (mut problem, usable) = run_case(&machine, &mut link, case)?;
+        if let (Some(expected), None) = (&case.picture, &problem) {
+            let shown = screen::digest(&mut Qmp::connect(&folder.path().join("qmp.sock"))?, folder.path())?;
+            problem = (shown != *expected).then(|| format!("the screen shows {shown:?}, not {expected:?}"));
+        }
         if !usable {
             show_log(&machine.console());
         }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 mod attach;
 mod input;
 mod keys;
-mod screen;
+pub mod screen;
 
 /// Options of `vm`.
 #[derive(clap::Args, Debug)]

@@ -3,6 +3,7 @@
 use crate::machine::qmp::Qmp;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::BufWriter;
 use std::path::Path;
@@ -26,6 +27,14 @@ pub fn save(qmp: &mut Qmp, folder: &Path, file: &Path) -> Result<()> {
     writer.write_image_data(picture.pixels)?;
     writer.finish()?;
     Ok(())
+}
+
+/// What the screen shows in a line: width and height, and the first 16 digits of the SHA-256 of its pixels.
+pub fn digest(qmp: &mut Qmp, folder: &Path) -> Result<String> {
+    let dump = dump(qmp, folder)?;
+    let picture = parse(&dump)?;
+    let hash: String = Sha256::digest(picture.pixels).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("{}x{} {hash}", picture.width, picture.height))
 }
 
 /// Width and height of the screen.
