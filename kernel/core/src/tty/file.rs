@@ -23,7 +23,8 @@ const WAKEUP_CHARS: usize = 256;
 pub struct TtyFile {
     pub(super) tty: Arc<Tty>,
     generation: u32,
-    /// Opened through `/dev/console`: writes ignore `TOSTOP`.
+    /// Opened through `/dev/console`: writes ignore `TOSTOP`, and a hang-up of the line below, as each new login makes
+    /// one, leaves the file alone (Linux's `__tty_hangup` passes over such files).
     console: bool,
 }
 
@@ -48,7 +49,7 @@ impl TtyFile {
 
     /// Whether the terminal was hung up since this file was opened.
     pub(super) fn is_hung_up(&self) -> bool {
-        self.generation != self.tty.generation()
+        !self.console && self.generation != self.tty.generation()
     }
 
     fn lock_for<'a>(&self, lock: &'a crate::wait::Mutex<()>, f: &File) -> Result<impl Drop + use<'a>> {
