@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 pub mod display;
+mod font;
 pub mod input;
 pub mod keys;
 pub mod render;

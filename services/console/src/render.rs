@@ -1,17 +1,9 @@
 //! From cells to pixels: [`Renderer`] draws what changed since the last time and says where that was.
 
-use spleen_font::{FONT_8X16, FONT_16X32, PSF2Font};
+use crate::font::Font;
+use spleen_font::{FONT_8X16, FONT_16X32};
 use vt100::{Color, Screen};
 
-/// A font: its bitmap's bytes, and a cell's size.
-struct Face {
-    bytes: &'static [u8],
-    width: usize,
-    height: usize,
-}
-
-const SMALL: Face = Face { bytes: FONT_8X16, width: 8, height: 16 };
-const LARGE: Face = Face { bytes: FONT_16X32, width: 16, height: 32 };
 /// From this width on, the small font cannot be read.
 const LARGE_FROM: usize = 2560;
 
@@ -60,8 +52,7 @@ struct Look {
 
 /// Draws a screen of fixed size.
 pub struct Renderer {
-    face: Face,
-    font: PSF2Font<'static>,
+    font: Font,
     columns: usize,
     rows: usize,
     shown: Vec<Option<Look>>,
@@ -70,13 +61,12 @@ pub struct Renderer {
 impl Renderer {
     /// A renderer for a canvas of `width` by `height` pixels; `None` when not even one character fits.
     pub fn new(width: usize, height: usize) -> Option<Renderer> {
-        let face = if width >= LARGE_FROM { LARGE } else { SMALL };
-        let (columns, rows) = (width / face.width, height / face.height);
+        let font = Font::parse(if width >= LARGE_FROM { FONT_16X32 } else { FONT_8X16 })?;
+        let (columns, rows) = (width / font.width, height / font.height);
         if columns == 0 || rows == 0 || width > u16::MAX.into() || height > u16::MAX.into() {
             return None;
         }
-        let font = PSF2Font::new(face.bytes).ok()?;
-        Some(Renderer { face, font, columns, rows, shown: vec![None; columns * rows] })
+        Some(Renderer { font, columns, rows, shown: vec![None; columns * rows] })
     }
 
     /// Rows and columns of characters.
@@ -109,7 +99,7 @@ impl Renderer {
                 span = Some(span.map_or((column, column + 1), |(first, _)| (first, column + 1)));
             }
             let Some((first, end)) = span else { continue };
-            let (w, h) = (self.face.width, self.face.height);
+            let (w, h) = (self.font.width, self.font.height);
             let new = Damage {
                 x1: (first * w) as u16,
                 y1: (row * h) as u16,
@@ -128,23 +118,22 @@ impl Renderer {
     }
 
     fn cell(&mut self, canvas: &mut Canvas<'_>, row: usize, column: usize, look: Look) {
-        let (w, h) = (self.face.width, self.face.height);
+        let (w, h) = (self.font.width, self.font.height);
         let (x, y) = (column * w, row * h);
-        let mut utf8 = [0; 4];
-        let text = look.character.encode_utf8(&mut utf8);
-        // What the font lacks is a box.
-        let known = look.character == ' ' || self.font.glyph_for_utf8(text.as_bytes()).is_some();
         let mut bits = [0u32; 64];
-        if known {
-            if let Some(glyph) = self.font.glyph_for_utf8(text.as_bytes()) {
-                for (line, pixels) in bits.iter_mut().zip(glyph) {
-                    *line = pixels.enumerate().fold(0, |line, (i, on)| line | u32::from(on) << i);
+        match self.font.glyph(look.character) {
+            Some(glyph) => {
+                for (line, row) in bits.iter_mut().zip(glyph) {
+                    *line = row.iter().rev().fold(0, |line, byte| line << 8 | u32::from(byte.reverse_bits()));
                 }
             }
-        } else {
-            let full = (1 << (w - 2)) - 1 << 1;
-            bits[2..h - 3].fill(1 << 1 | 1 << (w - 2));
-            (bits[2], bits[h - 4]) = (full, full);
+            None if look.character == ' ' => {}
+            // What the font lacks is a box.
+            None => {
+                let full = ((1 << (w - 2)) - 1) << 1;
+                bits[2..h - 3].fill(1 << 1 | 1 << (w - 2));
+                (bits[2], bits[h - 4]) = (full, full);
+            }
         }
         if look.underline {
             bits[h - 2] = u32::MAX;
@@ -256,7 +245,7 @@ mod tests {
         terminal.write("\x1b[31mI\x1b[0;1mI\x1b[0;7m \x1b[0;38;5;21mI\x1b[0m\u{4e2d}".as_bytes());
         picture.draw(&mut renderer, &terminal);
         let red = picture.cell(0, 0, 0xaa_00_00);
-        assert!(red.iter().any(|line| line.contains('#')));
+        assert!(red.iter().filter(|line| line.contains('#')).count() >= 8, "a whole letter");
         assert_eq!(red, picture.cell(0, 1, 0xff_ff_ff), "bold is bright, of the same shape");
         assert!(picture.cell(0, 2, 0xaa_aa_aa).iter().all(|line| line == "########"), "inverse blank");
         assert_eq!(red, picture.cell(0, 3, 0x00_00_ff), "the cube");
