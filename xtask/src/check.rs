@@ -20,8 +20,16 @@ const KERNEL_ONLY: &[&str] = &["ursa-kernel"];
 const KERNEL: &[&str] = &["ursa-kernel", "ursa-core", "ursa-hal"];
 
 /// Where `unsafe` may stand: the hardware layer, and the modules that wrap ioctls and mappings for what is above them.
-const UNSAFE_ALLOWED: &[&str] =
-    &["kernel/hal/", "kernel/vdso/src/image", "kernel/main/src/main.rs", "libs/scheme/src/sys.rs", "libs/uinput/src/sys.rs"];
+const UNSAFE_ALLOWED: &[&str] = &[
+    "kernel/hal/",
+    "kernel/vdso/src/image",
+    "kernel/main/src/main.rs",
+    "libs/driver/src/sys.rs",
+    "libs/driver/src/volatile.rs",
+    "libs/scheme/src/sys.rs",
+    "libs/sw-sync/src/lib.rs",
+    "libs/uinput/src/sys.rs",
+];
 
 /// Licence of all crates of ours.
 const OUR_LICENSE: &str = "MIT OR Apache-2.0";

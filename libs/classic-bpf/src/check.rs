@@ -93,11 +93,7 @@ fn check_memory(program: &[Instruction]) -> Result<(), Invalid> {
                 }
                 written = u16::MAX;
             }
-            LD | LDX if now.code & 0xe0 == MEM => {
-                if written & 1 << now.k == 0 {
-                    return Err(Invalid { at });
-                }
-            }
+            LD | LDX if now.code & 0xe0 == MEM && written & 1 << now.k == 0 => return Err(Invalid { at }),
             _ => {}
         }
     }

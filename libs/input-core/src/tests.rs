@@ -316,8 +316,8 @@ fn descriptions_that_cannot_be_are_refused() {
 
 #[test]
 fn the_modalias_is_that_of_linux() {
-    let mut description = Description::default();
-    description.id = linux_uapi::input::InputId { bustype: 3, vendor: 0x627, product: 1, version: 0x111 };
+    let id = linux_uapi::input::InputId { bustype: 3, vendor: 0x627, product: 1, version: 0x111 };
+    let mut description = Description { id, ..Description::default() };
     description.codes.ev = Bits::from_iter([EV_KEY, EV_LED]);
     description.codes.key = Bits::from_iter([KEY_A, KEY_MUTE, BTN_LEFT]);
     description.codes.led.insert(LED_NUML);

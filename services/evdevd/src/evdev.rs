@@ -213,7 +213,7 @@ fn set_mask(device: &mut Device, client: ClientId, cx: &Cx<'_>, call: &Ioctl<'_>
     else {
         return Ok(IoctlReply::ok());
     };
-    if request.codes_size % 8 != 0 {
+    if !request.codes_size.is_multiple_of(8) {
         return Err(Errno::INVAL.into());
     }
     let mut mask = vec![0; len.min(request.codes_size as usize)];

@@ -44,7 +44,7 @@ pub(crate) struct Published {
 
 /// One open file.
 enum File {
-    Uinput(Uinput),
+    Uinput(Box<Uinput>),
     Event(DeviceId),
 }
 
@@ -215,7 +215,7 @@ impl DeviceServer for Server {
     fn open(&mut self, _: &Cx<'_>, node: u64, _: u32) -> Result<Opened, Failure> {
         let fh = self.file();
         if node == UINPUT {
-            self.files.insert(fh, File::Uinput(Uinput::default()));
+            self.files.insert(fh, File::Uinput(Box::default()));
             // Readable, so that a read before there is a device fails rather than waits.
             return Ok(Opened::new(fh, Ready::OUT | Ready::IN));
         }

@@ -84,11 +84,11 @@ pub fn object_of(file: &File) -> Option<Arc<MemoryObject>> {
 
 impl DmaBuf {
     /// Makes a buffer of all of `object`, open for reading and writing; `exporter` is shown as `exp_name`.
-    pub fn new(object: Arc<MemoryObject>, exporter: &'static str) -> Arc<File> {
+    pub fn export(object: Arc<MemoryObject>, exporter: &'static str) -> Arc<File> {
         Self::with_flags(object, exporter, uapi::O_RDWR)
     }
 
-    /// As [`DmaBuf::new`]; `flags` are the access mode that the descriptor gets.
+    /// As [`DmaBuf::export`]; `flags` are the access mode that the descriptor gets.
     pub fn with_flags(object: Arc<MemoryObject>, exporter: &'static str, flags: u32) -> Arc<File> {
         static NEXT_INO: AtomicU64 = AtomicU64::new(1);
         let buffer = Arc::new(DmaBuf {

@@ -115,7 +115,7 @@ impl FileOps for Timeline {
             SW_SYNC_IOC_CREATE_FENCE => {
                 let arg = UserPtr::<SwSyncCreateFence>::new(arg as u64);
                 let mut data = arg.read()?;
-                let file = SyncFile::new(self.create(data.value));
+                let file = SyncFile::create(self.create(data.value));
                 super::install_published(file, |fd| {
                     data.fence = fd;
                     arg.write(&data)

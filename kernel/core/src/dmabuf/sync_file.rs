@@ -31,7 +31,7 @@ pub struct SyncFile {
 
 impl SyncFile {
     /// A file of one fence.
-    pub fn new(fence: Arc<Fence>) -> Arc<File> {
+    pub fn create(fence: Arc<Fence>) -> Arc<File> {
         Self::of(Box::new([fence]), None)
     }
 

@@ -79,7 +79,7 @@ fn create(items: &[UdmabufCreate], flags: u32) -> Result<i32> {
             sched::cond_resched();
         }
     }
-    let file = DmaBuf::new(MemoryObject::fixed(frames), "udmabuf");
+    let file = DmaBuf::export(MemoryObject::fixed(frames), "udmabuf");
     super::install(file, flags & UDMABUF_FLAGS_CLOEXEC != 0)
 }
 

@@ -7,7 +7,7 @@
 //! | [`server`] | [`ServerFile`]: the server's descriptor (`/dev/fuse`, `/dev/scheme`) |
 //! | [`device`] | [`DeviceServer`]: a connection that publishes devices; grants and handshake |
 //! | [`publish`] | what a device is in the system: number, node, sysfs |
-//! | [`file`] | [`OpenFile`]: a client's open file of such a device |
+//! | [`mod@file`] | [`OpenFile`]: a client's open file of such a device |
 //! | [`extension`] | the ioctls of a granted connection |
 //! | [`tree`] | `/scheme` and `/proc/scheme` |
 //!

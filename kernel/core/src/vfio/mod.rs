@@ -10,7 +10,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`file`] | the character device: the state of an open file, ioctls |
+//! | [`mod@file`] | the character device: the state of an open file, ioctls |
 //! | [`pci`] | PCI functions; [`config`]: their configuration space; [`irq`]: INTx, MSI, MSI-X |
 //! | [`platform`] | the keyboard controller and the boot framebuffer |
 //!

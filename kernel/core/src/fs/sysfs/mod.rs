@@ -1,7 +1,7 @@
 //! sysfs: the kernel's objects as a tree of directories, links and attributes.
 //!
 //! A plain tree: names, links, attribute files and their poll events, no policy. [`Directory`] is a directory that its owner
-//! fills and empties ([`tree`]); [`File`] an attribute file ([`file`]). Devices put themselves into it through
+//! fills and empties ([`tree`]); [`File`] an attribute file ([`mod@file`]). Devices put themselves into it through
 //! [`crate::device`]; what only the
 //! kernel knows (processors, memory, its own state) is put there by [`cpu`] and [`system`]. One instance, which
 //! every mount shares.

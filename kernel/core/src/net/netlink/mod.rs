@@ -517,7 +517,7 @@ impl SocketOps for Netlink {
             }
         };
         self.take_port(None)?;
-        if len > (self.send_buffer() as usize).saturating_sub(32) {
+        if len > self.send_buffer().saturating_sub(32) {
             return Err(Errno::EMSGSIZE);
         }
         let mut data = Vec::new();
