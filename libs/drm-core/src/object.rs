@@ -1,8 +1,9 @@
 //! What lives as long as somebody refers to it: blobs, buffers and framebuffers, and how the driver learns of their end.
 //!
-//! Clients, mode objects and waiting commits share these by [`Rc`]. A number is looked up through a [`Weak`], so that a
-//! thing can be found exactly as long as it is alive, as Linux's reference counts have it. Where the end of one concerns the
-//! driver, its `Drop` writes it into the card's [`Graveyard`], which the card empties after each event.
+//! Clients, mode objects and waiting commits share these by [`Rc`]. A number is looked up through a
+//! [`Weak`](std::rc::Weak), so that a thing can be found exactly as long as it is alive, as Linux's reference counts have
+//! it. Where the end of one concerns the driver, its `Drop` writes it into the card's [`Graveyard`], which the card empties
+//! after each event.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
