@@ -97,6 +97,13 @@ pub struct Case {
     /// SHA-256 of the pixels, three bytes each.
     #[serde(default)]
     pub picture: Option<String>,
+    /// What a person does before the command runs, in order: `type TEXT`, `key COMBO`, `move X Y`, `click [BUTTON]`,
+    /// `drag X Y X Y`, `wait SHELL` (until a command of the guest succeeds).
+    #[serde(default)]
+    pub input: Vec<String>,
+    /// Pixels that the screen shows in the end, `X Y RRGGBB`: they are waited for.
+    #[serde(default)]
+    pub pixels: Vec<String>,
     /// Seconds.
     #[serde(default = "minute")]
     pub timeout: u64,

@@ -10,10 +10,11 @@ use crate::machine::link::{Link, Outcome, Output, Request};
 use crate::machine::qmp::Qmp;
 use crate::machine::{Boot, Gpu, Kernel, Machine, Options};
 use crate::toolchain::host_cargo;
-use crate::vm::screen;
+use crate::vm::{input, screen};
 use anyhow::{Context, Result};
 use std::io::Cursor;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The cargo test target that holds the tests of `cargo xtask guest` itself.
@@ -111,7 +112,18 @@ fn run_batch(
     let mut link = agent_of(&machine)?;
     for (number, case) in cases.iter().enumerate() {
         let start = Instant::now();
-        let (mut problem, usable) = run_case(&machine, &mut link, case)?;
+        let mut ready = true;
+        for action in &case.input {
+            ready = ready && act(&machine, &mut link, folder.path(), case, action)?;
+        }
+        let (mut problem, usable) = if ready {
+            run_case(&machine, &mut link, case)?
+        } else {
+            (Some("what its input waits for did not come about".into()), true)
+        };
+        if problem.is_none() && !case.pixels.is_empty() {
+            problem = wait_for_pixels(folder.path(), case)?;
+        }
         if let (Some(expected), None) = (&case.picture, &problem) {
             let shown = screen::digest(&mut Qmp::connect(&folder.path().join("qmp.sock"))?, folder.path())?;
             problem = (shown != *expected).then(|| format!("the screen shows {shown:?}, not {expected:?}"));
@@ -125,6 +137,32 @@ fn run_batch(
         }
     }
     Ok(cases.len())
+}
+
+/// Does one action of a case's input; false when what it waits for did not come.
+fn act(machine: &Machine, link: &mut Link<&UnixStream>, folder: &Path, case: &Case, action: &str) -> Result<bool> {
+    if let Some(condition) = action.strip_prefix("wait ") {
+        let script = format!("until {condition}; do sleep 0.2; done > /dev/null 2>&1");
+        let waiting = Case { run: script, status: 0, stdout: None, stderr: None, ..case.clone() };
+        let waiting = Case { stdout_has: Vec::new(), stderr_has: Vec::new(), ..waiting };
+        return Ok(run_case(machine, link, &waiting)?.0.is_none());
+    }
+    let mut qmp = Qmp::connect(&folder.join("qmp.sock"))?;
+    let size = screen::size(&mut qmp, folder)?;
+    input::perform(&mut qmp, action, size)?;
+    Ok(true)
+}
+
+/// Waits until the screen shows a case's pixels: what is wrong when its time is over.
+fn wait_for_pixels(folder: &Path, case: &Case) -> Result<Option<String>> {
+    let start = Instant::now();
+    loop {
+        let complaint = screen::complaint(&mut Qmp::connect(&folder.join("qmp.sock"))?, folder, &case.pixels)?;
+        if complaint.is_none() || start.elapsed() > Duration::from_secs(case.timeout) {
+            return Ok(complaint);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// Runs one case: what is wrong with it, and whether the machine can take another.

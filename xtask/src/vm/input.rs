@@ -74,3 +74,38 @@ pub fn click(qmp: &mut Qmp, button: &str) -> Result<()> {
     }
     Ok(())
 }
+
+/// Moves with the left button held.
+pub fn drag(qmp: &mut Qmp, from: (u32, u32), to: (u32, u32), size: (u32, u32)) -> Result<()> {
+    const STEPS: u32 = 8;
+    let button = |down: bool| vec![json!({ "type": "btn", "data": { "button": "left", "down": down } })];
+    move_to(qmp, from, size)?;
+    send(qmp, button(true))?;
+    for step in 1..=STEPS {
+        let between = |a: u32, b: u32| (a * (STEPS - step) + b * step) / STEPS;
+        move_to(qmp, (between(from.0, to.0), between(from.1, to.1)), size)?;
+    }
+    send(qmp, button(false))
+}
+
+/// Does what a line says: `type TEXT`, `key COMBO`, `move X Y`, `click [BUTTON]`, `drag X Y X Y`.
+pub fn perform(qmp: &mut Qmp, line: &str, size: (u32, u32)) -> Result<()> {
+    let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let numbers = || -> Result<Vec<u32>> {
+        rest.split_whitespace().map(|word| word.parse().with_context(|| format!("{line:?}: {word:?}"))).collect()
+    };
+    match verb {
+        "type" => type_text(qmp, rest),
+        "key" => press(qmp, rest),
+        "click" => click(qmp, if rest.is_empty() { "left" } else { rest }),
+        "move" => match numbers()?[..] {
+            [x, y] => move_to(qmp, (x, y), size),
+            _ => bail!("{line:?}: two numbers are needed"),
+        },
+        "drag" => match numbers()?[..] {
+            [x1, y1, x2, y2] => drag(qmp, (x1, y1), (x2, y2), size),
+            _ => bail!("{line:?}: four numbers are needed"),
+        },
+        _ => bail!("{line:?}: there is no such action"),
+    }
+}

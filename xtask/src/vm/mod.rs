@@ -19,7 +19,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 mod attach;
-mod input;
+pub mod input;
 mod keys;
 pub mod screen;
 
@@ -73,6 +73,17 @@ enum Verb {
         x: u32,
         /// Pixels from the top.
         y: u32,
+    },
+    /// Move the pointer with the left button held.
+    Drag {
+        /// Pixels from the left, where the button goes down.
+        x: u32,
+        /// Pixels from the top.
+        y: u32,
+        /// Pixels from the left, where it goes up.
+        to_x: u32,
+        /// Pixels from the top.
+        to_y: u32,
     },
     /// Click where the pointer is.
     Click {
@@ -174,6 +185,11 @@ pub fn run(options: Options) -> Result<ExitCode> {
             let mut qmp = vm.qmp()?;
             let size = screen::size(&mut qmp, &vm.folder)?;
             input::move_to(&mut qmp, (x, y), size)?;
+        }
+        Verb::Drag { x, y, to_x, to_y } => {
+            let mut qmp = vm.qmp()?;
+            let size = screen::size(&mut qmp, &vm.folder)?;
+            input::drag(&mut qmp, (x, y), (to_x, to_y), size)?;
         }
         Verb::Click { button } => input::click(&mut vm.qmp()?, &button)?,
         Verb::Log { follow } => vm.log(follow)?,

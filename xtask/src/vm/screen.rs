@@ -37,6 +37,26 @@ pub fn digest(qmp: &mut Qmp, folder: &Path) -> Result<String> {
     Ok(format!("{}x{} {hash}", picture.width, picture.height))
 }
 
+/// What is wrong with the screen if it shall show these pixels, `X Y RRGGBB`; nothing if it shows them.
+pub fn complaint(qmp: &mut Qmp, folder: &Path, pixels: &[String]) -> Result<Option<String>> {
+    let dump = dump(qmp, folder)?;
+    let picture = parse(&dump)?;
+    for line in pixels {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [x, y, color] = words[..] else { bail!("{line:?} is not `X Y RRGGBB`") };
+        let (x, y): (u32, u32) = (x.parse()?, y.parse()?);
+        let at = (u64::from(y) * u64::from(picture.width) + u64::from(x)) as usize * 3;
+        let shown = match picture.pixels.get(at..at + 3) {
+            Some([r, g, b]) if x < picture.width => format!("{r:02x}{g:02x}{b:02x}"),
+            _ => return Ok(Some(format!("the screen has only {} × {} pixels", picture.width, picture.height))),
+        };
+        if shown != color {
+            return Ok(Some(format!("pixel {x} {y} is {shown}, not {color}")));
+        }
+    }
+    Ok(None)
+}
+
 /// Width and height of the screen.
 pub fn size(qmp: &mut Qmp, folder: &Path) -> Result<(u32, u32)> {
     let dump = dump(qmp, folder)?;
