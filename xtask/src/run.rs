@@ -25,9 +25,9 @@ pub enum Session {
 pub struct Options {
     #[command(flatten)]
     machine: MachineOptions,
-    /// The session on the display.
-    #[arg(long, value_enum, default_value_t = Session::None)]
-    session: Session,
+    /// The session on the display: weston, and none with the small image. Sessions have the image `wayland`.
+    #[arg(long, value_enum)]
+    session: Option<Session>,
     /// Leave Ursa's init out: the agent alone starts the shell.
     #[arg(long)]
     no_init: bool,
@@ -37,18 +37,20 @@ pub struct Options {
 pub fn run(mut options: Options) -> Result<ExitCode> {
     hosttools::ensure(hosttools::QEMU)?;
     let folder = tempfile::Builder::new().prefix("ursa-run-").tempdir()?;
-    let gpu = if options.session == Session::None { Gpu::None } else { Gpu::Virtio };
+    let small = options.machine.image == "mini";
+    let session = options.session.unwrap_or(if small { Session::None } else { Session::Weston });
+    let gpu = if session == Session::None { Gpu::None } else { Gpu::Virtio };
     if gpu != Gpu::None && options.machine.image == "base" {
         options.machine.image = "wayland".into();
     }
     // The small image has no agetty, which init's login service needs.
-    options.machine.init |= !options.no_init && options.machine.image != "mini";
+    options.machine.init |= !options.no_init && !small;
     options.machine.append += " ursa.login=ttyS0";
-    match options.session {
+    match session {
         Session::None => {}
         Session::Console => options.machine.append += " ursa.login=tty1",
-        Session::Weston => options.machine.append += " ursa.session=weston",
-        Session::Sway => options.machine.append += " ursa.session=sway",
+        Session::Weston => options.machine.append += " ursa.session=weston ursa.login=tty1",
+        Session::Sway => options.machine.append += " ursa.session=sway ursa.login=tty1",
     }
     let boot = Boot::prepare(&options.machine, gpu, folder.path())?;
     let mut command = machine::command(&options.machine, &boot, gpu, Accel::choose(boot.kind())?);
