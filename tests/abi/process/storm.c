@@ -131,7 +131,8 @@ int main(void)
     threads_die_together(3, 6 << 8);
     printf("fork bomb\n");
     if (getuid() == 0)
-        fork_bomb();
+        for (int round = 0; round < 10; round++)
+            fork_bomb();
     /* Whatever these left behind is ours now. */
     while (wait(0) > 0)
         ;

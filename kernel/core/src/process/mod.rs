@@ -35,6 +35,6 @@ pub use cred::{Credentials, UserAccount};
 pub use group::{ControllingTerminal, ProcessGroup, Session};
 pub use init::{init, spawn_init};
 pub use pid::{Pid, last_pid, lookup_pid, lookup_tid, next_process, process_count, process_group, processes, session};
-pub use process::Process;
+pub use process::{Process, tree_lock};
 pub use rlimit::{Limit, RLIM_INFINITY, Resource, Rlimits};
 pub use thread::{CurrentThread, Thread, capable, current, try_current};

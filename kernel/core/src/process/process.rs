@@ -128,8 +128,8 @@ pub(super) const FLAGS_KEPT_ON_EXEC: u32 = process_flags::THP_DISABLE;
 
 static TREE: SpinLock<()> = SpinLock::new(());
 
-/// Locks the family tree and group membership.
-pub(super) fn tree_lock() -> SpinLockGuard<'static, ()> {
+/// Locks the family tree and group membership: no process appears, and none changes its group.
+pub fn tree_lock() -> SpinLockGuard<'static, ()> {
     TREE.lock()
 }
 

@@ -4,6 +4,7 @@
 //! kill(2), tkill(2), pause(2).
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use linux_uapi::raw::general as uapi;
@@ -20,7 +21,7 @@ use super::{
     SA_EXPOSE_TAGBITS, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER,
     SA_SIGINFO, SS_AUTODISARM, SS_DISABLE, SS_ONSTACK, mask, restore_mask_later, set_blocked,
 };
-use crate::process::{self, Pid, Process, Thread};
+use crate::process::{self, Pid, Process, ProcessGroup, Thread};
 use crate::sched::{self, SleepState};
 use crate::syscall::Cx;
 use crate::time::{Deadline, SleepTimer};
@@ -291,30 +292,42 @@ pub fn sys_kill(cx: &mut Cx<'_>, pid: i32, signo: i32) -> Result {
             let target = process::lookup_pid(pid).ok_or(Errno::ESRCH)?;
             send_checked(sender, &target, None, signo, info)
         }
-        0 => kill_many(sender, &sender.process().group().members(), signo, info),
+        0 => kill_group(sender, &sender.process().group(), signo, info),
         -1 => {
-            let mut targets = process::processes();
-            targets.retain(|target| target.pid() > 1 && !Arc::ptr_eq(target, sender.process()));
-            kill_many(sender, &targets, signo, info)
+            let all_others = || {
+                let mut targets = process::processes();
+                targets.retain(|target| target.pid() > 1 && !Arc::ptr_eq(target, sender.process()));
+                targets
+            };
+            kill_many(sender, all_others, signo, info)
         }
         i32::MIN => Err(Errno::ESRCH),
         _ => {
             let group = process::process_group(-pid).ok_or(Errno::ESRCH)?;
-            kill_many(sender, &group.members(), signo, info)
+            kill_group(sender, &group, signo, info)
         }
     }
 }
 
-/// Succeeds if any member could be sent to.
-fn kill_many(sender: &Thread, targets: &[Arc<Process>], signo: u32, info: SigInfo) -> Result {
+fn kill_group(sender: &Thread, group: &ProcessGroup, signo: u32, info: SigInfo) -> Result {
+    kill_many(sender, || group.members(), signo, info)
+}
+
+/// Succeeds if any member could be sent to. No process is born between the choice of the targets and the end of the sending:
+/// a target's child is a target too, or its fork sees the parent's signal and starts again.
+fn kill_many(sender: &Thread, targets: impl FnOnce() -> Vec<Arc<Process>>, signo: u32, info: SigInfo) -> Result {
+    let tree = process::tree_lock();
+    let targets = targets();
     let mut outcome = Err(Errno::ESRCH);
-    for target in targets {
+    for target in &targets {
         match send_checked(sender, target, None, signo, info) {
             Ok(()) => outcome = Ok(()),
             Err(error) if outcome.is_err() => outcome = Err(error),
             Err(_) => {}
         }
     }
+    // The last reference to a process is not dropped under the lock.
+    drop(tree);
     outcome
 }
 
@@ -398,7 +411,7 @@ pub fn sys_pidfd_send_signal(cx: &mut Cx<'_>, pidfd: i32, signo: i32, info: User
         if claimed != signo { return Err(Errno::EINVAL) } else { made_up }
     };
     if flags == PIDFD_SIGNAL_PROCESS_GROUP {
-        return kill_many(cx.thread, &process.group().members(), number, info);
+        return kill_group(cx.thread, &process.group(), number, info);
     }
     if !to_thread {
         return send_checked(cx.thread, process, None, number, info);
