@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::process::WaitOptions;
 use std::fs::{File, OpenOptions};
 use std::io::{PipeReader, Read, Write};
 use std::os::fd::AsFd;
@@ -269,15 +269,21 @@ impl Server {
         if taken > 0 { self.send(&ToHost::StdinTaken { job: id, bytes: taken as u32 }) } else { Ok(()) }
     }
 
-    /// Waits for ended children: jobs, the login shell and, as PID 1, orphans.
+    /// Waits for ended children: jobs, the login shell and, as PID 1, orphans. With rustix's call, since nix's loses a child
+    /// that a real-time signal ended.
     fn reap(&mut self) -> Result<(), String> {
         loop {
-            let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, Status::Exited(code)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Status::Signaled(signal as i32)),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
-                Ok(_) | Err(Errno::EINTR) => continue,
+            let (pid, ended) = match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, ended))) => (Pid::from_raw(pid.as_raw_nonzero().get()), ended),
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => return Err(format!("wait4: {errno}")),
+            };
+            let status = match (ended.exit_status(), ended.terminating_signal()) {
+                (Some(code), _) => Status::Exited(code),
+                (None, Some(signal)) => Status::Signaled(signal),
+                // A stop, which a job that made us its tracer reports unasked.
+                (None, None) => continue,
             };
             if let Some(job) = self.jobs.iter_mut().find(|job| job.pid == pid) {
                 job.status = Some(status);

@@ -13,15 +13,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use nix::{
-    errno::Errno,
     sys::{
         signal::{SigSet, Signal, killpg},
         signalfd::{SfdFlags, SignalFd},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::WaitOptions;
 
 use crate::{
     control,
@@ -147,21 +146,27 @@ impl Supervisor {
         }
     }
 
-    /// Reaps every child that has ended, services and orphans alike.
+    /// Reaps every child that has ended, services and orphans alike. With rustix's call, since nix's loses a child that a
+    /// real-time signal ended.
     fn reap(&mut self) {
         loop {
-            let (pid, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, status)) => (pid, ExitKind::Status(status)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, ExitKind::Signal(signal as i32)),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-                Ok(_) | Err(Errno::EINTR) => continue,
-                Err(error) => return self.say(&format!("waitpid: {error}")),
+            let (pid, ended) = match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, ended))) => (pid.as_raw_nonzero().get(), ended),
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return self.say(&format!("wait4: {error}")),
+            };
+            let how = match (ended.exit_status(), ended.terminating_signal()) {
+                (Some(status), _) => ExitKind::Status(status),
+                (None, Some(signal)) => ExitKind::Signal(signal),
+                // A stop, which a child that made us its tracer reports unasked.
+                (None, None) => continue,
             };
             // What the service left behind in its process group goes with it.
-            if self.manager.service_of(pid.as_raw()).is_some() {
-                let _ = killpg(pid, Signal::SIGKILL);
+            if self.manager.service_of(pid).is_some() {
+                let _ = killpg(unistd::Pid::from_raw(pid), Signal::SIGKILL);
             }
-            self.feed(Event::Exited(pid.as_raw(), how));
+            self.feed(Event::Exited(pid, how));
         }
     }
 
