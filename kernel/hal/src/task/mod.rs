@@ -11,7 +11,7 @@ mod stack;
 #[cfg(target_os = "none")]
 mod tests;
 
-pub use stack::Stack;
+pub use stack::{STACK_SIZE, Stack, stacks_in_use};
 
 use crate::addr::{USER_END, VirtAddr};
 use crate::cpu::wrmsr;

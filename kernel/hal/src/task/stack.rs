@@ -18,8 +18,15 @@ struct Pool {
     /// Base of the first stack; its last word holds the base of the next.
     head: u64,
     n: usize,
+    /// How many stacks exist outside of the pool.
+    used: usize,
 }
-static FREE: IrqLock<Pool> = IrqLock::new(Pool { head: 0, n: 0 });
+static FREE: IrqLock<Pool> = IrqLock::new(Pool { head: 0, n: 0, used: 0 });
+
+/// How many stacks tasks have, those of dead tasks that something still holds included.
+pub fn stacks_in_use() -> usize {
+    FREE.lock().used
+}
 
 /// A kernel stack.
 pub struct Stack {
@@ -40,10 +47,12 @@ impl Stack {
                 // SAFETY: a stack in the pool is mapped and unused; its last word was written when it was put there.
                 p.head = unsafe { *link(base) };
                 p.n -= 1;
+                p.used += 1;
                 return Some(Self { base });
             }
         }
         let area = ManuallyDrop::new(mm::map_stack(PAGES)?);
+        FREE.lock().used += 1;
         Some(Self { base: area.base() })
     }
     /// One past the highest address.
@@ -68,6 +77,7 @@ impl Drop for Stack {
     fn drop(&mut self) {
         {
             let mut p = FREE.lock();
+            p.used -= 1;
             if p.n < POOL {
                 // SAFETY: mapped, and nothing runs on it any more.
                 unsafe { *link(self.base) = p.head };

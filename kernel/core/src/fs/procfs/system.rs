@@ -6,6 +6,7 @@ use alloc::{collections::BTreeSet, format, string::String};
 use core::fmt::Write;
 
 use ursa_hal::cpu::{brand, cpuid};
+use ursa_hal::task::{STACK_SIZE, stacks_in_use};
 
 use super::{Text, register, register_text, status::ticks};
 use crate::{
@@ -117,7 +118,7 @@ fn meminfo(out: &mut Text) -> Result {
         ("Slab:", kernel),
         ("SReclaimable:", dentries),
         ("SUnreclaim:", kernel.saturating_sub(dentries)),
-        ("KernelStack:", sched::runnable().max(process::process_count()) as u64 * 32 * 1024),
+        ("KernelStack:", (stacks_in_use() * STACK_SIZE) as u64),
         ("PageTables:", tables),
         ("SecPageTables:", 0),
         ("NFS_Unstable:", 0),
