@@ -20,14 +20,14 @@ mod regs;
 pub mod request;
 
 use alloc::sync::{Arc, Weak};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering, fence};
 
 use linux_uapi::raw::ptrace as uapi;
 use linux_uapi::signal::{CLD_TRAPPED, SIGCHLD, SIGTRAP, SigInfo, TRAP_BRKPT};
 use ursa_hal::sync::SpinLock;
 use ursa_hal::trap::{Regs, UserContext};
 
-use crate::process::{Process, Thread};
+use crate::process::{Process, Thread, exit};
 use crate::sched::{self, SleepState, Work};
 use crate::signal;
 
@@ -146,6 +146,13 @@ pub fn is_traced(thread: &Thread) -> bool {
 }
 
 /// Makes `tracer` the tracer of a thread that has none.
+///
+/// Either side may be dying. A process is marked as a zombie, and a thread as dead, before they look at what ties them to each
+/// other, so the one that comes too late is seen here and the tie undone: else the tracee would stop for nobody, or its zombie
+/// wait for a tracer that was never told of it.
+///
+/// # Errors
+/// `EPERM` when the thread has a tracer, `ESRCH` when it or `tracer` has ended.
 fn attach(thread: &Arc<Thread>, tracer: &Arc<Process>, options: u32, seized: bool, privileged: bool) -> crate::Result {
     {
         let mut state = thread.signals.ptrace.state.lock();
@@ -155,9 +162,26 @@ fn attach(thread: &Arc<Thread>, tracer: &Arc<Process>, options: u32, seized: boo
         *state = State { tracer: Arc::downgrade(tracer), options, seized, privileged, ..State::default() };
         thread.signals.ptrace.traced.store(true, Ordering::Release);
     }
-    let mut tracees = tracer.signals.tracees.lock();
-    tracees.retain(|other| other.strong_count() > 0);
-    tracees.push(Arc::downgrade(thread));
+    {
+        let mut tracees = tracer.signals.tracees.lock();
+        tracees.retain(|other| other.strong_count() > 0);
+        tracees.push(Arc::downgrade(thread));
+    }
+    // Pairs with the one in `news::exited`: of two that meet, at least one sees the other.
+    fence(Ordering::SeqCst);
+    if tracer.is_zombie() {
+        detach(thread, 0);
+        return Err(crate::Errno::ESRCH);
+    }
+    if thread.is_dead() {
+        detach(thread, 0);
+        if thread.is_leader() && thread.process().is_zombie() {
+            exit::notify_parent(thread.process());
+        } else if !thread.is_leader() {
+            thread.process().forget_dead_thread(thread);
+        }
+        return Err(crate::Errno::ESRCH);
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 use linux_uapi::raw::ptrace as uapi;
 use linux_uapi::signal::{CLD_EXITED, SI_USER, SIGCHLD, SIGKILL, SIGSTOP, SIGTRAP, SigInfo};
@@ -164,6 +164,8 @@ pub fn exit_event(thread: &Thread, status: i32) {
 
 /// The thread has ended; with `is_last` its process with it.
 pub fn exited(thread: &Arc<Thread>, is_last: bool) {
+    // The thread was marked as dead before: pairs with the one in `attach`.
+    fence(Ordering::SeqCst);
     if is_last {
         release_tracees(thread.process());
     }

@@ -71,8 +71,11 @@ fn decode_options(raw: u64) -> Result<u32> {
 
 fn trace_me(cx: &Cx<'_>) -> Result<i64> {
     let parent = cx.thread.process().parent().ok_or(Errno::EPERM)?;
-    attach(&cx.thread.arc(), &parent, 0, false, false)?;
-    Ok(0)
+    match attach(&cx.thread.arc(), &parent, 0, false, false) {
+        // The parent has just ended: there is no tracer then, and on Linux no error.
+        Ok(()) | Err(Errno::ESRCH) => Ok(0),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn attach_to(cx: &Cx<'_>, pid: i32, seize: Option<u32>) -> Result<i64> {
