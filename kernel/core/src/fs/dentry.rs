@@ -105,7 +105,19 @@ impl Dentry {
 
     /// The root of a file system.
     pub fn new_root(inode: Arc<Inode>) -> Arc<Dentry> {
-        Self::build(Some(inode), None, Arc::from(&b""[..]), u64::MAX, 0)
+        let root = Self::build(Some(inode), None, Arc::from(&b""[..]), u64::MAX, 0);
+        root.note_alias();
+        root
+    }
+
+    /// Lets the inode of a directory find its dentry, where the file system may call names back.
+    fn note_alias(self: &Arc<Self>) {
+        if let Some(inode) = &self.inode
+            && inode.sb.attributes_expire
+            && inode.is_dir()
+        {
+            *inode.alias.lock() = Arc::downgrade(self);
+        }
     }
 
     /// An entry that is not in the cache: a file without a name, or an answer that may not be kept.
@@ -217,6 +229,7 @@ impl Dentry {
             children.insert_unique(hash, Child { hash, name, dentry: new.clone() }, |c| c.hash);
         }
         CACHE.note(&new);
+        new.note_alias();
         new
     }
 

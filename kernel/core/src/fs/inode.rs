@@ -13,7 +13,11 @@
 //!
 //! References: stat(2), `include/linux/fs.h`, `Documentation/filesystems/vfs.rst`.
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{
+    boxed::Box,
+    sync::{Arc, Weak},
+    vec::Vec,
+};
 use core::{
     any::Any,
     sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering},
@@ -205,6 +209,11 @@ pub trait InodeOps: Any + Send + Sync {
     fn create(&self, dir: &Arc<Inode>, name: &[u8], new: &NewInode) -> Result<Entry> {
         Err(Errno::EPERM)
     }
+    /// Makes a regular file that is opened with `flags` (`O_*`) next, by the same thread. For file systems that do both at
+    /// once; what was opened waits for [`InodeOps::open`].
+    fn create_open(&self, dir: &Arc<Inode>, name: &[u8], new: &NewInode, flags: u32) -> Result<Entry> {
+        self.create(dir, name, new)
+    }
     /// Makes a symbolic link.
     fn symlink(&self, dir: &Arc<Inode>, name: &[u8], target: &[u8], new: &NewInode) -> Result<Entry> {
         Err(Errno::EPERM)
@@ -252,7 +261,8 @@ pub trait InodeOps: Any + Send + Sync {
         inode.apply(change);
         Ok(())
     }
-    /// A permission check of the file system's own, after the mode bits allowed the access.
+    /// A permission check of the file system's own: after the mode bits allowed the access, or instead of them
+    /// ([`SuperOps::decides_permissions`]). `mask` may hold `permission::MAY_ACCESS`.
     fn permission(&self, inode: &Inode, mask: u32) -> Result {
         Ok(())
     }
@@ -339,6 +349,8 @@ pub struct Inode {
     pub locks: InodeLocks,
     /// inotify watches.
     pub marks: Marks,
+    /// The dentry of a directory whose names the file system may call back.
+    pub alias: SpinLock<Weak<Dentry>>,
     /// What device, FIFO and socket code hangs on the inode: a FIFO's pipe, a bound socket.
     pub special: SpinLock<Option<Arc<dyn Any + Send + Sync>>>,
 }
@@ -367,6 +379,7 @@ impl Inode {
             write_access: AtomicI32::new(0),
             locks: InodeLocks::new(),
             marks: Marks::new(),
+            alias: SpinLock::new(Weak::new()),
             special: SpinLock::new(None),
         })
     }
@@ -627,6 +640,16 @@ pub trait SuperOps: Any + Send + Sync {
     fn remount(&self, sb: &SuperBlock, data: &[u8]) -> Result {
         Ok(())
     }
+    /// What follows the type's name and a dot in `/proc/mounts` (`fuse.sshfs`).
+    fn subtype(&self) -> &str {
+        ""
+    }
+    /// Whether [`InodeOps::permission`] alone decides: the mode bits are the server's business.
+    fn decides_permissions(&self) -> bool {
+        false
+    }
+    /// `umount -f`: lets go of what cannot be reached any more, so that nobody waits for it.
+    fn force_end(&self, sb: &SuperBlock) {}
     /// The last mount is gone.
     fn shutdown(&self, sb: &SuperBlock) {}
 }
@@ -645,6 +668,8 @@ pub struct SuperBlock {
     pub name_max: usize,
     /// Cached attributes must be refreshed before use.
     pub attributes_expire: bool,
+    /// See [`SuperOps::decides_permissions`].
+    pub own_permissions: bool,
     /// Names that do not exist are remembered. Not worth it where asking the file system is as cheap as the cache.
     pub cache_negative: bool,
     /// `SB_*`.
@@ -688,6 +713,7 @@ impl SuperBlock {
             block_size: 4096,
             name_max: 255,
             attributes_expire: params.attributes_expire,
+            own_permissions: ops.decides_permissions(),
             cache_negative: params.cache_negative,
             flags: AtomicU32::new(params.flags.bits()),
             writers: AtomicU32::new(0),
@@ -755,6 +781,13 @@ pub trait FileSystem: Send + Sync {
     /// # Errors
     /// As mount(2): `EINVAL` for bad options, `ENODEV`, `ENOMEM`.
     fn mount(&self, source: &[u8], flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>>;
+    /// As [`FileSystem::mount`], with what followed the name and a dot in the type.
+    ///
+    /// # Errors
+    /// Those of [`FileSystem::mount`]; `ENODEV` for a type without subtypes.
+    fn mount_subtype(&self, subtype: &[u8], source: &[u8], flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>> {
+        if subtype.is_empty() { self.mount(source, flags, data) } else { Err(Errno::ENODEV) }
+    }
 }
 
 /// An open file that ended: used by [`InodeOps`] implementations that want the inode of a [`File`].

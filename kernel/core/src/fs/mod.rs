@@ -18,6 +18,7 @@ pub mod dev;
 pub mod devfs;
 pub mod fdtable;
 pub mod file;
+pub mod fuse;
 pub mod initramfs;
 pub mod inode;
 pub mod io;
@@ -65,6 +66,8 @@ pub fn init() {
     registry::register(Arc::new(tmpfs::TmpfsType));
     registry::register(Arc::new(devfs::DevTmpfs));
     registry::register(Arc::new(procfs::ProcFs));
+    registry::register(Arc::new(fuse::FuseType::FUSE));
+    registry::register(Arc::new(fuse::FuseType::FUSEBLK));
     let root = inode::NewInode { mode: 0o040_755, uid: 0, gid: 0, rdev: 0 };
     let pages = ursa_hal::mm::stats().total as u64;
     let sb = tmpfs::Tmpfs::create("rootfs", pages, 0, &root, inode::SbFlags::empty());

@@ -173,7 +173,9 @@ pub fn link(old: &Path, start: &Start, path: &[u8]) -> Result {
         }
         dir.ops().link(dir, name, &inode)?;
         notify::inode_event(&inode, mask::ATTRIB);
-        Ok(Entry::stable(inode.clone()))
+        // How long the name may be used is for its first lookup to say.
+        let valid_until = if inode.sb.attributes_expire { 1 } else { u64::MAX };
+        Ok(Entry { inode: Some(inode.clone()), valid_until })
     })
 }
 

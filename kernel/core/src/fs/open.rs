@@ -250,7 +250,7 @@ fn find_or_create(
     dir.mount.check_writable()?;
     permission::may_create(inode, cred)?;
     let mode = uapi::S_IFREG | req.mode & !current().fs().umask();
-    let entry = inode.ops().create(inode, name, &namei::new_inode(inode, mode, 0, cred))?;
+    let entry = inode.ops().create_open(inode, name, &namei::new_inode(inode, mode, 0, cred), req.flags)?;
     let dentry = namei::cache_new(dir, name, entry)?;
     notify::dir_event(inode, mask::CREATE, name, false, 0);
     Ok((dentry, true))

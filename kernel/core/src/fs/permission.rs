@@ -24,6 +24,9 @@ pub const MAY_WRITE: u32 = 2;
 /// Read.
 pub const MAY_READ: u32 = 4;
 
+/// Asked for its own sake (access(2), chdir(2)) and not on the way to an operation that is checked again.
+pub const MAY_ACCESS: u32 = 0x10;
+
 /// `/proc/sys/fs/protected_symlinks`
 pub static PROTECTED_SYMLINKS: AtomicU32 = AtomicU32::new(1);
 /// `/proc/sys/fs/protected_hardlinks`
@@ -38,10 +41,12 @@ pub static PROTECTED_REGULAR: AtomicU32 = AtomicU32::new(2);
 /// # Errors
 /// `EACCES`, and what the file system reports.
 pub fn check(inode: &Inode, mask: u32, cred: &Credentials) -> Result {
-    if inode.sb.attributes_expire {
-        inode.ops().refresh(inode)?;
+    if !inode.sb.own_permissions {
+        if inode.sb.attributes_expire {
+            inode.ops().refresh(inode)?;
+        }
+        check_mode(inode, mask & !MAY_ACCESS, cred)?;
     }
-    check_mode(inode, mask, cred)?;
     inode.ops().permission(inode, mask)
 }
 

@@ -49,7 +49,7 @@ pub use fault::{Fault, handle_kernel_fault};
 pub use flags::{MapFlags, VmFlags};
 pub use layout::{Layout, MMAP_MIN_ADDR};
 pub use map::{MapBacking, MapRequest};
-pub use object::{MemoryObject, Pager, Seals, Supplier};
+pub use object::{MAX_SIZE as MAX_OBJECT_SIZE, MemoryObject, Pager, Seals, Supplier};
 pub use remote::FutexKey;
 pub use space::{AddressSpace, Usage, Vmas};
 pub use vma::{Backing, Vma};

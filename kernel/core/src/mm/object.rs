@@ -573,6 +573,27 @@ impl MemoryObject {
         Ok(n)
     }
 
+    /// Brings the pages that are present up to date with `data`, which the pager's side has got at `offset` already. A read
+    /// of the range that is under way is thrown away: it may have been answered before.
+    pub fn update(&self, offset: u64, data: &[u8]) {
+        // Under the tree's lock: a page that was being read is in the tree by now, or is never shown.
+        {
+            let _pages = self.pages.write();
+            self.cuts.fetch_add(1, Ordering::Release);
+        }
+        let mut at = offset;
+        let mut rest = data;
+        while !rest.is_empty() {
+            let within = (at % PAGE) as usize;
+            let (now, later) = rest.split_at(rest.len().min(PAGE as usize - within));
+            if let Some(frame) = self.peek(at / PAGE) {
+                frame.write(within, now);
+            }
+            at += now.len() as u64;
+            rest = later;
+        }
+    }
+
     /// Sets the size (`ftruncate`): what lies beyond is unmapped everywhere and freed, the tail of the last page is zeroed.
     pub fn set_size(&self, size: u64) -> Result {
         if size > MAX_SIZE {

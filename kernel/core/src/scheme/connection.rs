@@ -43,6 +43,11 @@ pub trait Owner: Any + Send + Sync {
     /// What a call gets when the server is gone.
     fn gone(&self) -> Errno;
 
+    /// What a call gets that is under way when the server ends.
+    fn cut_off(&self) -> Errno {
+        self.gone()
+    }
+
     /// The server says something by itself.
     ///
     /// # Errors
@@ -315,7 +320,7 @@ impl Connection {
             pending.into_iter().chain(processing.into_values()).collect()
         };
         for request in requests {
-            self.complete(&request, Err(self.gone()), false);
+            self.complete(&request, Err(self.owner.cut_off()), false);
         }
         self.readers.wake_events(PollEvents::READABLE | PollEvents::ALWAYS);
         self.owner.aborted(self);

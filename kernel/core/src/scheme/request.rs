@@ -325,6 +325,11 @@ impl Reply {
         &self.body
     }
 
+    /// The body of the request that this answers.
+    pub fn sent(&self) -> &[u8] {
+        &self.request.body
+    }
+
     /// The structure at the front of the body, and the rest.
     ///
     /// # Errors

@@ -54,6 +54,19 @@ fn options(mount: &Mount, out: &mut Text) {
     }
 }
 
+/// The type of a mount's file system, with its subtype.
+struct FsType<'a>(&'a Mount);
+
+impl core::fmt::Display for FsType<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.0.sb.fs_name)?;
+        match self.0.sb.ops().subtype() {
+            "" => Ok(()),
+            subtype => write!(f, ".{subtype}"),
+        }
+    }
+}
+
 fn rw(readonly: bool) -> &'static str {
     if readonly { "ro" } else { "rw" }
 }
@@ -91,7 +104,7 @@ impl Generator for Table {
                     Propagation::Unbindable => out.push_str(" unbindable"),
                     Propagation::Private | Propagation::Slave => {}
                 }
-                write!(out, " - {} ", m.sb.fs_name)?;
+                write!(out, " - {} ", FsType(&m))?;
                 field(out, source);
                 write!(out, " {}", rw(sb_readonly))?;
                 m.sb.ops().show_options(&m.sb, out)?;
@@ -99,7 +112,7 @@ impl Generator for Table {
                 field(out, source);
                 out.push(' ');
                 field(out, &path);
-                write!(out, " {} {}", m.sb.fs_name, rw(readonly || sb_readonly))?;
+                write!(out, " {} {}", FsType(&m), rw(readonly || sb_readonly))?;
                 options(&m, out);
                 m.sb.ops().show_options(&m.sb, out)?;
                 out.push_str(" 0 0");
@@ -149,7 +162,7 @@ pub fn mountstats(target: &Target, out: &mut Text) -> Result {
         }
         out.push_str(" mounted on ");
         field(out, &path);
-        writeln!(out, " with fstype {}", m.sb.fs_name)?;
+        writeln!(out, " with fstype {}", FsType(&m))?;
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ fn chmod(inode: &Arc<Inode>, mount: Option<&Arc<Mount>>, mode: u32) -> Result {
         return Err(Errno::EOPNOTSUPP);
     }
     let cred = current().cred();
-    if !permission::owner_or_capable(inode, &cred) {
+    if !inode.sb.own_permissions && !permission::owner_or_capable(inode, &cred) {
         return Err(Errno::EPERM);
     }
     let mut mode = mode & 0o7777;
@@ -75,7 +75,7 @@ fn chown(inode: &Arc<Inode>, mount: Option<&Arc<Mount>>, uid: u32, gid: u32) -> 
     let gid = (gid != u32::MAX).then_some(gid);
     let cred = current().cred();
     let owner = cred.fsuid == inode.uid();
-    if !cred.has_cap(Cap::Chown) {
+    if !inode.sb.own_permissions && !cred.has_cap(Cap::Chown) {
         if uid.is_some_and(|uid| !(owner && uid == inode.uid())) {
             return Err(Errno::EPERM);
         }
@@ -149,7 +149,7 @@ fn set_times(inode: &Arc<Inode>, mount: Option<&Arc<Mount>>, atime: NewTime, mti
         mount.check_writable()?;
     }
     let cred = current().cred();
-    if !permission::owner_or_capable(inode, &cred) {
+    if !inode.sb.own_permissions && !permission::owner_or_capable(inode, &cred) {
         if atime != NewTime::Now || mtime != NewTime::Now {
             return Err(Errno::EPERM);
         }

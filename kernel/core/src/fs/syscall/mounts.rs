@@ -164,7 +164,8 @@ pub fn sys_mount(
     }
     let fs = registry::find(&kind).ok_or(Errno::ENODEV)?;
     let sb_flags = SbFlags::from_bits_truncate(flags as u32 & uapi::MS_RDONLY);
-    let sb = fs.mount(&source, sb_flags, &data)?;
+    let subtype = kind.iter().position(|byte| *byte == b'.').map_or(&[][..], |dot| &kind[dot + 1..]);
+    let sb = fs.mount_subtype(subtype, &source, sb_flags, &data)?;
     let new = Mount::of(sb, &source, mount_flags(flags) - MountFlags::RDONLY)?;
     mount::attach(&new, &at)
 }
@@ -207,6 +208,9 @@ pub fn sys_umount2(_cx: &mut Cx<'_>, target: UserAddr, flags: u32) -> Result {
     }
     if !is_mount_root(&at) {
         return Err(Errno::EINVAL);
+    }
+    if flags & FORCE != 0 {
+        at.mount.sb.ops().force_end(&at.mount.sb);
     }
     // One reference is the path's.
     mount::unmount(&at.mount, flags & DETACH != 0, flags & EXPIRE != 0, 1)

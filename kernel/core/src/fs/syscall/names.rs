@@ -176,7 +176,7 @@ pub fn sys_getcwd(_cx: &mut Cx<'_>, buf: UserAddr, size: usize) -> Result<usize>
 }
 
 fn searchable(path: &Path) -> Result {
-    current().with_cred(|cred| permission::check(path.inode()?, MAY_EXEC, cred))
+    current().with_cred(|cred| permission::check(path.inode()?, MAY_EXEC | permission::MAY_ACCESS, cred))
 }
 
 pub fn sys_chdir(_cx: &mut Cx<'_>, path: UserAddr) -> Result {

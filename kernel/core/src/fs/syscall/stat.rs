@@ -176,7 +176,7 @@ fn do_access(dirfd: i32, path: UserAddr, mode: u32, flags: u32) -> Result {
     if mode & permission::MAY_EXEC != 0 && inode.kind == FileKind::Regular && !at.mount.allows_exec() {
         return Err(Errno::EACCES);
     }
-    permission::check(inode, mode, &cred)?;
+    permission::check(inode, mode | permission::MAY_ACCESS, &cred)?;
     let special =
         matches!(inode.kind, FileKind::CharDevice | FileKind::BlockDevice | FileKind::Fifo | FileKind::Socket);
     if mode & permission::MAY_WRITE != 0 && !special {

@@ -1,0 +1,227 @@
+//! FUSE: file systems whose contents a process serves.
+//!
+//! | module | what |
+//! |---|---|
+//! | `mod` | the types `fuse` and `fuseblk`, their mount options, [`FuseSuper`] |
+//! | [`client`] | [`Client`], [`FuseFs`]: the connection as a mount uses it; handshake, known inodes, notifications |
+//! | [`node`] | [`Node`]: an inode; names, attributes, look-up counts |
+//! | [`handle`] | [`Handle`], [`Shared`]: what is open at the server, and the page cache's way to it |
+//! | [`file`], [`dir`] | open files and directories |
+//!
+//! `mount(2)` binds the `/dev/fuse` descriptor of `fd=` to a [`Connection`] and returns at once, for the server may well
+//! be the thread that mounts; what is asked meanwhile waits for the answer to `INIT`.
+//!
+//! Names and attributes are cached for as long as the server said ([`Entry::valid_until`](super::inode::Entry),
+//! [`Node::refresh`]); data are cached in the inode's memory object until the file is opened without `FOPEN_KEEP_CACHE`,
+//! changes at the server (`AUTO_INVAL_DATA`) or is called back. `write(2)` goes through to the server before it returns;
+//! stores through shared mappings are written at `msync`, `fsync`, `close` and reclaim.
+//!
+//! Without `allow_other` only the mounting user is served, the superuser neither: a server could hold any caller up for
+//! ever. Without `default_permissions` the server decides who may do what.
+//!
+//! ## Locking
+//! `FuseFs::inodes` is a leaf. `Node::attributes` (sleeping) orders answers with attributes; inside it only the memory
+//! object's locks are taken. No request is made under either.
+//!
+//! References: fuse(4), mount.fuse3(8), `include/uapi/linux/fuse.h`, Linux `fs/fuse/`.
+
+mod client;
+mod dir;
+mod file;
+mod handle;
+mod node;
+
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::fmt::Write;
+
+use fuse_abi::{Opcode, ROOT_ID, StatfsOut};
+use linux_uapi::raw::general as uapi;
+
+use self::client::{Client, FuseFs};
+use self::node::Node;
+use super::inode::{FileKind, FileSystem, FsStat, SbFlags, SuperBlock, SuperBlockParams, SuperOps};
+use super::path::{LookupFlags, lookup_at};
+use crate::process::current;
+use crate::scheme::{CallOptions, Connection, Message, ReplySize, ServerFile};
+use crate::{Errno, Result};
+
+/// `FUSE_SUPER_MAGIC`
+const MAGIC: u64 = 0x6573_5546;
+/// The least that `max_read=` may say, as Linux has it.
+const MAX_READ_MIN: u32 = 4096;
+
+/// The options of a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Options {
+    fd: i32,
+    rootmode: u32,
+    user_id: u32,
+    group_id: u32,
+    allow_other: bool,
+    default_permissions: bool,
+    max_read: u32,
+}
+
+/// Decodes `data`. All of `fd`, `rootmode`, `user_id` and `group_id` must be there.
+fn parse_options(data: &[u8], block: bool) -> Result<Options> {
+    let (mut fd, mut rootmode, mut user_id, mut group_id) = (None, None, None, None);
+    let (mut allow_other, mut default_permissions, mut max_read) = (false, false, u32::MAX);
+    for option in data.split(|byte| *byte == b',').filter(|option| !option.is_empty()) {
+        let text = core::str::from_utf8(option).map_err(|_| Errno::EINVAL)?;
+        let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+        let number = |radix| value.and_then(|value| u32::from_str_radix(value, radix).ok()).ok_or(Errno::EINVAL);
+        match name {
+            "fd" => fd = Some(i32::try_from(number(10)?).map_err(|_| Errno::EINVAL)?),
+            "rootmode" => rootmode = Some(number(8)?),
+            "user_id" => user_id = Some(number(10)?),
+            "group_id" => group_id = Some(number(10)?),
+            "max_read" => max_read = number(10)?.max(MAX_READ_MIN),
+            "allow_other" if value.is_none() => allow_other = true,
+            "default_permissions" if value.is_none() => default_permissions = true,
+            // It says how requests to the device are cut, of which the kernel makes none.
+            "blksize" if block => drop(number(10)?),
+            // What mount.fuse leaves in for others to read.
+            "subtype" | "source" if value.is_some() => {}
+            _ => return Err(Errno::EINVAL),
+        }
+    }
+    let rootmode = rootmode.ok_or(Errno::EINVAL)?;
+    FileKind::from_mode(rootmode).ok_or(Errno::EINVAL)?;
+    Ok(Options {
+        fd: fd.ok_or(Errno::EINVAL)?,
+        rootmode,
+        user_id: user_id.ok_or(Errno::EINVAL)?,
+        group_id: group_id.ok_or(Errno::EINVAL)?,
+        allow_other,
+        default_permissions,
+        max_read,
+    })
+}
+
+/// The types `fuse` and `fuseblk`.
+pub struct FuseType {
+    name: &'static str,
+    block: bool,
+}
+
+impl FuseType {
+    /// `fuse`, `fuse.SUBTYPE`
+    pub const FUSE: FuseType = FuseType { name: "fuse", block: false };
+    /// `fuseblk`: the source is a block device, and an unmount is announced to the server (`DESTROY`).
+    pub const FUSEBLK: FuseType = FuseType { name: "fuseblk", block: true };
+}
+
+impl FileSystem for FuseType {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn nodev(&self) -> bool {
+        !self.block
+    }
+
+    fn mount(&self, source: &[u8], flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>> {
+        self.mount_subtype(b"", source, flags, data)
+    }
+
+    fn mount_subtype(&self, subtype: &[u8], source: &[u8], flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>> {
+        let subtype = core::str::from_utf8(subtype).map_err(|_| Errno::EINVAL)?;
+        let options = parse_options(data, self.block)?;
+        if self.block && lookup_at(uapi::AT_FDCWD, source, LookupFlags::FOLLOW)?.inode()?.kind != FileKind::BlockDevice
+        {
+            return Err(Errno::ENOTBLK);
+        }
+        let file = current().file(options.fd)?;
+        let server = file.ops::<ServerFile>().ok_or(Errno::EINVAL)?;
+        let fs = Arc::new(FuseFs::new(options));
+        let connection = Connection::new(self.name, Box::new(client::Mounted(fs.clone())));
+        let client = Client { connection: connection.clone(), fs };
+        let params =
+            SuperBlockParams { fs_name: self.name, magic: MAGIC, attributes_expire: true, cache_negative: true, flags };
+        let ops = FuseSuper { client: client.clone(), subtype: Box::from(subtype), block: self.block };
+        let sb = SuperBlock::new(params, Box::new(ops));
+        sb.set_root(Node::root(&client, &sb, options.rootmode));
+        // From here on the descriptor's last close ends the connection, and so does the end of the super block.
+        server.bind(&connection)?;
+        client.begin()?;
+        Ok(sb)
+    }
+}
+
+/// A mounted FUSE file system as a whole.
+pub(super) struct FuseSuper {
+    client: Client,
+    subtype: Box<str>,
+    block: bool,
+}
+
+impl SuperOps for FuseSuper {
+    fn statfs(&self, _sb: &SuperBlock) -> Result<FsStat> {
+        let empty = FsStat { magic: MAGIC, ..FsStat::default() };
+        if self.client.check_allowed().is_err() {
+            return Ok(empty);
+        }
+        let reply = self.client.call(Message::new(Opcode::Statfs, ROOT_ID), ReplySize::of::<StatfsOut>())?;
+        let (StatfsOut { st }, _) = reply.read::<StatfsOut>()?;
+        Ok(FsStat {
+            magic: MAGIC,
+            // Counts are in fragments.
+            block_size: u64::from(if st.frsize != 0 { st.frsize } else { st.bsize }),
+            blocks: st.blocks,
+            free: st.bfree,
+            available: st.bavail,
+            files: st.files,
+            files_free: st.ffree,
+            name_max: u64::from(st.namelen),
+        })
+    }
+
+    fn sync(&self, _sb: &SuperBlock, _wait: bool) -> Result {
+        let mut result = Ok(());
+        for inode in self.client.fs.all_inodes() {
+            if let Some(object) = inode.ops_as::<Node>().and_then(Node::cached) {
+                result = object.sync(0, u64::MAX).and(result);
+            }
+        }
+        result
+    }
+
+    fn show_options(&self, _sb: &SuperBlock, out: &mut dyn Write) -> core::fmt::Result {
+        let options = &self.client.fs.options;
+        write!(out, ",user_id={},group_id={}", options.user_id, options.group_id)?;
+        if options.default_permissions {
+            out.write_str(",default_permissions")?;
+        }
+        if options.allow_other {
+            out.write_str(",allow_other")?;
+        }
+        if options.max_read != u32::MAX {
+            write!(out, ",max_read={}", options.max_read)?;
+        }
+        Ok(())
+    }
+
+    fn subtype(&self) -> &str {
+        &self.subtype
+    }
+
+    fn decides_permissions(&self) -> bool {
+        !self.client.fs.options.default_permissions
+    }
+
+    fn force_end(&self, _sb: &SuperBlock) {
+        self.client.connection.abort();
+    }
+
+    fn shutdown(&self, _sb: &SuperBlock) {
+        let connection = &self.client.connection;
+        if self.block && self.client.fs.is_started() {
+            let hook = Box::new(|connection: &Arc<Connection>, _: &Result<Vec<u8>>| connection.abort());
+            let options = CallOptions { hook: Some(hook), ..CallOptions::new(ReplySize::NONE) };
+            // Ended already: nothing is left to destroy.
+            let _ = connection.send(Message::new(Opcode::Destroy, 0), options);
+        } else {
+            connection.abort();
+        }
+    }
+}
