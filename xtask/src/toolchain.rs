@@ -68,6 +68,11 @@ impl Toolchain {
         command.current_dir(paths::root()).arg(subcommand).args(["--target", KERNEL_TARGET]);
         command
     }
+
+    /// What `RUSTDOCFLAGS` must have for rustdoc to find the library that [`Toolchain::cargo`] compiles against.
+    pub fn rustdoc_flags(&self) -> String {
+        self.sysroot.as_ref().map_or_else(String::new, |sysroot| format!("--sysroot={}", sysroot.display()))
+    }
 }
 
 /// The cargo and the rustc for everything that is not the kernel.

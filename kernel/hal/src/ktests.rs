@@ -1,4 +1,4 @@
-//! Tests of the machine side of hal, run by [`crate::ktest`].
+//! Tests of the machine side of hal, run by [`crate::ktest!`].
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
