@@ -5,14 +5,14 @@
 //! | `mod` | the types `fuse` and `fuseblk`, their mount options, [`FuseSuper`] |
 //! | [`client`] | [`Client`], [`FuseFs`]: the connection as a mount uses it; handshake, known inodes, notifications |
 //! | [`node`] | [`Node`]: an inode; names, attributes, look-up counts |
-//! | [`handle`] | [`Handle`], [`Shared`]: what is open at the server, and the page cache's way to it |
-//! | [`file`], [`dir`] | open files and directories |
+//! | [`handle`] | `Handle`, `Shared`: what is open at the server, and the page cache's way to it |
+//! | [`mod@file`], [`dir`] | open files and directories |
 //!
 //! `mount(2)` binds the `/dev/fuse` descriptor of `fd=` to a [`Connection`] and returns at once, for the server may well
 //! be the thread that mounts; what is asked meanwhile waits for the answer to `INIT`.
 //!
 //! Names and attributes are cached for as long as the server said ([`Entry::valid_until`](super::inode::Entry),
-//! [`Node::refresh`]); data are cached in the inode's memory object until the file is opened without `FOPEN_KEEP_CACHE`,
+//! `Node::refresh`); data are cached in the inode's memory object until the file is opened without `FOPEN_KEEP_CACHE`,
 //! changes at the server (`AUTO_INVAL_DATA`) or is called back. `write(2)` goes through to the server before it returns;
 //! stores through shared mappings are written at `msync`, `fsync`, `close` and reclaim.
 //!
