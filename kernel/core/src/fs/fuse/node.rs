@@ -303,6 +303,13 @@ impl Node {
 
     fn entry(&self, dir: &Inode, out: &EntryOut, version: u64) -> Result<Entry> {
         let inode = self.inode_of_entry(&dir.sb, out, version)?;
+        // A directory in itself: what locks parent before child would wait for itself.
+        let above = inode.alias.lock().upgrade();
+        let here = dir.alias.lock().upgrade();
+        let inside = above.zip(here).is_some_and(|(above, here)| here.is_within(&above));
+        if core::ptr::eq(&raw const *inode, dir) || inside {
+            return Err(Errno::ELOOP);
+        }
         Ok(Entry { inode: Some(inode), valid_until: deadline(out.entry_valid, out.entry_valid_nsec) })
     }
 
