@@ -168,6 +168,20 @@ pub trait FileOps: Any + Send + Sync {
     }
 }
 
+/// The position that lseek(2) asks for: from the start, the position or, for files that have one, the end.
+///
+/// # Errors
+/// `EINVAL` for another `whence` or a position before the start, `EOVERFLOW` for one that no number holds.
+pub fn seek_from(offset: i64, whence: u32, pos: u64, end: Option<u64>) -> Result<u64> {
+    let base = match (whence, end) {
+        (uapi::SEEK_SET, _) => 0,
+        (uapi::SEEK_CUR, _) => pos as i64,
+        (uapi::SEEK_END, Some(end)) => i64::try_from(end).map_err(|_| Errno::EOVERFLOW)?,
+        _ => return Err(Errno::EINVAL),
+    };
+    u64::try_from(base.checked_add(offset).ok_or(Errno::EOVERFLOW)?).map_err(|_| Errno::EINVAL)
+}
+
 /// Hears of the end of a file: epoll forgets its entry then.
 pub trait ReleaseHook: Send + Sync {
     /// The file that [`File::id`] named is gone.
@@ -419,17 +433,11 @@ impl File {
 /// # Errors
 /// `EINVAL` for a position below 0 or an unknown `whence`, `ENXIO` for `SEEK_DATA`/`SEEK_HOLE` beyond the end, `EOVERFLOW`.
 pub fn seek_object(object: &MemoryObject, offset: i64, whence: u32, pos: u64) -> Result<u64> {
-    let target = match whence {
-        uapi::SEEK_SET => offset,
-        uapi::SEEK_CUR => (pos as i64).checked_add(offset).ok_or(Errno::EOVERFLOW)?,
-        uapi::SEEK_END => (object.size() as i64).checked_add(offset).ok_or(Errno::EOVERFLOW)?,
-        uapi::SEEK_DATA | uapi::SEEK_HOLE => {
-            let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-            return object.seek(from, whence == uapi::SEEK_DATA);
-        }
-        _ => return Err(Errno::EINVAL),
-    };
-    u64::try_from(target).map_err(|_| Errno::EINVAL)
+    if whence == uapi::SEEK_DATA || whence == uapi::SEEK_HOLE {
+        let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+        return object.seek(from, whence == uapi::SEEK_DATA);
+    }
+    seek_from(offset, whence, pos, Some(object.size()))
 }
 
 impl Drop for File {

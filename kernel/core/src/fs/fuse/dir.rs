@@ -5,11 +5,11 @@
 use alloc::sync::Arc;
 
 use fuse_abi::{Dirent, FsyncIn, NAME_MAX, Opcode, ReadIn};
-use linux_uapi::raw::general as uapi;
 use linux_uapi::zerocopy::FromBytes;
 
 use super::file::{ask_ioctl, node_of};
 use super::handle::Handle;
+use crate::fs::file::seek_from;
 use crate::fs::{DirSink, File, FileOps, Sink};
 use crate::scheme::{Message, ReplySize};
 use crate::{Errno, Result};
@@ -61,14 +61,7 @@ impl FileOps for FuseDir {
     }
 
     fn seek(&self, f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {
-        let base = match whence {
-            uapi::SEEK_SET => 0,
-            uapi::SEEK_CUR => pos as i64,
-            uapi::SEEK_END => f.inode().map_or(0, |inode| inode.len() as i64),
-            _ => return Err(Errno::EINVAL),
-        };
-        let target = base.checked_add(offset).ok_or(Errno::EOVERFLOW)?;
-        u64::try_from(target).map_err(|_| Errno::EINVAL)
+        seek_from(offset, whence, pos, Some(f.inode().map_or(0, |inode| inode.len())))
     }
 
     fn readdir(&self, f: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result {

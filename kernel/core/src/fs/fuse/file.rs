@@ -15,6 +15,7 @@ use ursa_hal::PAGE_SIZE;
 use super::client::Client;
 use super::handle::Handle;
 use super::node::Node;
+use crate::fs::file::seek_from;
 use crate::fs::inode::{Inode, SetAttr, inode_of};
 use crate::fs::{File, FileOps, Sink, Source};
 use crate::mm::{MAX_OBJECT_SIZE, MapBacking, MapFlags, MapRequest};
@@ -295,33 +296,27 @@ impl FileOps for FuseFile {
             return Err(Errno::ESPIPE);
         }
         let (inode, node) = node_of(f)?;
-        let base = match whence {
-            uapi::SEEK_SET => 0,
-            uapi::SEEK_CUR => pos as i64,
-            uapi::SEEK_END | uapi::SEEK_DATA | uapi::SEEK_HOLE => {
-                if whence != uapi::SEEK_END {
-                    let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-                    let body = LseekIn { fh: self.handle.fh, offset: from, whence, padding: 0 };
-                    let message = || Message::new(Opcode::Lseek, node.id()).with(&body);
-                    if let Some(reply) = self.client.try_call(Opcode::Lseek, ReplySize::of::<LseekOut>(), message)? {
-                        let found = reply.read::<LseekOut>()?.0.offset;
-                        return if found <= MAX_OBJECT_SIZE { Ok(found) } else { Err(Errno::EIO) };
-                    }
-                }
-                node.renew(inode)?;
-                let size = inode.size.load(Ordering::Acquire);
-                match whence {
-                    uapi::SEEK_END => size as i64,
-                    // All data, up to the hole at the end.
-                    _ if offset as u64 >= size => return Err(Errno::ENXIO),
-                    uapi::SEEK_DATA => return Ok(offset as u64),
-                    _ => return Ok(size),
-                }
+        if whence == uapi::SEEK_DATA || whence == uapi::SEEK_HOLE {
+            let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            let body = LseekIn { fh: self.handle.fh, offset: from, whence, padding: 0 };
+            let message = || Message::new(Opcode::Lseek, node.id()).with(&body);
+            if let Some(reply) = self.client.try_call(Opcode::Lseek, ReplySize::of::<LseekOut>(), message)? {
+                let found = reply.read::<LseekOut>()?.0.offset;
+                return if found <= MAX_OBJECT_SIZE { Ok(found) } else { Err(Errno::EIO) };
             }
-            _ => return Err(Errno::EINVAL),
-        };
-        let target = base.checked_add(offset).ok_or(Errno::EOVERFLOW)?;
-        u64::try_from(target).map_err(|_| Errno::EINVAL)
+            node.renew(inode)?;
+            let size = inode.size.load(Ordering::Acquire);
+            // All data, up to the hole at the end.
+            return match whence {
+                _ if from >= size => Err(Errno::ENXIO),
+                uapi::SEEK_DATA => Ok(from),
+                _ => Ok(size),
+            };
+        }
+        if whence == uapi::SEEK_END {
+            node.renew(inode)?;
+        }
+        seek_from(offset, whence, pos, Some(inode.size.load(Ordering::Acquire)))
     }
 
     fn fsync(&self, f: &File, data_only: bool) -> Result {

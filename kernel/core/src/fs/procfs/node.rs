@@ -11,7 +11,7 @@ use ursa_hal::sync::SpinLock;
 use crate::{
     Errno, Result,
     fs::{
-        file::{DirSink, File, FileOps},
+        file::{DirSink, File, FileOps, seek_from},
         inode::{Entry, FileKind, Inode, InodeOps, LinkTarget, NewInode, SetAttr, SuperBlock, inode_of},
         io::{Sink, Source},
     },
@@ -161,18 +161,8 @@ impl FileOps for OpenText {
     }
 
     fn seek(&self, _f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {
-        seek(offset, whence, pos)
+        seek_from(offset, whence, pos, None)
     }
-}
-
-/// `lseek` of files and directories here: from the start or the position.
-pub fn seek(offset: i64, whence: u32, pos: u64) -> Result<u64> {
-    let base = match whence {
-        uapi::SEEK_SET => 0,
-        uapi::SEEK_CUR => pos as i64,
-        _ => return Err(Errno::EINVAL),
-    };
-    u64::try_from(base.checked_add(offset).ok_or(Errno::EOVERFLOW)?).map_err(|_| Errno::EINVAL)
 }
 
 /// The inode operations of a link whose target is asked for each time.
@@ -267,7 +257,7 @@ impl<F: Fn(&File, &mut u64, &mut dyn DirSink) -> Result + Send + Sync + 'static>
     }
 
     fn seek(&self, _f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {
-        seek(offset, whence, pos)
+        seek_from(offset, whence, pos, None)
     }
 
     fn readdir(&self, f: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result {

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     Errno, Result,
     fs::{
-        file::{File, FileOps},
+        file::{File, FileOps, seek_from},
         inode::{Inode, InodeOps, LinkTarget},
         io::Sink,
     },
@@ -352,7 +352,7 @@ impl FileOps for Bytes {
     }
 
     fn seek(&self, _f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {
-        super::node::seek(offset, whence, pos)
+        seek_from(offset, whence, pos, None)
     }
 }
 

@@ -10,10 +10,9 @@ use super::ATTRIBUTE_SIZE;
 use crate::{
     Errno, Result,
     fs::{
-        file::{File as OpenFile, FileOps},
+        file::{File as OpenFile, FileOps, seek_from},
         inode::{Inode, InodeOps, SetAttr},
         io::{Sink, Source},
-        procfs::node::seek,
     },
     mm::MapRequest,
     poll::{PollEvents, PollTable},
@@ -302,10 +301,6 @@ impl FileOps for OpenAttribute {
     }
 
     fn seek(&self, _f: &OpenFile, offset: i64, whence: u32, pos: u64) -> Result<u64> {
-        if whence == uapi::SEEK_END {
-            let end = i64::try_from(self.file.size()).map_err(|_| Errno::EOVERFLOW)?;
-            return u64::try_from(end.checked_add(offset).ok_or(Errno::EOVERFLOW)?).map_err(|_| Errno::EINVAL);
-        }
-        seek(offset, whence, pos)
+        seek_from(offset, whence, pos, Some(self.file.size()))
     }
 }

@@ -9,7 +9,7 @@ use super::{PAGE, Tmpfs, dir::Entries, fs_of, xattr::Xattrs};
 use crate::{
     Errno, Result,
     fs::{
-        file::{DirSink, File, FileOps},
+        file::{DirSink, File, FileOps, seek_from},
         inode::{Entry, FileKind, Inode, InodeOps, LinkTarget, NewInode, RenameSide, SetAttr, SuperBlock, inode_of},
         io::{Sink, Source},
         permission,
@@ -296,13 +296,7 @@ impl FileOps for TmpDir {
     }
 
     fn seek(&self, _f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {
-        let base = match whence {
-            uapi::SEEK_SET => 0,
-            uapi::SEEK_CUR => pos as i64,
-            _ => return Err(Errno::EINVAL),
-        };
-        let target = base.checked_add(offset).ok_or(Errno::EOVERFLOW)?;
-        u64::try_from(target).map_err(|_| Errno::EINVAL)
+        seek_from(offset, whence, pos, None)
     }
 
     fn readdir(&self, f: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result {
