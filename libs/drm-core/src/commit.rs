@@ -133,15 +133,7 @@ impl Card {
             let crtc_id = self.crtcs[crtc].id;
             for signal in flight.signals.iter().filter(|signal| signal.crtc == crtc) {
                 if let Some((fh, user_data)) = signal.event {
-                    let event = EventVblank {
-                        kind: DRM_EVENT_FLIP_COMPLETE,
-                        length: size_of::<EventVblank>() as u32,
-                        user_data,
-                        tv_sec: (time / 1_000_000_000) as u32,
-                        tv_usec: (time % 1_000_000_000 / 1000) as u32,
-                        sequence: sequence as u32,
-                        crtc_id,
-                    };
+                    let event = EventVblank::new(DRM_EVENT_FLIP_COMPLETE, user_data, time, sequence, crtc_id);
                     self.send_event(fh, &event);
                 }
                 if let Some(fence) = signal.fence {

@@ -218,15 +218,7 @@ impl Card {
                         &EventCrtcSequence { kind, length, user_data, time_ns, sequence: current },
                     );
                 } else {
-                    let event = EventVblank {
-                        kind: DRM_EVENT_VBLANK,
-                        length: size_of::<EventVblank>() as u32,
-                        user_data,
-                        tv_sec: (time / 1_000_000_000) as u32,
-                        tv_usec: (time % 1_000_000_000 / 1000) as u32,
-                        sequence: current as u32,
-                        crtc_id,
-                    };
+                    let event = EventVblank::new(DRM_EVENT_VBLANK, user_data, time, current, crtc_id);
                     self.send_event(wait.fh, &event);
                 }
             }

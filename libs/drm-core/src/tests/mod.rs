@@ -215,18 +215,23 @@ pub(super) struct Client {
     pub(super) fh: u64,
 }
 
+/// What most tests' card can do.
+pub(super) fn features() -> Features {
+    Features {
+        render: true,
+        import: true,
+        syncobj: true,
+        syncobj_timeline: true,
+        modifiers: true,
+        vblank: true,
+        gamma_size: 4,
+        ..Features::default()
+    }
+}
+
 impl World {
     pub(super) fn new() -> World {
-        World::with(Features {
-            render: true,
-            import: true,
-            syncobj: true,
-            syncobj_timeline: true,
-            modifiers: true,
-            vblank: true,
-            gamma_size: 4,
-            ..Features::default()
-        })
+        World::with(features())
     }
 
     pub(super) fn with(features: Features) -> World {

@@ -52,6 +52,21 @@ uapi! {
     struct EventCrtcSequence { kind: u32, length: u32, user_data: u64, time_ns: i64, sequence: u64 }
 }
 
+impl EventVblank {
+    /// The event `kind` of a frame that began at `time` (monotonic nanoseconds), on the CRTC `crtc_id`.
+    pub(crate) fn new(kind: u32, user_data: u64, time: u64, sequence: u64, crtc_id: u32) -> EventVblank {
+        EventVblank {
+            kind,
+            length: size_of::<EventVblank>() as u32,
+            user_data,
+            tv_sec: (time / 1_000_000_000) as u32,
+            tv_usec: (time % 1_000_000_000 / 1000) as u32,
+            sequence: sequence as u32,
+            crtc_id,
+        }
+    }
+}
+
 pub const DRM_CAP_DUMB_BUFFER: u64 = 0x1;
 pub const DRM_CAP_VBLANK_HIGH_CRTC: u64 = 0x2;
 pub const DRM_CAP_DUMB_PREFERRED_DEPTH: u64 = 0x3;
