@@ -93,7 +93,7 @@ pub struct Case {
     /// What standard error must hold.
     #[serde(default)]
     pub stderr_has: Vec<String>,
-    /// What the screen shows when the command has ended: `WIDTHxHEIGHT DIGEST`, the digest being the first 16 digits of the
+    /// What the screen shows in the end, `WIDTHxHEIGHT DIGEST`: it is waited for. The digest is the first 16 digits of the
     /// SHA-256 of the pixels, three bytes each.
     #[serde(default)]
     pub picture: Option<String>,

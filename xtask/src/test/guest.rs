@@ -112,21 +112,17 @@ fn run_batch(
     let mut link = agent_of(&machine)?;
     for (number, case) in cases.iter().enumerate() {
         let start = Instant::now();
-        let mut ready = true;
+        let (mut problem, mut usable) = (None, true);
         for action in &case.input {
-            ready = ready && act(&machine, &mut link, folder.path(), case, action)?;
+            if problem.is_none() {
+                (problem, usable) = act(&machine, &mut link, folder.path(), case, action)?;
+            }
         }
-        let (mut problem, usable) = if ready {
-            run_case(&machine, &mut link, case)?
-        } else {
-            (Some("what its input waits for did not come about".into()), true)
-        };
-        if problem.is_none() && !case.pixels.is_empty() {
-            problem = wait_for_pixels(folder.path(), case)?;
+        if problem.is_none() {
+            (problem, usable) = run_case(&machine, &mut link, case)?;
         }
-        if let (Some(expected), None) = (&case.picture, &problem) {
-            let shown = screen::digest(&mut Qmp::connect(&folder.path().join("qmp.sock"))?, folder.path())?;
-            problem = (shown != *expected).then(|| format!("the screen shows {shown:?}, not {expected:?}"));
+        if problem.is_none() {
+            problem = wait_for_screen(folder.path(), case)?;
         }
         if !usable {
             show_log(&machine.console());
@@ -139,30 +135,56 @@ fn run_batch(
     Ok(cases.len())
 }
 
-/// Does one action of a case's input; false when what it waits for did not come.
-fn act(machine: &Machine, link: &mut Link<&UnixStream>, folder: &Path, case: &Case, action: &str) -> Result<bool> {
+/// Does one action of a case's input: what is wrong, and whether the machine can take another.
+fn act(
+    machine: &Machine,
+    link: &mut Link<&UnixStream>,
+    folder: &Path,
+    case: &Case,
+    action: &str,
+) -> Result<(Option<String>, bool)> {
     if let Some(condition) = action.strip_prefix("wait ") {
-        let script = format!("until {condition}; do sleep 0.2; done > /dev/null 2>&1");
-        let waiting = Case { run: script, status: 0, stdout: None, stderr: None, ..case.clone() };
-        let waiting = Case { stdout_has: Vec::new(), stderr_has: Vec::new(), ..waiting };
-        return Ok(run_case(machine, link, &waiting)?.0.is_none());
+        let waiting = Case {
+            run: format!("until {condition}; do sleep 0.2; done > /dev/null 2>&1"),
+            status: 0,
+            stdout: None,
+            stderr: None,
+            stdout_has: Vec::new(),
+            stderr_has: Vec::new(),
+            ..case.clone()
+        };
+        let (problem, usable) = run_case(machine, link, &waiting)?;
+        return Ok((problem.map(|problem| format!("{action:?}: {problem}")), usable));
     }
     let mut qmp = Qmp::connect(&folder.join("qmp.sock"))?;
-    let size = screen::size(&mut qmp, folder)?;
-    input::perform(&mut qmp, action, size)?;
-    Ok(true)
+    input::perform(&mut qmp, action, |qmp| screen::size(qmp, folder))?;
+    Ok((None, true))
 }
 
-/// Waits until the screen shows a case's pixels: what is wrong when its time is over.
-fn wait_for_pixels(folder: &Path, case: &Case) -> Result<Option<String>> {
+/// Waits until the screen shows a case's picture and pixels: what is wrong when its time is over.
+fn wait_for_screen(folder: &Path, case: &Case) -> Result<Option<String>> {
+    if case.picture.is_none() && case.pixels.is_empty() {
+        return Ok(None);
+    }
     let start = Instant::now();
     loop {
-        let complaint = screen::complaint(&mut Qmp::connect(&folder.join("qmp.sock"))?, folder, &case.pixels)?;
+        let complaint = screen_complaint(folder, case)?;
         if complaint.is_none() || start.elapsed() > Duration::from_secs(case.timeout) {
             return Ok(complaint);
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+fn screen_complaint(folder: &Path, case: &Case) -> Result<Option<String>> {
+    let mut qmp = Qmp::connect(&folder.join("qmp.sock"))?;
+    if let Some(expected) = &case.picture {
+        let shown = screen::digest(&mut qmp, folder)?;
+        if shown != *expected {
+            return Ok(Some(format!("the screen shows {shown:?}, not {expected:?}")));
+        }
+    }
+    screen::complaint(&mut qmp, folder, &case.pixels)
 }
 
 /// Runs one case: what is wrong with it, and whether the machine can take another.

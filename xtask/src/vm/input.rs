@@ -88,8 +88,9 @@ pub fn drag(qmp: &mut Qmp, from: (u32, u32), to: (u32, u32), size: (u32, u32)) -
     send(qmp, button(false))
 }
 
-/// Does what a line says: `type TEXT`, `key COMBO`, `move X Y`, `click [BUTTON]`, `drag X Y X Y`.
-pub fn perform(qmp: &mut Qmp, line: &str, size: (u32, u32)) -> Result<()> {
+/// Does what a line says: `type TEXT`, `key COMBO`, `move X Y`, `click [BUTTON]`, `drag X Y X Y`. `size` asks for the
+/// screen's, where the pointer goes to a place.
+pub fn perform(qmp: &mut Qmp, line: &str, size: impl FnOnce(&mut Qmp) -> Result<(u32, u32)>) -> Result<()> {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
     let numbers = || -> Result<Vec<u32>> {
         rest.split_whitespace().map(|word| word.parse().with_context(|| format!("{line:?}: {word:?}"))).collect()
@@ -99,11 +100,17 @@ pub fn perform(qmp: &mut Qmp, line: &str, size: (u32, u32)) -> Result<()> {
         "key" => press(qmp, rest),
         "click" => click(qmp, if rest.is_empty() { "left" } else { rest }),
         "move" => match numbers()?[..] {
-            [x, y] => move_to(qmp, (x, y), size),
+            [x, y] => {
+                let size = size(qmp)?;
+                move_to(qmp, (x, y), size)
+            }
             _ => bail!("{line:?}: two numbers are needed"),
         },
         "drag" => match numbers()?[..] {
-            [x1, y1, x2, y2] => drag(qmp, (x1, y1), (x2, y2), size),
+            [x1, y1, x2, y2] => {
+                let size = size(qmp)?;
+                drag(qmp, (x1, y1), (x2, y2), size)
+            }
             _ => bail!("{line:?}: four numbers are needed"),
         },
         _ => bail!("{line:?}: there is no such action"),
