@@ -7,6 +7,7 @@ mod interface;
 mod message;
 pub mod netlink;
 mod options;
+mod pending_error;
 mod socket;
 pub mod syscall;
 pub mod unix;

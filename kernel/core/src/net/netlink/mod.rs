@@ -37,6 +37,7 @@ use ursa_hal::sync::SpinLock;
 use self::queue::{Offer, Queue};
 use super::message::sender_credentials;
 use super::options::BUFFER_DEFAULT;
+use super::pending_error::PendingError;
 use super::{Incoming, Options, Outgoing, SocketOps};
 use crate::poll::{PollEvents, PollTable};
 use crate::process::{Cap, capable, current};
@@ -167,7 +168,7 @@ pub struct Netlink {
     read_queue: Arc<WaitQueue>,
     /// Senders that wait for room in `queue`.
     write_queue: Arc<WaitQueue>,
-    error: AtomicU32,
+    error: PendingError,
     send_buffer: AtomicU32,
     options: Options,
     /// `NETLINK_PKTINFO`
@@ -217,7 +218,7 @@ impl Netlink {
             queue: SpinLock::new(Queue::default()),
             read_queue: Arc::new(WaitQueue::new()),
             write_queue: Arc::new(WaitQueue::new()),
-            error: AtomicU32::new(0),
+            error: PendingError::new(),
             send_buffer: AtomicU32::new(BUFFER_DEFAULT as u32),
             options: Options::new(),
             packet_info: AtomicBool::new(false),
@@ -273,7 +274,7 @@ impl Netlink {
     }
 
     fn set_error(&self, error: Errno) {
-        self.error.store(error.raw(), Ordering::SeqCst);
+        self.error.set(error);
         self.read_queue.wake_events(PollEvents::POLLERR | PollEvents::READABLE);
     }
 
@@ -558,9 +559,7 @@ impl SocketOps for Netlink {
             if message.is_nonblocking() {
                 return Err(Errno::EAGAIN);
             }
-            wait(&self.read_queue, deadline, || {
-                !self.queue.lock().is_empty() || self.error.load(Ordering::Relaxed) != 0
-            })?;
+            wait(&self.read_queue, deadline, || !self.queue.lock().is_empty() || self.error.is_set())?;
         };
         let fits = len.min(message.data.remaining());
         message.data.put_all(&packet.data[..fits])?;
@@ -582,10 +581,7 @@ impl SocketOps for Netlink {
     }
 
     fn take_error(&self) -> Option<Errno> {
-        if self.error.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        Errno::from_raw(self.error.swap(0, Ordering::SeqCst))
+        self.error.take()
     }
 
     fn is_listening(&self) -> bool {
@@ -661,7 +657,7 @@ impl SocketOps for Netlink {
         }
         // Sending waits for room at the receiver's end only, whoever that will be.
         let mut events = PollEvents::WRITABLE;
-        if self.error.load(Ordering::SeqCst) != 0 {
+        if self.error.is_set() {
             events |= PollEvents::POLLERR;
         }
         if !self.queue.lock().is_empty() {

@@ -20,7 +20,7 @@ use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use linux_uapi::raw::{ioctl as io, net as uapi};
 use linux_uapi::socket::Ucred;
@@ -32,6 +32,7 @@ use address::Binding;
 use queue::{Charge, Message, Received};
 
 use super::options::BUFFER_DEFAULT;
+use super::pending_error::PendingError;
 use super::{Incoming, Options, Outgoing, SocketOps};
 use crate::fs::File;
 use crate::poll::{PollEvents, PollTable};
@@ -121,7 +122,7 @@ pub struct Unix {
     read_queue: Arc<WaitQueue>,
     read_lock: Mutex<()>,
     shut: AtomicU8,
-    error: AtomicU32,
+    error: PendingError,
     closed: AtomicBool,
     options: Options,
 }
@@ -138,7 +139,7 @@ impl Unix {
             read_queue: Arc::new(WaitQueue::new()),
             read_lock: Mutex::new(()),
             shut: AtomicU8::new(0),
-            error: AtomicU32::new(0),
+            error: PendingError::new(),
             closed: AtomicBool::new(false),
             options: Options::new(),
         })
@@ -167,10 +168,6 @@ impl Unix {
 
     fn is_shut(&self, how: u8) -> bool {
         self.shut.load(Ordering::SeqCst) & how == how
-    }
-
-    fn set_error(&self, error: Errno) {
-        self.error.store(error.raw(), Ordering::SeqCst);
     }
 
     /// The pending error as the call's result.
@@ -334,7 +331,7 @@ impl Unix {
     /// The peer closed: `lost` says that it left data of ours unread.
     fn peer_closed(&self, lost: bool) {
         if lost {
-            self.set_error(Errno::ECONNRESET);
+            self.error.set(Errno::ECONNRESET);
         }
         self.adds_shut(SHUT_BOTH);
     }
@@ -474,10 +471,7 @@ impl SocketOps for Unix {
     }
 
     fn take_error(&self) -> Option<Errno> {
-        if self.error.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        Errno::from_raw(self.error.swap(0, Ordering::SeqCst))
+        self.error.take()
     }
 
     fn is_listening(&self) -> bool {
@@ -531,7 +525,7 @@ impl SocketOps for Unix {
             pt.register(&self.charge.queue);
         }
         let mut events = PollEvents::empty();
-        if self.error.load(Ordering::SeqCst) != 0 {
+        if self.error.is_set() {
             events |= PollEvents::POLLERR;
         }
         if self.is_shut(SHUT_BOTH) {

@@ -61,7 +61,7 @@ impl Unix {
                 return Err(Errno::EAGAIN);
             }
             wait(&self.charge.queue, deadline, || {
-                self.charge.has_room() || self.is_shut(SHUT_SEND) || self.error.load(Ordering::Relaxed) != 0
+                self.charge.has_room() || self.is_shut(SHUT_SEND) || self.error.is_set()
             })?;
         }
     }
@@ -224,9 +224,7 @@ impl Unix {
                 return Err(Errno::EAGAIN);
             }
             wait(&self.read_queue, deadline, || {
-                !self.received.lock().entries.is_empty()
-                    || self.is_shut(SHUT_RECEIVE)
-                    || self.error.load(Ordering::Relaxed) != 0
+                !self.received.lock().entries.is_empty() || self.is_shut(SHUT_RECEIVE) || self.error.is_set()
             })?;
         }
     }
