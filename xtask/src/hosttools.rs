@@ -102,6 +102,18 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
     Ok(())
 }
 
+/// Installs the newest versions of what may be there already, from package lists fetched anew.
+pub fn upgrade(tools: &[Tool]) -> Result<()> {
+    let packages: Vec<&str> = tools.iter().map(|tool| tool.package).collect();
+    let list = packages.join(" ");
+    if find_program("apt-get").is_none() || (!is_root() && find_program("sudo").is_none()) {
+        bail!("newer versions of these Debian packages must be installed first: {list}");
+    }
+    step(format!("installing newer versions of {list}"));
+    apt(&["update", "-q"], &[])?;
+    apt(&["install", "-y", "-q", "--no-install-recommends"], &packages)
+}
+
 fn apt(arguments: &[&str], packages: &[&str]) -> Result<()> {
     let mut command = if is_root() { Command::new("env") } else { Command::new("sudo") };
     command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(arguments).args(packages);

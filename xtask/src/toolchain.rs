@@ -26,6 +26,9 @@ const KERNEL_FLAGS: &[&str] = &[
     "-C link-arg=-zmax-page-size=0x1000",
 ];
 
+/// The oldest compiler that the workspace builds with (`rust-version` in its manifest).
+const NEEDED: (u32, u32) = (1, 95);
+
 /// Raised when the sysroot is built in another way.
 const SYSROOT_FORMAT: u32 = 2;
 
@@ -46,6 +49,14 @@ impl Toolchain {
         }
         hosttools::ensure(hosttools::DEBIAN_RUST)?;
         let (cargo, rustc) = (PathBuf::from("/usr/bin/cargo"), PathBuf::from("/usr/bin/rustc"));
+        // Old package lists, as of a freshly installed system, name old compilers.
+        if release(&rustc)? < NEEDED {
+            hosttools::upgrade(hosttools::DEBIAN_RUST)?;
+        }
+        if release(&rustc)? < NEEDED {
+            let version = shell::output(Command::new(&rustc).arg("--version"))?;
+            bail!("{} is {version}; Ursa needs {}.{} or newer", rustc.display(), NEEDED.0, NEEDED.1);
+        }
         let sysroot = debian_sysroot(&cargo, &rustc)?;
         Ok(Toolchain { cargo, rustc, sysroot: Some(sysroot) })
     }
@@ -110,6 +121,17 @@ fn clean_environment(command: &mut Command) {
             command.env_remove(name);
         }
     }
+}
+
+/// A compiler's version, major and minor.
+fn release(rustc: &Path) -> Result<(u32, u32)> {
+    let version = shell::output(Command::new(rustc).arg("--version"))?;
+    parse_release(&version).with_context(|| format!("`rustc --version` names no version: {version}"))
+}
+
+fn parse_release(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split_whitespace().nth(1)?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn has_target(rustc: &Path) -> Result<bool> {
@@ -206,4 +228,22 @@ pub fn show() -> Result<ExitCode> {
         None => println!("sysroot the compiler's own"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_what_rustc_prints() {
+        assert_eq!(parse_release("rustc 1.85.0 (4d91de4e4 2025-02-17) (built from a source tarball)"), Some((1, 85)));
+        assert_eq!(parse_release("rustc 1.97.0-nightly (abc 2026-05-01)"), Some((1, 97)));
+        assert_eq!(parse_release("rustc"), None);
+    }
+
+    #[test]
+    fn the_workspace_asks_for_the_same_compiler() {
+        let manifest = fs::read_to_string(paths::root().join("Cargo.toml")).unwrap();
+        assert!(manifest.contains(&format!("rust-version = \"{}.{}\"", NEEDED.0, NEEDED.1)));
+    }
 }
