@@ -33,6 +33,18 @@ pub enum ClockBase {
     Tai,
 }
 
+impl ClockBase {
+    /// The `CLOCK_*` number.
+    pub(crate) fn id(self) -> i32 {
+        match self {
+            ClockBase::Monotonic => uapi::CLOCK_MONOTONIC as i32,
+            ClockBase::Realtime => uapi::CLOCK_REALTIME as i32,
+            ClockBase::Boottime => uapi::CLOCK_BOOTTIME as i32,
+            ClockBase::Tai => uapi::CLOCK_TAI as i32,
+        }
+    }
+}
+
 /// Nanoseconds of the monotonic clock.
 #[inline]
 pub fn monotonic_ns() -> u64 {

@@ -45,6 +45,21 @@ impl CpuClock {
         Some(decode_dynamic(thread, id))
     }
 
+    /// The clock's number, as it names the clock to any process.
+    pub(super) fn id(&self) -> i32 {
+        const SCHED: i32 = 2;
+        const PER_THREAD: i32 = 4;
+        let which = |counts: &Counts| if *counts == Counts::User { 1 } else { SCHED };
+        match self {
+            CpuClock::Process(process, counts) => {
+                !process.upgrade().map_or(0, |process| process.pid()) << 3 | which(counts)
+            }
+            CpuClock::Thread(thread, counts) => {
+                !thread.upgrade().map_or(0, |thread| thread.tid()) << 3 | PER_THREAD | which(counts)
+            }
+        }
+    }
+
     /// Whether it counts this thread alone, which would sleep for ever on it.
     pub(super) fn is_of(&self, thread: &Thread) -> bool {
         matches!(self, CpuClock::Thread(counted, _) if core::ptr::eq(counted.as_ptr(), thread))

@@ -5,6 +5,8 @@
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use linux_uapi::signal::{SIGALRM, SigInfo};
@@ -43,6 +45,18 @@ pub(super) struct Setting {
 }
 
 impl ProcessTimers {
+    /// Describes the POSIX timers for `/proc/PID/timers`, the newest first.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub(crate) fn show(&self, process: &Process, out: &mut impl Write) -> crate::Result {
+        let timers: Vec<Arc<PosixTimer>> = self.posix.lock().values().rev().cloned().collect();
+        for timer in timers {
+            timer.show(process, out)?;
+        }
+        Ok(())
+    }
+
     fn real(&self, process: &Arc<Process>) -> &Arc<Timer> {
         self.real.call_once(|| {
             let process: Weak<Process> = Arc::downgrade(process);

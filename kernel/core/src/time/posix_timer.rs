@@ -5,6 +5,7 @@
 //! Locking: a timer's `state`, a leaf that disables interrupts.
 
 use alloc::sync::{Arc, Weak};
+use core::fmt::Write;
 
 use linux_uapi::signal::SigInfo;
 use ursa_hal::sync::{IrqLock, Once};
@@ -74,6 +75,24 @@ impl PosixTimer {
             timer.timer.call_once(|| Timer::new(move || this.upgrade().and_then(|timer| timer.expired())));
         }
         timer
+    }
+
+    /// A paragraph of `/proc/PID/timers` (proc_pid_timers(5)).
+    pub(super) fn show(&self, process: &Process, out: &mut impl Write) -> Result {
+        let (signo, kind, whose, id) = match &self.notify {
+            Notify::Nothing => (0, "none", "pid", process.pid()),
+            Notify::Process { signo } => (*signo, "signal", "pid", process.pid()),
+            Notify::Thread { signo, thread } => {
+                (*signo, "signal", "tid", thread.upgrade().map_or(0, |thread| thread.tid()))
+            }
+        };
+        let clock = match &self.source {
+            Source::Clock(clock) => clock.id(),
+            Source::Cpu(clock) => clock.id(),
+        };
+        writeln!(out, "ID: {}\nsignal: {signo}/{:016x}", self.id, self.value)?;
+        writeln!(out, "notify: {kind}/{whose}.{id}\nClockID: {clock}")?;
+        Ok(())
     }
 
     fn now(&self) -> Result<u64> {

@@ -19,6 +19,7 @@ mod maps;
 mod mounts;
 pub mod node;
 mod pid;
+mod resources;
 mod status;
 mod sysctl;
 mod system;
@@ -247,5 +248,6 @@ pub fn init() -> Result {
     register_link("mounts", "self/mounts")?;
     register_link("net", "self/net")?;
     system::init()?;
+    resources::init()?;
     sysctl::init()
 }

@@ -222,6 +222,7 @@ static ITEMS: &[Item] = &[
             Ok(())
         }),
     ),
+    process_item("timers", 0o444, What::Text(status::timers)),
     process_item("timerslack_ns", 0o666, What::Private(status::timerslack)),
     item("clear_refs", 0o200, What::Writable(|_, _| Err(Errno::EINVAL), maps::clear_refs)),
     item("children", 0o444, What::Text(status::children)),

@@ -80,7 +80,7 @@ pub fn stat(target: &Target, out: &mut Text) -> Result {
     let task = thread.task();
     let params = task.as_ref().map(|t| sched::ext_of(t).params());
     let (nice, rt, policy) =
-        params.map_or((0, 0, 0), |p| (i32::from(p.nice), i32::from(p.rt_priority), p.policy as u32));
+        params.map_or((0, 0, 0), |p| (i32::from(p.nice), i32::from(p.rt_priority), p.policy.raw()));
     let priority = if rt > 0 { -1 - rt } else { 20 + nice };
     let actions = process.signals.actions();
     let (ignored, caught) = actions.ignored_and_caught();
@@ -236,6 +236,8 @@ pub fn status(target: &Target, out: &mut Text) -> Result {
     out.push_str("Mems_allowed:\t1\nMems_allowed_list:\t0\n");
     writeln!(out, "voluntary_ctxt_switches:\t{}", thread.usage.totals().voluntary_switches)?;
     writeln!(out, "nonvoluntary_ctxt_switches:\t{}", thread.usage.totals().involuntary_switches)?;
+    // Shadow stacks are not offered, so no thread has a feature.
+    out.push_str("x86_Thread_features:\t\nx86_Thread_features_locked:\t\n");
     Ok(())
 }
 
@@ -451,7 +453,20 @@ pub fn sched(target: &Target, out: &mut Text) -> Result {
         writeln!(out, "{name:<45}:{value:>21}")?;
     }
     writeln!(out, "{:<45}:{:>14}.{:06}", "se.sum_exec_runtime", runtime / 1_000_000, runtime % 1_000_000)?;
+    if let Some(task) = thread.task() {
+        let params = sched::ext_of(&task).params();
+        let prio =
+            if params.policy.is_realtime() { 99 - i32::from(params.rt_priority) } else { 120 + i32::from(params.nice) };
+        writeln!(out, "{:<45}:{:>21}", "policy", params.policy.raw())?;
+        writeln!(out, "{:<45}:{prio:>21}", "prio")?;
+    }
     Ok(())
+}
+
+/// `/proc/PID/timers`: timer_create(2)'s timers of the process.
+pub fn timers(target: &Target, out: &mut Text) -> Result {
+    let process = target.process()?;
+    process.signals.timers.show(&process, out)
 }
 
 /// `/proc/PID/schedstat`

@@ -31,7 +31,6 @@ pub fn init() -> Result {
     register_text("version", version)?;
     register_text("filesystems", filesystems)?;
     register_text("devices", devices)?;
-    register_text("interrupts", interrupts)?;
     register_text("partitions", |out| {
         out.push_str("major minor  #blocks  name\n\n");
         Ok(())
@@ -64,6 +63,7 @@ pub fn init() -> Result {
         out.push_str("/dev/tty             /dev/tty        5       0 system:/dev/tty\n");
         out.push_str("/dev/console         /dev/console    5       1 system:console\n");
         out.push_str("/dev/ptmx            /dev/ptmx       5       2 system\n");
+        out.push_str("/dev/vc/0            /dev/vc/0       4       0 system:vtmaster\n");
         out.push_str("serial               /dev/ttyS       4 64-67 serial\n");
         out.push_str("pty_slave            /dev/pts      136 0-1048575 pty:slave\n");
         out.push_str("pty_master           /dev/ptm      128 0-1048575 pty:master\n");
@@ -436,28 +436,6 @@ fn devices(out: &mut Text) -> Result {
     out.push_str("\nBlock devices:\n");
     for (major, name) in blocks {
         writeln!(out, "{major:>3} {name}")?;
-    }
-    Ok(())
-}
-
-/// `/proc/interrupts`
-fn interrupts(out: &mut Text) -> Result {
-    let cpus = ursa_hal::smp::cpu_count();
-    out.push_str("    ");
-    for cpu in 0..cpus {
-        write!(out, "       CPU{cpu:<3}")?;
-    }
-    out.push('\n');
-    for vector in 32..=255u8 {
-        let Some(line) = ursa_hal::irq::vector_use(vector) else { continue };
-        match line {
-            Some(gsi) => write!(out, "{gsi:>3}:")?,
-            None => write!(out, "{vector:>3}:")?,
-        }
-        for cpu in 0..cpus {
-            write!(out, " {:>10}", ursa_hal::irq::count(cpu, vector))?;
-        }
-        writeln!(out, "  {}", if line.is_some() { "IO-APIC" } else { "PCI-MSI" })?;
     }
     Ok(())
 }
