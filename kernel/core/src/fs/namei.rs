@@ -184,8 +184,15 @@ pub fn link(old: &Path, start: &Start, path: &[u8]) -> Result {
 /// # Errors
 /// As unlink(2).
 pub fn unlink(start: &Start, path: &[u8]) -> Result {
-    let cred = current().cred();
-    let (dir, last, slash) = parent(start, path, &cred)?;
+    unlink_as(&current().cred(), start, path)
+}
+
+/// As [`unlink`], with given credentials.
+///
+/// # Errors
+/// As unlink(2).
+pub fn unlink_as(cred: &Credentials, start: &Start, path: &[u8]) -> Result {
+    let (dir, last, slash) = parent(start, path, cred)?;
     let Last::Name(name) = last else { return Err(Errno::EISDIR) };
     dir.mount.check_writable()?;
     let inode = dir.inode()?;
@@ -199,7 +206,7 @@ pub fn unlink(start: &Start, path: &[u8]) -> Result {
         if slash {
             return Err(if target.is_dir() { Errno::EISDIR } else { Errno::ENOTDIR });
         }
-        permission::may_delete(inode, target, false, &cred)?;
+        permission::may_delete(inode, target, false, cred)?;
         if mount::is_any_mountpoint(&victim) {
             return Err(Errno::EBUSY);
         }

@@ -83,7 +83,7 @@ pub(super) fn out_of_memory() -> Result {
         ursa_hal::error!(
             "Out of memory: Killed process {} ({}) rss:{}kB shmem:{}kB oom_score_adj:{}",
             victim.pid(),
-            victim.leader().map(|t| t.name()).unwrap_or_default(),
+            victim.leader().map(|t| t.log_name()).unwrap_or_default(),
             vm.rss_pages() * 4,
             vm.charge().pages() * 4,
             vm.oom_score_adj()

@@ -93,6 +93,11 @@ impl Vma {
         self.backing.is_none()
     }
 
+    /// Whether there may be pages that only this mapping has: anonymous memory, or copies on write.
+    pub fn may_have_private_pages(&self) -> bool {
+        self.is_anonymous() || self.has_anon.load(Ordering::Relaxed)
+    }
+
     /// The object, if there is one.
     pub fn object(&self) -> Option<&Arc<MemoryObject>> {
         self.backing.as_ref().map(|b| &b.object)

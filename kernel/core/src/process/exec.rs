@@ -291,7 +291,8 @@ fn commit(thread: &Arc<Thread>, regs: &mut UserContext, new: Commit) {
         || old_cred.fsuid != new.cred.fsuid
         || old_cred.fsgid != new.cred.fsgid
         || !new.cred.permitted.is_subset(old_cred.permitted);
-    let dumpable = u8::from(!(changed || unreadable || new.cred.euid != new.cred.uid || new.cred.egid != new.cred.gid));
+    let guarded = changed || unreadable || new.cred.euid != new.cred.uid || new.cred.egid != new.cred.gid;
+    let dumpable = if guarded { crate::coredump::of_privileged() } else { 1 };
     process.dumpable.store(dumpable, Relaxed);
     if changed || new.secure {
         thread.death_signal.store(0, Relaxed);

@@ -21,12 +21,13 @@ use super::group::ProcessGroup;
 use super::pid::lookup_pid;
 use super::process::{Process, tree_lock};
 use super::thread::Thread;
+use crate::coredump::Gathering;
 use crate::fs::{FdTable, FsContext};
 use crate::mm::AddressSpace;
 use crate::sched::{self, SleepState, Work};
 use crate::signal;
 use crate::user::UserPtr;
-use crate::{futex, ptrace};
+use crate::{Result, futex, ptrace};
 
 /// What exited threads hold in place of their own.
 static NO_FILES: Once<Arc<FdTable>> = Once::new();
@@ -54,6 +55,57 @@ impl Process {
         for thread in threads.iter().filter(|t| !t.is_dead()) {
             thread.kill(status);
         }
+    }
+
+    /// Begins the dump of a process that dies with `status`: all threads but `dumper` are to end, and park on the way. Returns
+    /// whether there is one: not when the process ends already, or executes a program.
+    pub(crate) fn begin_core_dump(&self, dump: &Arc<Gathering>, dumper: &Thread, status: i32) -> bool {
+        let others = {
+            let mut threads = self.threads.lock();
+            if threads.group_exit.is_some() || threads.exec.is_some() {
+                return false;
+            }
+            threads.group_exit = Some(status);
+            threads.core = Some(dump.clone());
+            self.dumping.store(true, Relaxed);
+            threads.list.clone()
+        };
+        for thread in others.iter().filter(|t| !t.is_dead() && !core::ptr::eq(&***t, dumper)) {
+            thread.kill(status);
+        }
+        true
+    }
+
+    /// Ends the dump; wait(2)'s status tells if it was `written`.
+    pub(crate) fn end_core_dump(&self, written: bool) {
+        const WCOREFLAG: i32 = 0x80;
+        let dump = {
+            let mut threads = self.threads.lock();
+            if written {
+                threads.group_exit = threads.group_exit.map(|status| status | WCOREFLAG);
+            }
+            self.dumping.store(false, Relaxed);
+            threads.core.take()
+        };
+        drop(dump);
+    }
+
+    /// Returns the core dump under way.
+    pub(crate) fn core_dump(&self) -> Option<Arc<Gathering>> {
+        self.threads.lock().core.clone()
+    }
+
+    /// Sleeps until `cond` holds, which is looked at whenever a thread ends or parks.
+    ///
+    /// # Errors
+    /// `EINTR` when the running thread is to end.
+    pub(crate) fn wait_for_threads(&self, cond: impl FnMut() -> Option<()>) -> Result {
+        self.exec_wait.wait_killable(cond)
+    }
+
+    /// Lets [`Process::wait_for_threads`] look again.
+    pub(crate) fn threads_changed(&self) {
+        self.exec_wait.wake_all();
     }
 
     /// Returns the status with which the whole process is to end.

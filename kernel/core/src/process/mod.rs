@@ -16,6 +16,7 @@ pub mod executable;
 pub mod exit;
 pub mod fork;
 pub mod group;
+pub mod helper;
 mod init;
 mod loader;
 pub mod pid;

@@ -25,6 +25,7 @@ use super::pid::{Pid, PidNumber};
 use super::rlimit::Rlimits;
 use super::thread::{Slot, Thread};
 use super::usage::UsageTotals;
+use crate::coredump::Gathering;
 use crate::mm::AddressSpace;
 use crate::signal::ProcessSignals;
 use crate::wait::WaitQueue;
@@ -42,6 +43,8 @@ pub(super) struct Threads {
     pub exec: Option<Arc<Thread>>,
     /// What exited threads consumed.
     pub dead_usage: UsageTotals,
+    /// The core dump under way.
+    pub core: Option<Arc<Gathering>>,
 }
 
 /// The place of a process in the family tree.
@@ -77,6 +80,8 @@ pub struct Process {
     pub(super) reaped: AtomicBool,
     /// wait(2)'s status of a zombie.
     pub(super) exit_status: AtomicI32,
+    /// A core dump is under way: of signals only SIGKILL counts.
+    pub(super) dumping: AtomicBool,
     /// What the parent is sent at exit; 0 for nothing. exec sets it to SIGCHLD.
     pub(super) exit_signal: AtomicI32,
     /// `PR_SET_CHILD_SUBREAPER`.
@@ -156,6 +161,7 @@ impl Process {
             zombie: AtomicBool::new(false),
             reaped: AtomicBool::new(false),
             exit_status: AtomicI32::new(0),
+            dumping: AtomicBool::new(false),
             exit_signal: AtomicI32::new(parts.exit_signal),
             subreaper: AtomicBool::new(false),
             has_subreaper: AtomicBool::new(parts.has_subreaper),
@@ -302,6 +308,11 @@ impl Process {
     /// Returns whether the whole process is about to end.
     pub fn is_exiting(&self) -> bool {
         self.threads.lock().group_exit.is_some()
+    }
+
+    /// Returns whether a core file of the process is being written: then only `SIGKILL` reaches it.
+    pub fn is_dumping(&self) -> bool {
+        self.dumping.load(Relaxed)
     }
 
     /// Returns `PR_GET_DUMPABLE`'s value.

@@ -23,7 +23,7 @@ use ursa_hal::trap::{Access, UserContext, UserEvent};
 use super::Thread;
 use crate::sched::{self, TaskExt, Work};
 use crate::signal::{force_fault, force_signal};
-use crate::{ptrace, signal, syscall};
+use crate::{coredump, ptrace, signal, syscall};
 
 /// Runs the calling task as a user thread until it ends. The caller must end the task then.
 pub fn user_loop(mut context: UserContext) {
@@ -37,6 +37,7 @@ pub fn user_loop(mut context: UserContext) {
         while ext.has_work() || task::need_resched() {
             before_user_mode(thread, ext, &mut context);
             if thread.exit_status().is_some() {
+                coredump::park(thread, &context);
                 super::exit::finish(thread);
                 return;
             }

@@ -209,6 +209,16 @@ impl Thread {
         String::from_utf8_lossy(&comm[..len]).into_owned()
     }
 
+    /// Returns the name for the kernel's log: control characters, with which it could forge lines or drive the reader's
+    /// terminal, are escaped.
+    pub fn log_name(&self) -> String {
+        let mut name = String::new();
+        for c in self.name().chars() {
+            if c.is_control() { name.extend(c.escape_default()) } else { name.push(c) }
+        }
+        name
+    }
+
     /// Sets the name, cut to 15 bytes.
     pub fn set_name(&self, name: &[u8]) {
         let mut new = [0; NAME_LEN];

@@ -36,6 +36,7 @@ pub use news::{
     TraceeScan, cloned, event_stop_of_clone, exec_event, exit_event, exited, holds_zombie, leader_replaced,
     scan_tracees, tracer_id,
 };
+pub(crate) use regs::UserRegs;
 
 const TRAP_FLAG: u64 = 0x100;
 const EVENT_STOP: u32 = uapi::PTRACE_EVENT_STOP;

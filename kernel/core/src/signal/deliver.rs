@@ -130,13 +130,12 @@ fn end_if_killed(thread: &Thread) -> bool {
 
 /// The default action that ends the process.
 fn die(thread: &Thread, info: &SigInfo, context: &UserContext) {
-    const WCOREFLAG: i32 = 0x80;
     let signo = info.signo();
-    let mut status = signo as i32;
-    if SigSet::CORE_DUMP.contains(signo) && crate::coredump::dump(thread, info, context) {
-        status |= WCOREFLAG;
+    if SigSet::CORE_DUMP.contains(signo) {
+        crate::coredump::dump(thread, info, context);
     }
-    thread.process().exit_group(status);
+    // After a dump the status is settled, and says whether there is a file.
+    thread.process().exit_group(signo as i32);
 }
 
 fn run_handler(thread: &Thread, context: &mut UserContext, info: &SigInfo, action: &SigAction) -> crate::Result {

@@ -95,7 +95,7 @@ fn send(process: &Process, target: Option<&Thread>, queued: Queued) -> Result {
 }
 
 fn send_inner(process: &Process, target: Option<&Thread>, signo: u32, queued: Option<Queued>) -> Result {
-    if process.is_zombie() {
+    if process.is_zombie() || process.is_dumping() && signo != SIGKILL {
         return Ok(());
     }
     if signo == SIGCONT {

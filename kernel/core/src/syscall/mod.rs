@@ -214,7 +214,7 @@ const LOGGED_MAX: usize = 1024;
 #[cold]
 fn log_unknown(thread: &Thread, nr: usize) {
     static LOGGED: SpinLock<BTreeSet<(String, usize)>> = SpinLock::new(BTreeSet::new());
-    let program = thread.name();
+    let program = thread.log_name();
     let fresh = {
         let mut logged = LOGGED.lock();
         logged.len() < LOGGED_MAX && logged.insert((program.clone(), nr))

@@ -136,7 +136,7 @@ impl VfioFile {
             ursa_hal::warn!(
                 "VFIO: {} is driven by \"{}\" ({}) without an IOMMU: it is trusted with all memory",
                 self.node.device.name(),
-                task.name(),
+                task.log_name(),
                 task.process().pid()
             );
         }

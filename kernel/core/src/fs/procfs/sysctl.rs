@@ -5,17 +5,17 @@
 //!
 //! References: `Documentation/admin-guide/sysctl/`, proc_sys_kernel(5), proc_sys_fs(5), proc_sys_vm(5).
 
-use alloc::{boxed::Box, string::String};
+use alloc::string::String;
 use core::{
     fmt::Write,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
-use ursa_hal::sync::{Once, SpinLock};
+use ursa_hal::sync::Once;
 
 use super::{Text, node::Generator, register, register_text, system::uts_field};
 use crate::{
-    Errno, Result,
+    Errno, Result, coredump,
     fs::{dentry, permission},
     process::{self, Cap, capable, rng, syscall::system},
 };
@@ -93,15 +93,6 @@ fn random_uuid() -> String {
     uuid(bytes)
 }
 
-/// The pattern of `core_pattern`.
-static CORE_PATTERN: SpinLock<Option<Box<str>>> = SpinLock::new(None);
-
-/// Where a core dump is written: `/proc/sys/kernel/core_pattern`.
-pub fn core_pattern() -> String {
-    CORE_PATTERN.lock().as_deref().unwrap_or("core").into()
-}
-
-static SUID_DUMPABLE: AtomicU32 = AtomicU32::new(0);
 static PTRACE_SCOPE: AtomicU32 = AtomicU32::new(0);
 static DMESG_RESTRICT: AtomicU32 = AtomicU32::new(1);
 static PANIC: AtomicU32 = AtomicU32::new(0);
@@ -172,24 +163,15 @@ fn kernel() -> Result {
         0o644,
         Editable {
             show: |out| {
-                out.push_str(&core_pattern());
+                out.push_str(&coredump::core_pattern());
                 out.push('\n');
                 Ok(())
             },
-            store: |text| {
-                // A pipe to a helper needs user-mode helpers started by the kernel, which do not exist here.
-                if text.len() > 127 || text.starts_with('|') {
-                    return Err(Errno::EINVAL);
-                }
-                let new = Box::from(text);
-                let old = CORE_PATTERN.lock().replace(new);
-                drop(old);
-                Ok(())
-            },
+            store: coredump::set_core_pattern,
         },
     )?;
-    fixed("sys/kernel/core_uses_pid", "0")?;
-    fixed("sys/kernel/core_pipe_limit", "0")?;
+    number("sys/kernel/core_uses_pid", &coredump::CORE_USES_PID, 0, 1)?;
+    number("sys/kernel/core_pipe_limit", &coredump::PIPE_LIMIT, 0, i32::MAX as u32)?;
     fixed("sys/kernel/randomize_va_space", "2")?;
     fixed("sys/kernel/overflowuid", "65534")?;
     fixed("sys/kernel/overflowgid", "65534")?;
@@ -272,7 +254,7 @@ fn files() -> Result {
     fixed("sys/fs/mqueue/msg_max", "10")?;
     fixed("sys/fs/mqueue/msgsize_max", "8192")?;
     super::register_dir("sys/fs/binfmt_misc")?;
-    number("sys/fs/suid_dumpable", &SUID_DUMPABLE, 0, 2)?;
+    number("sys/fs/suid_dumpable", &coredump::SUID_DUMPABLE, 0, 2)?;
     number("sys/fs/protected_symlinks", &permission::PROTECTED_SYMLINKS, 0, 1)?;
     number("sys/fs/protected_hardlinks", &permission::PROTECTED_HARDLINKS, 0, 1)?;
     number("sys/fs/protected_fifos", &permission::PROTECTED_FIFOS, 0, 2)?;

@@ -172,6 +172,18 @@ pub fn create(flags: u32) -> (Arc<File>, Arc<File>) {
     (reader, writer)
 }
 
+/// Closes the writing end `writer`, which must be the last reference, and sleeps until the readers have closed theirs. A fatal
+/// signal ends the wait.
+pub fn close_and_wait_for_readers(writer: Arc<File>) {
+    let Some(pipe) = writer.ops::<PipeEnd>().map(|end| end.pipe.clone()) else { return };
+    // Counted as a reader, so that the last of the others to go wakes us.
+    pipe.open_end(true, false);
+    drop(writer);
+    let alone = || (pipe.readers.load(Ordering::SeqCst) == 1).then_some(());
+    let _ = pipe.write_queue.wait_killable(alone);
+    pipe.close_end(true, false);
+}
+
 impl PipeEnd {
     /// The pipe, if this end reads.
     pub(super) fn readable(&self) -> Option<&Arc<Pipe>> {

@@ -63,7 +63,7 @@ fn commit_ids(thread: &Thread, old: &Credentials, mut new: Credentials, fs_only:
         || new.fsgid != old.fsgid
         || !new.permitted.is_subset(old.permitted);
     if changed {
-        thread.process().dumpable.store(0, Relaxed);
+        thread.process().dumpable.store(crate::coredump::of_privileged(), Relaxed);
         thread.death_signal.store(0, Relaxed);
     }
     thread.set_cred(new);

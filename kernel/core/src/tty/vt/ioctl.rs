@@ -295,7 +295,7 @@ fn tioclinux(tty: &Arc<Tty>, arg: UserPtr<u8>) -> Result<i64> {
         // The screen is never blanked.
         abi::TIOCL_UNBLANKSCREEN | abi::TIOCL_BLANKEDSCREEN => Ok(0),
         _ => {
-            ursa_hal::debug!("{}: an unknown TIOCLINUX", current().name());
+            ursa_hal::debug!("{}: an unknown TIOCLINUX", current().log_name());
             Err(Errno::EINVAL)
         }
     }
