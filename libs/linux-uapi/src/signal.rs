@@ -293,6 +293,11 @@ impl SigInfo {
         self.fields[0]
     }
 
+    /// Sets `si_value`.
+    pub const fn set_value(&mut self, value: u64) {
+        self.fields[1] = value;
+    }
+
     /// `si_value` of a queued signal or timer.
     pub const fn value(&self) -> u64 {
         self.fields[1]

@@ -183,3 +183,51 @@ mod tests {
         assert_eq!((size_of::<SemInfo>(), size_of::<Sembuf>()), (40, 6));
     }
 }
+
+/// `MSG_STAT`
+pub const MSG_STAT: u32 = 11;
+/// `MSG_INFO`
+pub const MSG_INFO: u32 = 12;
+/// `MSG_STAT_ANY`
+pub const MSG_STAT_ANY: u32 = 13;
+/// `MSG_NOERROR`: a message that is too long is cut.
+pub const MSG_NOERROR: u32 = 0o10000;
+/// `MSG_EXCEPT`: a message of any other type.
+pub const MSG_EXCEPT: u32 = 0o20000;
+/// `MSG_COPY`: a copy of the message at an index.
+pub const MSG_COPY: u32 = 0o40000;
+
+/// `struct msqid64_ds`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the fields are those of msgctl(2)")]
+pub struct MsqidDs {
+    pub perm: IpcPerm,
+    pub stime: i64,
+    pub rtime: i64,
+    pub ctime: i64,
+    pub cbytes: u64,
+    pub qnum: u64,
+    pub qbytes: u64,
+    pub lspid: i32,
+    pub lrpid: i32,
+    pub unused: [u64; 2],
+}
+
+/// `struct msginfo`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the fields are those of msgctl(2)")]
+pub struct MsgInfo {
+    pub msgpool: i32,
+    pub msgmap: i32,
+    pub msgmax: i32,
+    pub msgmnb: i32,
+    pub msgmni: i32,
+    pub msgssz: i32,
+    pub msgtql: i32,
+    pub msgseg: u16,
+    pub pad: u16,
+}
+
+const _: () = assert!(size_of::<MsqidDs>() == 120 && size_of::<MsgInfo>() == 32);

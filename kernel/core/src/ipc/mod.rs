@@ -1,7 +1,8 @@
-//! Pipes, the descriptors that wake (eventfd, timerfd, signalfd, inotify), and System V shared memory and semaphores.
+//! Pipes, the descriptors that wake (eventfd, timerfd, signalfd, inotify), POSIX message queues and System V IPC.
 
 pub mod eventfd;
 pub mod inotify;
+pub mod mqueue;
 pub mod pipe;
 pub mod signalfd;
 pub mod splice;
@@ -15,5 +16,6 @@ pub mod timerfd;
 /// Those of [`crate::fs::procfs::register`].
 pub fn init() -> crate::Result {
     crate::fs::dev::set_fifo_open(pipe::open_fifo);
+    mqueue::init();
     sysv::init()
 }

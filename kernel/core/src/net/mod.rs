@@ -8,7 +8,7 @@ mod message;
 pub mod netlink;
 mod options;
 mod pending_error;
-mod socket;
+pub mod socket;
 pub mod syscall;
 pub mod unix;
 

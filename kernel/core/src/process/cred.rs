@@ -59,6 +59,8 @@ pub struct UserAccount {
     pub pending_signals: AtomicU64,
     /// Pages held by pipes, for `fs.pipe-user-pages-soft`.
     pub pipe_pages: AtomicU64,
+    /// What message queues may hold, for `RLIMIT_MSGQUEUE`.
+    pub message_queue_bytes: AtomicU64,
     /// inotify instances.
     pub inotify_instances: AtomicU64,
     /// Descriptors in flight over Unix sockets.
@@ -79,6 +81,7 @@ impl UserAccount {
             threads: AtomicU64::new(0),
             pending_signals: AtomicU64::new(0),
             pipe_pages: AtomicU64::new(0),
+            message_queue_bytes: AtomicU64::new(0),
             inotify_instances: AtomicU64::new(0),
             inflight_fds: AtomicU64::new(0),
         });

@@ -17,6 +17,7 @@ use super::{Text, node::Generator, register, register_text, system::uts_field};
 use crate::{
     Errno, Result, coredump,
     fs::{dentry, permission},
+    ipc::mqueue::fs as mqueue,
     process::{self, Cap, capable, rng, syscall::system},
 };
 
@@ -250,9 +251,11 @@ fn files() -> Result {
     fixed("sys/fs/inotify/max_queued_events", "16384")?;
     fixed("sys/fs/inotify/max_user_instances", "128")?;
     fixed("sys/fs/inotify/max_user_watches", "1048576")?;
-    fixed("sys/fs/mqueue/queues_max", "256")?;
-    fixed("sys/fs/mqueue/msg_max", "10")?;
-    fixed("sys/fs/mqueue/msgsize_max", "8192")?;
+    number("sys/fs/mqueue/queues_max", &mqueue::QUEUES_MAX, 0, i32::MAX as u32)?;
+    number("sys/fs/mqueue/msg_max", &mqueue::MSG_MAX, 1, 65_536)?;
+    number("sys/fs/mqueue/msgsize_max", &mqueue::MSGSIZE_MAX, 128, 16 << 20)?;
+    number("sys/fs/mqueue/msg_default", &mqueue::MSG_DEFAULT, 1, 65_536)?;
+    number("sys/fs/mqueue/msgsize_default", &mqueue::MSGSIZE_DEFAULT, 128, 16 << 20)?;
     super::register_dir("sys/fs/binfmt_misc")?;
     number("sys/fs/suid_dumpable", &coredump::SUID_DUMPABLE, 0, 2)?;
     number("sys/fs/protected_symlinks", &permission::PROTECTED_SYMLINKS, 0, 1)?;

@@ -5,7 +5,7 @@
 //!
 //! References: tmpfs(5), `Documentation/filesystems/tmpfs.rst`.
 
-mod dir;
+pub mod dir;
 mod node;
 mod xattr;
 

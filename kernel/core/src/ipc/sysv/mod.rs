@@ -1,13 +1,14 @@
-//! System V shared memory and semaphores.
+//! System V IPC: shared memory, semaphores, message queues.
 //!
-//! [`Table`] numbers objects and finds them by key; [`Perm`] says who may. [`shm`] and [`sem`] are the two kinds; message queues
-//! are not there (CAVEATS.md). There are no name spaces: the tables are the machine's.
+//! [`Table`] numbers objects and finds them by key; [`Perm`] says who may. [`shm`], [`sem`] and [`msg`] are the kinds. There
+//! are no name spaces: the tables are the machine's.
 //!
 //! Locking: a table's lock (sleeping) over which objects there are; an object's own locks inside. Neither is held across
 //! copies to and from the program.
 //!
 //! References: svipc(7), `ipc/util.c`.
 
+pub mod msg;
 pub mod sem;
 pub mod shm;
 
@@ -187,5 +188,6 @@ fn now() -> i64 {
 /// Those of [`crate::fs::procfs::register`].
 pub fn init() -> Result {
     shm::init()?;
-    sem::init()
+    sem::init()?;
+    msg::init()
 }

@@ -300,7 +300,7 @@ impl Netlink {
     }
 
     /// The kernel's answer to this socket. An answer that finds no room is lost, as on Linux.
-    fn answer(&self, data: Vec<u8>) {
+    pub fn answer(&self, data: Vec<u8>) {
         let packet = Arc::new(Packet { data, port: 0, group: 0, credentials: KERNEL });
         self.deliver_or_overrun(&packet);
     }
