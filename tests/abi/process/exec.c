@@ -190,6 +190,11 @@ static void scripts(void)
     FAILS(ELOOP, execl("/tmp/abi-loop", "x", (char *)0));
     write_file("/tmp/abi-loop", "#!\n", 3, 0700);
     FAILS(ENOEXEC, execve("/tmp/abi-loop", (char *[]){"x", 0}, environ));
+    /* Without a line's end the empty name is looked for. */
+    write_file("/tmp/abi-loop", "#!", 2, 0700);
+    FAILS(ENOENT, execve("/tmp/abi-loop", (char *[]){"x", 0}, environ));
+    write_file("/tmp/abi-loop", "#! \t ", 5, 0700);
+    FAILS(ENOENT, execve("/tmp/abi-loop", (char *[]){"x", 0}, environ));
     write_file("/tmp/abi-loop", "#!/nonexistent/x\n", 17, 0700);
     FAILS(ENOENT, execl("/tmp/abi-loop", "x", (char *)0));
     memset(line, 'a', sizeof line);

@@ -166,6 +166,20 @@ static void pidfds(void)
     int null = open("/dev/null", O_RDONLY);
     FAILS(EBADF, waitid(P_PIDFD, null, &si, WEXITED));
     close(null);
+    /* a directory of /proc/PID stands for the process, other files do not */
+    char name[32];
+    pid = child_that_pauses();
+    snprintf(name, sizeof name, "/proc/%d", pid);
+    fd = open(name, O_RDONLY | O_DIRECTORY);
+    CHECK(fd >= 0 && syscall(SYS_pidfd_send_signal, fd, 0, 0, 0) == 0);
+    CHECK(syscall(SYS_pidfd_send_signal, fd, SIGTERM, 0, 0) == 0);
+    int ended;
+    CHECK(waitpid(pid, &ended, 0) == pid && WIFSIGNALED(ended) && WTERMSIG(ended) == SIGTERM);
+    FAILS(ESRCH, syscall(SYS_pidfd_send_signal, fd, 0, 0, 0));
+    close(fd);
+    fd = open("/proc/self/task", O_RDONLY | O_DIRECTORY);
+    FAILS(EBADF, syscall(SYS_pidfd_send_signal, fd, 0, 0, 0));
+    close(fd);
     /* a descriptor of our own, through our own pidfd */
     fd = syscall(SYS_pidfd_open, getpid(), 0);
     int copy = syscall(SYS_pidfd_getfd, fd, 1, 0);

@@ -122,7 +122,7 @@ pub struct Script<'a> {
 /// Parses a `#!` line as Linux does: blanks around, an optional single argument, no truncated interpreter path.
 ///
 /// # Errors
-/// `ENOEXEC` for a line without interpreter, or with one that goes on beyond `head`.
+/// `ENOEXEC` for a line (with its end) without interpreter, or with one that goes on beyond `head`.
 pub fn parse_script(head: &[u8]) -> Result<Option<Script<'_>>> {
     let Some(rest) = head.strip_prefix(b"#!") else { return Ok(None) };
     let is_blank = |b: &u8| *b == b' ' || *b == b'\t';
@@ -133,7 +133,9 @@ pub fn parse_script(head: &[u8]) -> Result<Option<Script<'_>>> {
     let line = &line[line.iter().position(|b| !is_blank(b)).unwrap_or(line.len())..];
     let line = &line[..line.iter().rposition(|b| !is_blank(b)).map_or(0, |i| i + 1)];
     if line.is_empty() {
-        return Err(Errno::ENOEXEC);
+        // At the end of the file Linux takes nothing for a name, which no file has: `ENOENT`. A line's end makes it no script.
+        let at_end = whole_line && end.is_none_or(|end| rest[end] == 0);
+        return if at_end { Ok(Some(Script { interp: b"", arg: None })) } else { Err(Errno::ENOEXEC) };
     }
     let split = line.iter().position(is_blank);
     if split.is_none() && !whole_line {

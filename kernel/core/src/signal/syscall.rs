@@ -21,6 +21,7 @@ use super::{
     SA_EXPOSE_TAGBITS, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER,
     SA_SIGINFO, SS_AUTODISARM, SS_DISABLE, SS_ONSTACK, mask, restore_mask_later, set_blocked,
 };
+use crate::fs::procfs;
 use crate::process::{self, Pid, Process, ProcessGroup, Thread};
 use crate::sched::{self, SleepState};
 use crate::syscall::Cx;
@@ -391,7 +392,15 @@ pub fn sys_pidfd_send_signal(cx: &mut Cx<'_>, pidfd: i32, signo: i32, info: User
         return Err(Errno::EINVAL);
     }
     let file = cx.thread.file(pidfd)?;
-    let target = process::pidfd::of_file(&file)?;
+    // A directory of `/proc/PID` stands for its process, too.
+    let by_name;
+    let target = match process::pidfd::of_file(&file) {
+        Ok(target) => target,
+        Err(error) => {
+            by_name = process::pidfd::PidFd::Process(procfs::process_of(&file).ok_or(error)??);
+            &by_name
+        }
+    };
     let number = decode_signal(signo)?;
     let to_thread = match flags {
         PIDFD_SIGNAL_THREAD => true,

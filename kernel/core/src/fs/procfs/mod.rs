@@ -29,6 +29,7 @@ use alloc::{boxed::Box, format, sync::Arc};
 use linux_uapi::raw::general as uapi;
 use node::{FixedDir, GeneratedFile, Link, Listing, make, text_target};
 pub use node::{Generator, Text};
+pub use pid::process_of;
 use ursa_hal::sync::Once;
 
 use super::{

@@ -333,6 +333,12 @@ impl InodeOps for PidDir {
     }
 }
 
+/// The process that an open directory `/proc/PID` is about; `None` for any other file.
+pub fn process_of(file: &File) -> Option<Result<Arc<Process>>> {
+    let target = &file.inode()?.ops_as::<PidDir>()?.target;
+    (!target.is_task).then(|| target.process())
+}
+
 /// `/proc/PID/task`.
 struct TaskDir {
     target: Target,
