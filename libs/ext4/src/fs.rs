@@ -321,6 +321,7 @@ impl Fs {
         {
             log.choose_features(geo.metadata_csum(), geo.incompat.contains(Incompat::BIT64));
         }
+        geo.overhead = (geo.overhead + log.as_ref().map_or(0, |log| u64::from(log.blocks()))).min(geo.blocks_count);
         let journal = Journal::new(dev.clone(), geo.block_size, log, recovered.next, recovered.copies);
         journal.set_progress(&recovered.progress);
         let read = |block| match journal.committed(block) {

@@ -94,7 +94,8 @@ impl Inode {
         self.pins.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn pin(&self) {
+    /// Holds it once more; [`Fs::unpin`] gives it back.
+    pub fn pin(&self) {
         self.pins.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -89,6 +89,11 @@ impl Log {
         self.end - self.first
     }
 
+    /// Number of blocks that the journal takes on the disk.
+    pub fn blocks(&self) -> u32 {
+        self.runs.iter().map(|run| run.2).sum()
+    }
+
     pub(crate) fn features(&self) -> Incompat {
         Incompat::from_bits_retain(self.sb.feature_incompat.get())
     }
