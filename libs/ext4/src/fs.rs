@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::cache::{Cache, Overlay, read_block};
+use crate::cache::{Buf, Cache, Overlay, read_block};
 use crate::csum::{BlockSum, crc32c};
 use crate::device::BlockDevice;
 use crate::disk::inode::{GOOD_OLD_SIZE, ROOT_INO, Time};
@@ -288,7 +288,6 @@ impl Fs {
     pub fn mount(dev: Arc<dyn BlockDevice>, options: &Options) -> Result<Fs> {
         let mut sb = read_superblock(&*dev, None)?;
         let mut geo = Geometry::new(&sb, dev.size())?;
-        check_superblock(&sb)?;
         let mut read_only = options.read_only || dev.read_only();
         let unknown = sb.ro_compat().difference(RoCompat::KNOWN);
         let has_journal = geo.compat.contains(Compat::HAS_JOURNAL);
@@ -311,8 +310,9 @@ impl Fs {
             let overlay = recovered.copies.get(&(superblock::OFFSET / geo.block_size as u64));
             sb = read_superblock(&*dev, overlay.map(|data| &**data))?;
             geo = Geometry::new(&sb, dev.size())?;
-            check_superblock(&sb)?;
         }
+        // Only now: a power cut may have come between its two sectors, and the replay mends that.
+        check_superblock(&sb)?;
         if !dev.read_only() {
             recovered.copies.clear();
         }
@@ -362,6 +362,8 @@ impl Fs {
     }
 
     fn open_for_writing(&self) -> Result<()> {
+        // The log begins where it is empty: nothing of an older one may follow on.
+        self.journal.open_log()?;
         let mut sb = self.sb.lock();
         if self.geo.compat.contains(Compat::HAS_JOURNAL) {
             let incompat = sb.incompat() | Incompat::RECOVER;
@@ -375,18 +377,28 @@ impl Fs {
         sb.mtime.set(now);
         let count = sb.mnt_count.get().wrapping_add(1);
         sb.mnt_count.set(count);
-        self.write_superblock(&mut sb)?;
         drop(sb);
-        // The log begins where it is empty: nothing of an older one may follow on.
-        self.journal.open_log()
+        self.log_superblock()?;
+        // Linux and e2fsprogs replay a journal only where the superblock itself says that there is something to replay.
+        self.noticing(self.journal.checkpoint())
     }
 
-    /// Writes the superblock home, outside of any transaction.
-    fn write_superblock(&self, sb: &mut Superblock) -> Result<()> {
-        self.fill_superblock(sb);
-        self.dev.write_at(superblock::OFFSET, sb.as_bytes())?;
-        self.dev.flush()?;
-        Ok(())
+    /// Commits the superblock. It has two sectors and is never written without a copy in the log: a power cut may come
+    /// between them.
+    fn log_superblock(&self) -> Result<()> {
+        let handle = self.begin(4)?;
+        let (buf, _) = self.superblock_buf()?;
+        drop(handle.modify(&buf));
+        let tid = handle.tid();
+        drop(handle);
+        // Every transaction takes the superblock as it is when it is sealed.
+        self.commit(tid)
+    }
+
+    fn superblock_buf(&self) -> Result<(Arc<Buf>, usize)> {
+        let size = self.geo.block_size as u64;
+        let buf = self.cache.get(superblock::OFFSET / size, &self.journal, |_| Ok(BlockSum::None))?;
+        Ok((buf, (superblock::OFFSET % size) as usize))
     }
 
     fn fill_superblock(&self, sb: &mut Superblock) {
@@ -520,9 +532,6 @@ impl Fs {
         }
         // What nobody has open any more and no name leads to.
         self.drop_orphans()?;
-        self.commit(self.journal.running())?;
-        self.noticing(self.journal.close())?;
-        self.read_only.store(true, Ordering::Relaxed);
         let mut sb = self.sb.lock();
         let mut incompat = sb.incompat();
         incompat.remove(Incompat::RECOVER);
@@ -534,7 +543,11 @@ impl Fs {
         }
         let state = sb.state.get() | STATE_VALID;
         sb.state.set(state);
-        self.write_superblock(&mut sb)
+        drop(sb);
+        self.log_superblock()?;
+        self.noticing(self.journal.close())?;
+        self.read_only.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// `statfs(2)`.
@@ -569,9 +582,7 @@ impl Hooks for Fs {
         self.seal_groups(handle)?;
         let mut sb = self.sb.lock();
         self.fill_superblock(&mut sb);
-        let size = self.geo.block_size as u64;
-        let buf = self.cache.get(superblock::OFFSET / size, &self.journal, |_| Ok(BlockSum::None))?;
-        let at = (superblock::OFFSET % size) as usize;
+        let (buf, at) = self.superblock_buf()?;
         handle.modify(&buf)[at..at + superblock::SIZE].copy_from_slice(sb.as_bytes());
         Ok(self.requests.lock().as_ref().map(|source| source()).unwrap_or_default())
     }

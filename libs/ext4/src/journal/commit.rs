@@ -20,6 +20,9 @@ use crate::error::{Error, Result};
 /// Bytes of one [`Done`] in a commit block; their number is the word before the first.
 const DONE: usize = 16;
 
+/// A closed transaction, its blocks in order, and how far requests are.
+type Frozen = (Transaction, Vec<(u64, Arc<[u8]>)>, Progress);
+
 impl Journal {
     /// Makes transaction `target` and all before it durable.
     ///
@@ -33,19 +36,15 @@ impl Journal {
         if self.has_failed() {
             return Err(Errno::ROFS.into());
         }
-        let (transaction, frozen, progress) = match self.freeze(hooks) {
-            Ok(frozen) => frozen,
-            Err(error) => {
+        let frozen = self.freeze(hooks).inspect_err(|_| self.fail())?;
+        let Some((transaction, frozen, progress)) = frozen else {
+            // Nothing to commit, but data may have been written over in place.
+            return self.dev.flush().map_err(|error| {
                 self.fail();
-                return Err(error);
-            }
+                error.into()
+            });
         };
-        if !transaction.is_empty()
-            && let Err(error) = self.write(&mut log, &transaction, &frozen, &progress)
-        {
-            self.fail();
-            return Err(error);
-        }
+        self.write(&mut log, &transaction, &frozen, &progress).inspect_err(|_| self.fail())?;
         self.state.lock().committed = transaction.tid;
         hooks.committed(&transaction.freed);
         if let Some(log) = log.as_mut()
@@ -56,20 +55,25 @@ impl Journal {
         Ok(())
     }
 
-    /// Closes the running transaction and takes its blocks as they are now.
-    fn freeze(&self, hooks: &dyn Hooks) -> Result<(Transaction, Vec<(u64, Arc<[u8]>)>, Progress)> {
+    /// Closes the running transaction and takes its blocks as they are now; `None` when there is nothing in it. It keeps its
+    /// number then: a replay stops at a number that is missing.
+    fn freeze(&self, hooks: &dyn Hooks) -> Result<Option<Frozen>> {
         let mut state = self.state.lock();
         state.locked = true;
         while state.active > 0 {
             self.changed.wait(&mut state);
         }
+        if state.running.is_empty() {
+            state.locked = false;
+            self.changed.notify_all();
+            return Ok(None);
+        }
         let tid = state.running.tid;
-        let idle = state.running.is_empty();
         // The handle that seals counts as active, so that its end finds what it expects.
         state.active = 1;
         drop(state);
         let handle = Handle { journal: self, tid, credits: 0 };
-        let progress = if idle { Ok(Progress::default()) } else { hooks.seal(&handle) };
+        let progress = hooks.seal(&handle);
         drop(handle);
 
         let mut state = self.state.lock();
@@ -91,7 +95,7 @@ impl Journal {
         self.changed.notify_all();
         drop(state);
         frozen.sort_unstable_by_key(|(block, _)| *block);
-        Ok((transaction, frozen, progress?))
+        Ok(Some((transaction, frozen, progress?)))
     }
 
     fn write(
