@@ -9,7 +9,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use ursa_hal::{boot::BootInfo, power};
 
-use crate::{Errno, Result, dmabuf, fs, iommu, ipc, mm, pci, process, sched, scheme, time, tty, vfio, wait::WaitQueue};
+use crate::{
+    Errno, Result, block, dmabuf, fs, iommu, ipc, mm, pci, process, sched, scheme, time, tty, vfio, wait::WaitQueue,
+};
 
 /// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.
 const OPTIONS: &[&str] = &[
@@ -85,6 +87,9 @@ fn finish(info: &'static BootInfo) {
     }
     if let Err(errno) = scheme::init() {
         ursa_hal::error!("there are no schemes: {errno}");
+    }
+    if let Err(errno) = block::init() {
+        ursa_hal::error!("disks cannot be served: {errno}");
     }
     for (what, init) in [("PCI", pci::init as fn() -> Result), ("iommufd", iommu::init), ("VFIO", vfio::init)] {
         if let Err(errno) = init() {

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+pub mod block;
 pub mod boot;
 mod coredump;
 pub mod device;

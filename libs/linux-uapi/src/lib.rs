@@ -8,6 +8,7 @@
 
 mod errno;
 
+pub mod block;
 pub mod dma_heap;
 pub mod dmabuf;
 pub mod input;
@@ -23,7 +24,9 @@ pub mod stat;
 pub mod sysv;
 pub mod time;
 pub mod tty;
+pub mod vduse;
 pub mod vfio;
+pub mod virtio_blk;
 pub mod vt;
 
 pub use errno::Errno;

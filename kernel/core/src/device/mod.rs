@@ -170,7 +170,10 @@ impl Device {
             Subsystem::Class(name) => {
                 let class = class(name)?;
                 self.directory.add_link("subsystem", &class)?;
-                if let Some(parent) = &self.parent {
+                // A partition is no device of its disk's in this sense, as Linux has it.
+                if let Some(parent) = &self.parent
+                    && self.devtype.as_deref() != Some("partition")
+                {
                     self.directory.add_link("device", &parent.directory)?;
                 }
                 self.link(&class, &self.name, &self.directory)?;

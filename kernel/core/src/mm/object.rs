@@ -703,6 +703,28 @@ impl MemoryObject {
         }
     }
 
+    /// Takes the clean pages of `first..end` out, mapped or not: the next touch asks the pager. Dirty ones, and those on their
+    /// way, stay.
+    pub fn drop_clean(&self, first: u64, end: u64) {
+        let mut removed = Vec::new();
+        {
+            let mut pages = self.pages.write();
+            self.cuts.fetch_add(1, Ordering::Release);
+            let mut clean = Vec::new();
+            pages.for_each(first, end, |index, _| {
+                clean.push(index);
+                true
+            });
+            clean.retain(|&index| !pages.has_mark(index, Mark::Dirty) && !pages.has_mark(index, Mark::Writeback));
+            removed.extend(clean.iter().filter_map(|&index| pages.remove(index)));
+        }
+        if !removed.is_empty() {
+            // A page that can be stored to is dirty, so no store is lost.
+            self.unmap(first, end, Reach::ObjectPages);
+            self.uncharge(removed.len() as u64);
+        }
+    }
+
     /// Ends a device range: it is mapped nowhere any more, and a touch gives `SIGBUS`. For a driver's death.
     pub fn retire(&self) {
         if self.is_device() {

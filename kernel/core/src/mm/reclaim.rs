@@ -34,7 +34,7 @@ pub(super) fn unregister(id: u64) {
 }
 
 /// A frame with unspecified contents. May sleep, reclaim, and end a process.
-pub(super) fn alloc() -> Result<Frame> {
+pub fn alloc() -> Result<Frame> {
     loop {
         match Frame::alloc() {
             Some(frame) => return Ok(frame),

@@ -31,11 +31,8 @@ pub fn init() -> Result {
     register_text("version", version)?;
     register_text("filesystems", filesystems)?;
     register_text("devices", devices)?;
-    register_text("partitions", |out| {
-        out.push_str("major minor  #blocks  name\n\n");
-        Ok(())
-    })?;
-    register_text("diskstats", |_| Ok(()))?;
+    register_text("partitions", |out| Ok(crate::block::show::partitions(out)?))?;
+    register_text("diskstats", |out| Ok(crate::block::show::diskstats(out)?))?;
     register_text("swaps", |out| {
         out.push_str("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n");
         Ok(())
