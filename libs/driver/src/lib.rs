@@ -24,6 +24,7 @@ mod passed;
 mod pci;
 mod platform;
 mod sys;
+pub mod vduse;
 mod vfio;
 mod volatile;
 

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 
+use linux_uapi::vduse;
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -71,7 +72,7 @@ pub(crate) fn with_array<T: FromBytes + IntoBytes, E: FromBytes + IntoBytes>(
     ioctl(fd, opcode, argument)
 }
 
-/// Takes ownership of a descriptor that the kernel installed for this process (`DMA_HEAP_IOCTL_ALLOC`).
+/// Takes ownership of a descriptor that the kernel installed for this process (`DMA_HEAP_IOCTL_ALLOC`, `VDUSE_IOTLB_GET_FD`).
 pub(crate) fn installed(fd: u32) -> OwnedFd {
     // SAFETY: the callers pass what a successful ioctl has just returned as a new descriptor.
     unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
@@ -81,6 +82,22 @@ pub(crate) fn installed(fd: u32) -> OwnedFd {
 pub(crate) fn bare(fd: impl AsFd, opcode: u32) -> io::Result<i32> {
     // SAFETY: the callers' numbers (`VFIO_DEVICE_RESET`) take no argument, so the kernel uses no pointer.
     Ok(unsafe { rustix::ioctl::ioctl(fd, Call { opcode, argument: &mut [] }) }?)
+}
+
+/// `VDUSE_CREATE_DEV`: the configuration follows the structure, whose field says how long it is.
+pub(crate) fn vduse_create(fd: impl AsFd, mut config: vduse::DevConfig, space: &[u8]) -> io::Result<i32> {
+    config.config_size = u32::try_from(space.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut argument = [config.as_bytes(), space].concat();
+    // SAFETY: the kernel reads the structure and as many bytes behind it as the structure says, which are there; it writes none.
+    Ok(unsafe { rustix::ioctl::ioctl(fd, Call { opcode: vduse::CREATE_DEV, argument: &mut argument }) }?)
+}
+
+/// `VDUSE_DEV_SET_CONFIG`: the bytes follow the structure, whose field says how many they are.
+pub(crate) fn vduse_config(fd: impl AsFd, offset: u32, space: &[u8]) -> io::Result<i32> {
+    let length = u32::try_from(space.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut argument = [vduse::ConfigData { offset, length }.as_bytes(), space].concat();
+    // SAFETY: as for `vduse_create`.
+    Ok(unsafe { rustix::ioctl::ioctl(fd, Call { opcode: vduse::DEV_SET_CONFIG, argument: &mut argument }) }?)
 }
 
 /// A shared mapping of a file. It ends with the value.
