@@ -93,6 +93,9 @@ pub struct Options {
     /// CPU model, as QEMU takes it.
     #[arg(long, default_value = "max")]
     pub cpu: String,
+    /// A virtio disk: an image file (raw, or qcow2 by its ending), or a size as `64M` for an empty one.
+    #[arg(long = "disk", value_name = "FILE|SIZE")]
+    pub disks: Vec<String>,
     /// One more word for QEMU's command line.
     #[arg(long = "qemu", value_name = "ARG", allow_hyphen_values = true)]
     pub qemu: Vec<String>,
@@ -118,6 +121,7 @@ impl Options {
             smp: 2,
             mem: "4G".into(),
             cpu: "max".into(),
+            disks: Vec::new(),
             qemu: Vec::new(),
             init: false,
             counted: false,
@@ -133,6 +137,8 @@ pub struct Boot {
     kernel: PathBuf,
     initrd: Option<PathBuf>,
     disk: Option<PathBuf>,
+    /// Further disks.
+    disks: Vec<PathBuf>,
     append: String,
 }
 
@@ -141,6 +147,7 @@ impl Boot {
     pub fn prepare(options: &Options, gpu: Gpu, folder: &Path) -> Result<Boot> {
         let programs = build::programs(build::Noise::Failures)?;
         let image = image::get(&options.image)?;
+        let disks = disks(&options.disks, folder)?;
         let first = if options.init { "init=/usr/sbin/ursa-init ursa.agent=ttyS1" } else { "" };
         match options.kernel {
             Kernel::Ursa => {
@@ -153,7 +160,7 @@ impl Boot {
                     path
                 };
                 let append = format!("{first} {}", options.append);
-                Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), disk: None, append })
+                Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), disk: None, disks, append })
             }
             Kernel::Linux => {
                 let linux = Linux::get()?;
@@ -174,14 +181,14 @@ impl Boot {
                     options.append
                 );
                 let disk = Some(image.disk()?);
-                Ok(Boot { kind: Kernel::Linux, kernel: linux.kernel(), initrd: Some(initrd), disk, append })
+                Ok(Boot { kind: Kernel::Linux, kernel: linux.kernel(), initrd: Some(initrd), disk, disks, append })
             }
         }
     }
 
     /// Our kernel alone, for tests that it holds itself.
     pub fn kernel_only(kernel: PathBuf, append: String) -> Boot {
-        Boot { kind: Kernel::Ursa, kernel, initrd: None, disk: None, append }
+        Boot { kind: Kernel::Ursa, kernel, initrd: None, disk: None, disks: Vec::new(), append }
     }
 
     /// The kernel's file.
@@ -203,6 +210,27 @@ impl Boot {
     pub fn kind(&self) -> Kernel {
         self.kind
     }
+}
+
+/// The files of `--disk`; empty ones are made in `folder`.
+fn disks(wanted: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for (number, disk) in wanted.iter().enumerate() {
+        let size = disk.strip_suffix(['K', 'M', 'G']).and_then(|number| number.parse::<u64>().ok());
+        let Some(size) = size else {
+            found.push(std::path::absolute(disk)?);
+            continue;
+        };
+        let shift = match disk.chars().last() {
+            Some('K') => 10,
+            Some('M') => 20,
+            _ => 30,
+        };
+        let path = folder.join(format!("disk{number}.img"));
+        std::fs::File::create(&path)?.set_len(size << shift)?;
+        found.push(path);
+    }
+    Ok(found)
 }
 
 /// The archive of an image and this checkout's programs without additions, kept beside the image while neither changes.
@@ -253,6 +281,13 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
     if let Some(disk) = &boot.disk {
         command.arg("-drive");
         command.arg(format!("file={},if=virtio,format=raw,snapshot=on,cache=unsafe", disk.display()));
+    }
+    for (number, disk) in boot.disks.iter().enumerate() {
+        let format = if disk.extension().is_some_and(|ending| ending == "qcow2") { "qcow2" } else { "raw" };
+        command.arg("-drive");
+        command.arg(format!("file={},if=none,id=disk{number},format={format},discard=unmap", disk.display()));
+        command.arg("-device");
+        command.arg(format!("virtio-blk-pci,drive=disk{number},serial=disk{number},disable-legacy=on"));
     }
     command.args(["-append", boot.append.trim()]);
     command.args(["-device", DEBUG_EXIT, "-device", "virtio-rng-pci"]);
