@@ -4,18 +4,11 @@
  * Under QEMU's `-icount shift=0,sleep=off` a nanosecond of guest time is one instruction, so the figures are instructions
  * per operation and repeat exactly. `micro NAME...` runs the named ones, `micro` all. Build: cc -O2 -static -pthread.
  */
-#define _GNU_SOURCE
-#include <errno.h>
+#include "bench.h"
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
-#include <pthread.h>
-#include <sched.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -23,27 +16,10 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
-
-#define CHECK(e) do { if (!(e)) { fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #e, strerror(errno)); exit(1); } } while (0)
 
 static const char *self;
 static char dir[] = "/tmp/ursa-micro-XXXXXX";
-
-static uint64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* Runs `body` n times after a tenth of that as warm-up; the result is nanoseconds per run. */
-#define MEASURE(n, body) ({ \
-    for (int i_ = 0; i_ < (n) / 10 + 1; i_++) { body; } \
-    uint64_t start_ = now(); \
-    for (int i_ = 0; i_ < (n); i_++) { body; } \
-    (double)(now() - start_) / (n); })
 
 static double getppid_(void) { return MEASURE(20000, syscall(SYS_getppid)); }
 

@@ -1,4 +1,4 @@
-//! Micro-measures: `tests/bench/micro.c`, one CPU, guest time that counts instructions.
+//! Micro-measures: programs of `tests/bench`, one CPU, guest time that counts instructions.
 //!
 //! QEMU counts each iteration of a `rep` instruction, so a kernel that clears pages with `rep stosb` looks worse than it is on
 //! hardware. Whoever quotes figures of page faults says so.
@@ -18,15 +18,83 @@ use std::time::Duration;
 /// For all measures on one kernel.
 const TIME_LIMIT: Duration = Duration::from_secs(1200);
 
+/// A program of measures, and the machine that it needs.
+struct Program {
+    /// `tests/bench/NAME.c`.
+    name: &'static str,
+    /// Whether drivers and servers run: Ursa's init starts them.
+    init: bool,
+    gpu: Gpu,
+    /// For Debian's kernel.
+    modules: &'static [&'static str],
+    /// Names of its measures, for whoever asks for one by name.
+    measures: &'static [&'static str],
+}
+
+const PROGRAMS: [Program; 3] = [
+    Program {
+        name: "micro",
+        init: false,
+        gpu: Gpu::None,
+        modules: &[],
+        measures: &[
+            "getppid",
+            "read-1",
+            "write-1",
+            "open-close",
+            "stat",
+            "read-4k",
+            "create-delete",
+            "pipe",
+            "switch-2",
+            "switch-16",
+            "futex-hand-off",
+            "page-fault",
+            "mmap-touch-64m",
+            "fork-exit",
+            "fork-exec",
+            "thread-create",
+            "signal",
+            "epoll-1000",
+        ],
+    },
+    Program {
+        name: "devices",
+        init: true,
+        gpu: Gpu::None,
+        modules: &["cuse", "uinput", "evdev"],
+        measures: &["process-hand-off-2", "device-ioctl", "device-ioctl-switches", "key-to-read"],
+    },
+    Program {
+        name: "drm",
+        init: true,
+        gpu: Gpu::Virtio,
+        modules: &[],
+        measures: &["drm-get-cap", "drm-buffer-life", "drm-test-commit", "drm-damage-whole", "drm-damage-64"],
+    },
+];
+
 type Figures = BTreeMap<String, f64>;
 
 /// Measures on all kernels.
 pub fn run(names: &[String]) -> Result<Vec<Measure>> {
-    let program = compile()?;
+    let mut measures = Vec::new();
+    for program in &PROGRAMS {
+        let wanted: Vec<&str> =
+            program.measures.iter().copied().filter(|measure| names.iter().any(|name| name == measure)).collect();
+        if names.is_empty() || !wanted.is_empty() {
+            measures.extend(run_program(program, &wanted)?);
+        }
+    }
+    Ok(measures)
+}
+
+fn run_program(program: &Program, names: &[&str]) -> Result<Vec<Measure>> {
+    let compiled = compile(program.name)?;
     let mut figures = Vec::new();
     for subject in Subject::ALL {
-        shell::step(format!("micro-measures on {subject:?}"));
-        figures.push(measure(subject, &program, names).unwrap_or_else(|problem| {
+        shell::step(format!("{} on {subject:?}", program.name));
+        figures.push(measure(subject, program, &compiled, names).unwrap_or_else(|problem| {
             eprintln!("{subject:?}: {problem:#}");
             Figures::new()
         }));
@@ -36,40 +104,48 @@ pub fn run(names: &[String]) -> Result<Vec<Measure>> {
     all.sort();
     all.dedup();
     let get = |of: &Figures, name: &String| of.get(name).copied();
-    let row = |name: &String| Measure::new(name, "instructions", get(ursa, name), get(linux, name), get(shipped, name));
+    let unit = |name: &String| if name.ends_with("-switches") { "context switches" } else { "instructions" };
+    let row = |name: &String| Measure::new(name, unit(name), get(ursa, name), get(linux, name), get(shipped, name));
     Ok(all.into_iter().map(row).collect())
 }
 
-fn compile() -> Result<PathBuf> {
+fn compile(name: &str) -> Result<PathBuf> {
     hosttools::ensure(hosttools::COMPILER)?;
     let folder = paths::target().join("bench");
     std::fs::create_dir_all(&folder)?;
-    let program = folder.join("micro");
+    let program = folder.join(name);
     let mut command = Command::new("cc");
-    command.args(["-O2", "-static", "-pthread", "-o"]).arg(&program).arg(paths::root().join("tests/bench/micro.c"));
+    command.args(["-O2", "-static", "-pthread", "-o"]).arg(&program);
+    command.arg(paths::root().join("tests/bench").join(format!("{name}.c")));
     shell::run(&mut command)?;
     Ok(program)
 }
 
-fn measure(subject: Subject, program: &Path, names: &[String]) -> Result<Figures> {
+fn measure(subject: Subject, program: &Program, compiled: &Path, names: &[&str]) -> Result<Figures> {
+    let guest = format!("/usr/bin/{}", program.name);
     let options = Options {
-        additions: vec![Addition { host: program.to_owned(), guest: "/usr/bin/micro".into() }],
+        additions: vec![Addition { host: compiled.to_owned(), guest: guest.clone().into() }],
         smp: 1,
         counted: true,
+        init: program.init,
+        modules: program.modules.to_vec(),
         ..subject.machine("mini")
     };
     let folder = tempfile::Builder::new().prefix("ursa-bench-").tempdir()?;
-    let boot = Boot::prepare(&options, Gpu::None, folder.path())?;
-    let machine = Machine::start(&options, &boot, Gpu::None, folder.path(), false)?;
+    let boot = Boot::prepare(&options, program.gpu, folder.path())?;
+    let machine = Machine::start(&options, &boot, program.gpu, folder.path(), false)?;
     let mut link = agent_of(&machine)?;
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let mut collect = |output, data: &[u8]| match output {
         Output::Stdout => stdout.extend_from_slice(data),
         Output::Stderr => stderr.extend_from_slice(data),
     };
-    let argv = std::iter::once(b"/usr/bin/micro".to_vec()).chain(names.iter().map(|name| name.clone().into_bytes()));
+    // Where drivers run, so does the console, which is master of the card until a program takes the terminal.
+    let first = if program.init { "initctl stop console >&2; " } else { "" };
+    let script = format!("{first}exec {guest} \"$@\"");
+    let argv = ["bash", "-c", &script, program.name].into_iter().chain(names.iter().copied());
     let request = Request {
-        argv: argv.collect(),
+        argv: argv.map(|word| word.as_bytes().to_vec()).collect(),
         env: Vec::new(),
         user: None,
         cwd: None,

@@ -108,6 +108,9 @@ pub struct Options {
     /// More words for the kernel's command line.
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     pub append: String,
+    /// Modules for Debian's kernel, beside those of the display and input devices.
+    #[arg(skip)]
+    pub modules: Vec<&'static str>,
 }
 
 impl Options {
@@ -126,6 +129,7 @@ impl Options {
             init: false,
             counted: false,
             append: String::new(),
+            modules: Vec::new(),
         }
     }
 }
@@ -171,8 +175,11 @@ impl Boot {
                     Gpu::None => None,
                 });
                 let initrd = folder.join("initramfs.cpio");
-                let modules = if gpu == Gpu::None { &[] } else { modules.as_slice() };
-                linux.initramfs(&programs, modules, &options.additions, &initrd)?;
+                if gpu == Gpu::None {
+                    modules.clear();
+                }
+                modules.extend(&options.modules);
+                linux.initramfs(&programs, &modules, &options.additions, &initrd)?;
                 // An emulator passes the host's time stamp counter through, and one short calibration of
                 // it on a busy host makes the guest's clock wrong by any factor. Counted time is exact.
                 let tsc = if options.counted { "tsc=reliable" } else { "tsc=unstable" };
