@@ -145,6 +145,12 @@ impl Card {
         self.watched.extend(wake.fences.iter().map(Rc::downgrade));
     }
 
+    /// Whether something waits for a fence.
+    pub(crate) fn has_watched_fences(&mut self) -> bool {
+        // Nearly always nothing ever did.
+        !self.watched.is_empty() && !self.watched_fences().is_empty()
+    }
+
     /// Fences that something waits for.
     pub(crate) fn watched_fences(&mut self) -> Vec<Rc<Fence>> {
         self.watched.retain(|fence| fence.upgrade().is_some_and(|fence| !fence.done.get()));

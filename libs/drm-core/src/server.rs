@@ -1,8 +1,10 @@
 //! The card as a device server: open files, reads, mappings, and the loop that all events go through.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime};
 use scheme::{
     Answer, Channel, Connection, Cx, DeviceServer, Failure, Ioctl, IoctlReply, MmapBacking, MmapRequest, Opened, Ready,
     Reply,
@@ -16,6 +18,34 @@ use crate::sysfs::{CARD, RENDER};
 
 /// `O_EXCL`, with which a card cannot be opened.
 const O_EXCL: u32 = 0o200;
+
+/// A time to wake at, as a descriptor.
+struct Alarm {
+    timer: OwnedFd,
+    /// For when the timer is set.
+    set_for: Option<u64>,
+}
+
+impl Alarm {
+    fn new() -> io::Result<Alarm> {
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        Ok(Alarm { timer, set_for: None })
+    }
+
+    /// Rings at `deadline`, in nanoseconds of the monotonic clock; not at all for `None`.
+    fn set(&mut self, deadline: Option<u64>) -> io::Result<()> {
+        if deadline == self.set_for {
+            return Ok(());
+        }
+        // Zero would turn it off.
+        let at = deadline.map_or(0, |at| at.max(1));
+        let it_value = Timespec { tv_sec: (at / 1_000_000_000) as i64, tv_nsec: (at % 1_000_000_000) as i64 };
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval, it_value })?;
+        self.set_for = deadline;
+        Ok(())
+    }
+}
 
 impl Card {
     /// Publishes the card and serves it until the connection ends.
@@ -32,36 +62,48 @@ impl Card {
     /// # Errors
     /// Whatever the connection says.
     pub fn serve(&mut self, connection: &Connection) -> io::Result<()> {
+        match self.serve_all(connection) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn serve_all(&mut self, connection: &Connection) -> io::Result<()> {
+        let mut alarm = Alarm::new()?;
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for fd in self.driver.event_fds().into_iter().chain([alarm.timer.as_fd()]) {
+            epoll::add(&events, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        }
         loop {
-            let fences = self.watched_fences();
-            let readable = {
-                let mut fds = vec![PollFd::new(connection, PollFlags::IN)];
-                let of_driver = self.driver.event_fds();
-                let drivers = of_driver.len();
-                fds.extend(of_driver.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
-                let of_fences: Vec<_> = fences.iter().filter_map(|fence| fence.fd()).collect();
-                fds.extend(of_fences.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
-                match poll(&mut fds, self.timeout().as_ref()) {
-                    Ok(_) => {}
-                    Err(rustix::io::Errno::INTR) => continue,
-                    Err(errno) => return Err(errno.into()),
-                }
-                let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-                (ready(&fds[0]), fds[1..=drivers].iter().any(ready))
-            };
-            if readable.1 {
-                self.service_driver();
-            }
+            self.service_driver();
             self.progress(connection);
-            if readable.0 {
-                match connection.serve_pending(self) {
-                    Ok(()) => {}
-                    Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
-                        return Ok(());
-                    }
-                    Err(error) => return Err(error),
-                }
+            // At least what waits already, so that a descriptor which stays readable keeps nobody waiting for ever.
+            connection.serve_pending(self)?;
+            if self.has_watched_fences() {
+                self.wait_for_fences(connection)?;
+                continue;
             }
+            let mut failed = Ok(());
+            connection.serve_beside(self, events.as_fd(), |card| {
+                failed = alarm.set(card.deadline());
+                failed.is_ok() && !card.has_watched_fences()
+            })?;
+            failed?;
+        }
+    }
+
+    /// Sleeps until a request comes, the driver has something to do, time is over, or a fence is signalled. Fences come and
+    /// go with each commit, so they are named anew each time.
+    fn wait_for_fences(&mut self, connection: &Connection) -> io::Result<()> {
+        let fences = self.watched_fences();
+        let mut fds = vec![PollFd::new(connection, PollFlags::IN)];
+        let of_driver = self.driver.event_fds();
+        fds.extend(of_driver.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+        let of_fences: Vec<_> = fences.iter().filter_map(|fence| fence.fd()).collect();
+        fds.extend(of_fences.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+        match poll(&mut fds, self.timeout().as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
         }
     }
 

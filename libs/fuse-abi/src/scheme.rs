@@ -68,6 +68,9 @@ bitflags! {
     pub struct ReplyWaitFlags: u32 {
         /// `EAGAIN` when no request waits; the reply has been taken all the same.
         const NONBLOCK = 1 << 0;
+        /// `EAGAIN` also when the descriptor `ReplyWait::events` is readable, before a request is taken: a server of a device
+        /// waits for its requests and its interrupts in one call.
+        const EVENTS = 1 << 1;
     }
 }
 
@@ -102,8 +105,8 @@ wire! {
     /// Device numbers that the connection may publish: `count` minors of `major` from `first_minor` on.
     struct Range(16) { major: u32, first_minor: u32, count: u32, padding: u32 }
 
-    /// [`SCHEME_IOC_REPLY_WAIT`]. `reply_len` may be 0: only wait.
-    struct ReplyWait(40) { reply: u64, reply_len: u64, recv: u64, recv_len: u64, flags: u32, padding: u32 }
+    /// [`SCHEME_IOC_REPLY_WAIT`]. `reply_len` may be 0: only wait. `events` matters with [`ReplyWaitFlags::EVENTS`] only.
+    struct ReplyWait(40) { reply: u64, reply_len: u64, recv: u64, recv_len: u64, flags: u32, events: i32 }
 
     /// [`SCHEME_IOC_PUBLISH`]: a description, records `key=value` that each end in NUL.
     struct Publish(16) { desc: u64, desc_len: u64 }

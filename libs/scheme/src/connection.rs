@@ -15,7 +15,7 @@ use crate::{
     Channel, Cx, Device, DeviceServer, Dispatched, Errno, Failure, FileToInstall, Grabbed, Grant, Opened, Outcome,
     Ready,
     dispatch::{self, MAX_TRANSFER},
-    sys,
+    sys::{self, Wait},
 };
 
 /// The first descriptor that a service manager passes (sd_listen_fds(3)).
@@ -108,7 +108,7 @@ impl Connection {
             }
         }
         let mut state = self.state();
-        let received = match self.take(&mut state.buffer, &[], true) {
+        let received = match self.take(&mut state.buffer, &[], Wait::No) {
             Ok(length) => length,
             Err(Errno::AGAIN) => return Ok(()),
             Err(errno) => return Err(errno.into()),
@@ -130,8 +130,8 @@ impl Connection {
     }
 
     /// Sends a reply (unless empty) and takes the next request.
-    fn take(&self, buffer: &mut [u8], reply: &[u8], nonblock: bool) -> Result<usize, Errno> {
-        sys::reply_wait(self.as_fd(), reply, buffer, nonblock).map(|length| length.min(buffer.len()))
+    fn take(&self, buffer: &mut [u8], reply: &[u8], wait: Wait<'_>) -> Result<usize, Errno> {
+        sys::reply_wait(self.as_fd(), reply, buffer, wait).map(|length| length.min(buffer.len()))
     }
 
     /// Serves one request if one waits, without waiting: for a loop that polls this and other descriptors. Says whether one
@@ -143,7 +143,7 @@ impl Connection {
         let mut state = self.state();
         let message = match state.early.pop_front() {
             Some(message) => message,
-            None => match self.take(&mut state.buffer, &[], true) {
+            None => match self.take(&mut state.buffer, &[], Wait::No) {
                 Ok(received) => {
                     let reply = dispatch::dispatch(&state.buffer[..received], server, self);
                     drop(state);
@@ -173,7 +173,7 @@ impl Connection {
     /// # Errors
     /// As [`Connection::serve_one`].
     pub fn serve_pending(&self, server: &mut dyn DeviceServer) -> io::Result<()> {
-        self.serve(server, |_| false)
+        self.serve(server, |_| Wait::No)
     }
 
     /// Serves requests, and waits for further ones as long as `may_wait` says so; returns when nothing waits and it may
@@ -182,7 +182,22 @@ impl Connection {
     /// # Errors
     /// As [`Connection::serve_one`].
     pub fn serve_while<S: DeviceServer>(&self, server: &mut S, may_wait: impl Fn(&S) -> bool) -> io::Result<()> {
-        self.serve(server, may_wait)
+        self.serve(server, |server| if may_wait(server) { Wait::Request } else { Wait::No })
+    }
+
+    /// Serves requests and waits for further ones until `events` is readable; also ends when nothing waits and `may_wait`,
+    /// which is asked before each wait, says no. The reply, the wait for the next request and the wait for `events` are
+    /// one system call. For servers of devices, which have interrupts and times to look after: `events` is their epoll(7).
+    ///
+    /// # Errors
+    /// As [`Connection::serve_one`].
+    pub fn serve_beside<S: DeviceServer>(
+        &self,
+        server: &mut S,
+        events: BorrowedFd<'_>,
+        mut may_wait: impl FnMut(&mut S) -> bool,
+    ) -> io::Result<()> {
+        self.serve(server, |server| if may_wait(server) { Wait::Beside(events) } else { Wait::No })
     }
 
     /// Serves for ever. Returns when the connection has ended.
@@ -190,13 +205,17 @@ impl Connection {
     /// # Errors
     /// Anything but the connection's orderly end.
     pub fn run(&self, server: &mut dyn DeviceServer) -> io::Result<()> {
-        match self.serve(server, |_| true) {
+        match self.serve(server, |_| Wait::Request) {
             Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(()),
             other => other,
         }
     }
 
-    fn serve<S: DeviceServer + ?Sized>(&self, server: &mut S, may_wait: impl Fn(&S) -> bool) -> io::Result<()> {
+    fn serve<'a, S: DeviceServer + ?Sized>(
+        &self,
+        server: &mut S,
+        mut wait_of: impl FnMut(&mut S) -> Wait<'a>,
+    ) -> io::Result<()> {
         let mut state = self.state();
         while let Some(message) = state.early.pop_front() {
             self.send(dispatch::dispatch(&message, server, self))?;
@@ -205,12 +224,12 @@ impl Connection {
         let mut reply = None;
         loop {
             let bytes = reply.as_ref().map_or(&[][..], dispatch::Encoded::bytes);
-            let nonblock = !may_wait(server);
-            let received = self.take(buffer, bytes, nonblock);
+            let wait = wait_of(server);
+            let received = self.take(buffer, bytes, wait);
             reply = None;
             let received = match received {
                 Ok(received) => received,
-                Err(Errno::AGAIN) if nonblock => return Ok(()),
+                Err(Errno::AGAIN) if !matches!(wait, Wait::Request) => return Ok(()),
                 // The reply was taken, or nobody waits for it any more.
                 Err(Errno::INTR | Errno::NOENT | Errno::INVAL | Errno::AGAIN) => continue,
                 Err(errno) => return Err(errno.into()),

@@ -70,15 +70,31 @@ pub fn create(device: BorrowedFd<'_>, mut request: abi::Create, ranges: &[abi::R
     Ok(owned(unsafe { call(device, abi::SCHEME_IOC_CREATE, &mut request) }?))
 }
 
+/// How long `SCHEME_IOC_REPLY_WAIT` waits.
+#[derive(Clone, Copy)]
+pub enum Wait<'a> {
+    /// Not at all.
+    No,
+    /// For a request.
+    Request,
+    /// For a request or until this is readable.
+    Beside(BorrowedFd<'a>),
+}
+
 /// `SCHEME_IOC_REPLY_WAIT`. Unlike the others it is not restarted after a signal: the reply may have been taken.
-pub fn reply_wait(fd: BorrowedFd<'_>, reply: &[u8], into: &mut [u8], nonblock: bool) -> Result<usize, Errno> {
+pub fn reply_wait(fd: BorrowedFd<'_>, reply: &[u8], into: &mut [u8], wait: Wait<'_>) -> Result<usize, Errno> {
+    let (flags, events) = match wait {
+        Wait::No => (abi::ReplyWaitFlags::NONBLOCK, -1),
+        Wait::Request => (abi::ReplyWaitFlags::empty(), -1),
+        Wait::Beside(events) => (abi::ReplyWaitFlags::EVENTS, events.as_raw_fd()),
+    };
     let mut request = abi::ReplyWait {
         reply: reply.as_ptr().expose_provenance() as u64,
         reply_len: reply.len() as u64,
         recv: into.as_mut_ptr().expose_provenance() as u64,
         recv_len: into.len() as u64,
-        flags: if nonblock { abi::ReplyWaitFlags::NONBLOCK.bits() } else { 0 },
-        padding: 0,
+        flags: flags.bits(),
+        events,
     };
     // SAFETY: both buffers outlive the call with the lengths given.
     unsafe { ioctl::ioctl(fd, Call { number: abi::SCHEME_IOC_REPLY_WAIT, argument: &mut request }) }

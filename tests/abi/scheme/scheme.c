@@ -587,13 +587,49 @@ static void client_many(void)
 
 static void client_refused(void) { FAILS(EIO, opened("t7", O_RDWR)); }
 
+/* With a descriptor of its own a server waits for either, and hears of it before it takes a request. */
+static void wait_beside(int fd, struct reply_wait call)
+{
+    int event = eventfd(0, EFD_NONBLOCK);
+    uint64_t one = 1;
+    call.pad = event;
+    CHECK(write(event, &one, 8) == 8);
+    FAILS(EAGAIN, ioctl(fd, IOC_REPLY_WAIT, &call));
+    CHECK(read(event, &one, 8) == 8);
+    pid_t pid = fork();
+    if (pid == 0) {
+        nap(200);
+        _exit(write(event, &one, 8) != 8);
+    }
+    FAILS(EAGAIN, ioctl(fd, IOC_REPLY_WAIT, &call)); /* waits for the child */
+    CHECK(outcome(pid) == 0);
+    CHECK(read(event, &one, 8) == 8);
+    pid = spawn(client_refused, fd);
+    CHECK(ioctl(fd, IOC_REPLY_WAIT, &call) == sizeof request.h + sizeof(struct open_in));
+    CHECK(answer(fd, request.h.unique, -EIO, 0, 0) > 0);
+    CHECK(outcome(pid) == 0);
+    /* One that is readable goes first. */
+    pid = spawn(client_refused, fd);
+    struct pollfd waits = {fd, POLLIN, 0};
+    CHECK(poll(&waits, 1, 10000) == 1 && write(event, &one, 8) == 8);
+    FAILS(EAGAIN, ioctl(fd, IOC_REPLY_WAIT, &call));
+    CHECK(read(event, &one, 8) == 8);
+    CHECK(ioctl(fd, IOC_REPLY_WAIT, &call) > 0);
+    CHECK(answer(fd, request.h.unique, -EIO, 0, 0) > 0);
+    CHECK(outcome(pid) == 0);
+    close(event);
+}
+
 static void test_reply_wait(void)
 {
     int fd = serve("t7", 0, 0);
     struct reply_wait call = {.recv = (uintptr_t)&request, .recv_len = sizeof request, .flags = 1};
     FAILS(EAGAIN, ioctl(fd, IOC_REPLY_WAIT, &call));
-    call.flags = 2;
+    call.flags = 4;
     FAILS(EINVAL, ioctl(fd, IOC_REPLY_WAIT, &call));
+    call.flags = 2, call.pad = -1;
+    FAILS(EBADF, ioctl(fd, IOC_REPLY_WAIT, &call));
+    wait_beside(fd, call);
     call.flags = 0, call.recv = 8;
     pid_t pid = spawn(client_refused, fd);
     FAILS(EFAULT, ioctl(fd, IOC_REPLY_WAIT, &call)); /* the open that it took fails with EIO */

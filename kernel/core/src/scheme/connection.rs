@@ -30,12 +30,14 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use fuse_abi::{InHeader, InterruptIn, MIN_READ_BUFFER, NotifyCode, Opcode, OutHeader, UNIQUE_RESEND};
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 use ursa_hal::sync::SpinLock;
+use ursa_hal::task::Task;
 
 use super::request::{CallOptions, Message, OnKill, Reply, Request, State};
-use crate::fs::{Sink, Source};
-use crate::poll::PollEvents;
+use crate::fs::{File, Sink, Source};
+use crate::poll::{PollEvents, PollTable};
 use crate::process::{Pid, try_current};
-use crate::wait::WaitQueue;
+use crate::sched::{self, SleepState};
+use crate::wait::{WaitQueue, WakeTarget};
 use crate::{Errno, Result};
 
 /// What a connection serves: a mounted file system, or devices.
@@ -347,21 +349,32 @@ impl Connection {
         events
     }
 
-    /// Moves the next request to `dst`. Returns its length.
+    /// Moves the next request to `dst`. Returns its length. `events` is looked at first, so that clients with much to ask
+    /// cannot keep a server from its interrupts.
     ///
     /// # Errors
-    /// `EINVAL` for a buffer that could not hold every request, `EAGAIN`, `ERESTARTSYS`, `ENODEV` after the end, `EFAULT`.
-    pub(super) fn receive(self: &Arc<Self>, dst: &mut Sink<'_>, nonblock: bool) -> Result<usize> {
+    /// `EINVAL` for a buffer that could not hold every request, `EAGAIN` (nothing waits and `nonblock`, or `events` is
+    /// readable), `ERESTARTSYS`, `ENODEV` after the end, `EFAULT`.
+    pub(super) fn receive(
+        self: &Arc<Self>,
+        dst: &mut Sink<'_>,
+        nonblock: bool,
+        events: Option<&File>,
+    ) -> Result<usize> {
         if dst.remaining()
             < MIN_READ_BUFFER.max(self.max_write() + size_of::<InHeader>() + size_of::<fuse_abi::WriteIn>())
         {
             return Err(Errno::EINVAL);
         }
+        if events.is_some_and(|file| is_readable(file.poll(None))) {
+            return Err(Errno::EAGAIN);
+        }
         loop {
-            let next = match self.take_next() {
-                Some(next) => next,
-                None if nonblock => return Err(Errno::EAGAIN),
-                None => self.readers.wait_interruptible(None, || self.take_next())?,
+            let next = match (self.take_next(), events) {
+                (Some(next), _) => next,
+                (None, _) if nonblock => return Err(Errno::EAGAIN),
+                (None, None) => self.readers.wait_interruptible(None, || self.take_next())?,
+                (None, Some(file)) => self.wait_beside(file)?,
             };
             match next? {
                 Next::Interrupt(request) => return self.put_interrupt(&request, dst),
@@ -371,6 +384,25 @@ impl Connection {
                     }
                 }
             }
+        }
+    }
+
+    /// Waits for a request or until `events` is readable, which is `EAGAIN`.
+    fn wait_beside(&self, events: &File) -> Result<Result<Next>> {
+        let bell = Arc::new(Bell { task: sched::current_task(), rung: AtomicBool::new(false) });
+        let mut table = PollTable::new(bell.clone(), PollEvents::READABLE, false, 1);
+        let mut ready = events.poll(Some(&mut table));
+        loop {
+            if is_readable(ready) {
+                return Err(Errno::EAGAIN);
+            }
+            // The file is asked between the waits, not in them: its answer may take a lock that sleeps.
+            let woken =
+                || self.take_next().map(Some).or_else(|| bell.rung.swap(false, Ordering::SeqCst).then_some(None));
+            if let Some(next) = self.readers.wait_interruptible(None, woken)? {
+                return Ok(next);
+            }
+            ready = events.poll(None);
         }
     }
 
@@ -618,6 +650,27 @@ impl Connection {
             .collect();
         list.sort_by_key(|entry| entry.unique);
         list
+    }
+}
+
+/// Whether a server that waits beside a file is to look after it.
+fn is_readable(events: PollEvents) -> bool {
+    events.intersects(PollEvents::READABLE | PollEvents::ALWAYS)
+}
+
+/// Wakes a server thread that waits for requests, when the file that it waits beside has news.
+struct Bell {
+    task: Arc<Task>,
+    rung: AtomicBool,
+}
+
+impl WakeTarget for Bell {
+    fn wake(&self, events: PollEvents) -> bool {
+        if !events.is_empty() && !is_readable(events) {
+            return false;
+        }
+        self.rung.store(true, Ordering::SeqCst);
+        sched::wake_with(&self.task, SleepState::ANY_SLEEP, false)
     }
 }
 

@@ -73,6 +73,7 @@ fn reply_wait(connection: &Arc<Connection>, f: &File, arg: usize) -> Result<i64>
     let (reply, reply_len) = range(call.reply, call.reply_len)?;
     let (recv, recv_len) = range(call.recv, call.recv_len)?;
     let nonblock = flags.contains(ReplyWaitFlags::NONBLOCK) || f.is_nonblocking();
+    let events = if flags.contains(ReplyWaitFlags::EVENTS) { Some(current().file(call.events)?) } else { None };
     if reply_len > 0 {
         match connection.answer(&mut Source::user(reply, reply_len), !nonblock) {
             // Whoever asked is gone: nothing is wrong with the server.
@@ -80,12 +81,12 @@ fn reply_wait(connection: &Arc<Connection>, f: &File, arg: usize) -> Result<i64>
             Err(error) => return Err(error),
         }
     }
-    connection.receive(&mut Sink::user(recv, recv_len), nonblock).map(|len| len as i64)
+    connection.receive(&mut Sink::user(recv, recv_len), nonblock, events.as_deref()).map(|len| len as i64)
 }
 
 impl FileOps for ServerFile {
     fn read(&self, f: &File, dst: &mut Sink<'_>, _pos: u64) -> Result<usize> {
-        self.connection()?.receive(dst, f.is_nonblocking())
+        self.connection()?.receive(dst, f.is_nonblocking(), None)
     }
 
     fn write(&self, _f: &File, src: &mut Source<'_>, _pos: u64) -> Result<usize> {

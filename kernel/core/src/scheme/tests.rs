@@ -42,7 +42,7 @@ fn connection() -> (Arc<Connection>, Arc<AtomicUsize>) {
 
 fn receive(connection: &Arc<Connection>, nonblock: bool) -> Result<Vec<u8>> {
     let mut buf = vec![0; 16384];
-    let len = connection.receive(&mut Sink::kernel(&mut buf), nonblock)?;
+    let len = connection.receive(&mut Sink::kernel(&mut buf), nonblock, None)?;
     buf.truncate(len);
     Ok(buf)
 }
