@@ -165,7 +165,9 @@ impl Card {
     pub(crate) fn client_ioctl(&mut self, cx: &Cx<'_>, call: &Ioctl<'_>) -> Reply<IoctlReply> {
         match self.try_ioctl(cx, call) {
             Ok(reply) => Ok(Answer::Now(reply)),
-            Err((Error::Errno(errno), _)) => Err(to_io(errno).into()),
+            // The argument goes back as far as the handler came with it, also on an error.
+            Err((Error::Errno(errno), reply)) if reply.data.is_empty() => Err(to_io(errno).into()),
+            Err((Error::Errno(errno), reply)) => Ok(Answer::Now(IoctlReply::failed(to_io(errno), reply.data))),
             Err((Error::Retry(ranges), _)) => Err(Failure::Retry(ranges)),
             Err((Error::Park(mut wake), _)) => {
                 if self.parked.len() >= limits::PARKED {
@@ -211,7 +213,6 @@ impl Card {
         } else {
             describe(nr).ok_or(fail(Errno::EINVAL))?
         };
-        self.permit(cx, call.fh, render, flags).map_err(fail)?;
 
         let given = if cmd.writes() && takes { cmd.size() } else { 0 };
         if call.input.len() < given {
@@ -219,10 +220,10 @@ impl Card {
         }
         let mut data = vec![0; cmd.size().max(size)];
         data[..given].copy_from_slice(&call.input[..given]);
-        let result = if own {
-            self.driver_ioctl(cx, call, render, &mut data[..cmd.size()])
-        } else {
-            self.core_ioctl(cx, call.fh, nr, call.arg, &mut data)
+        let result = match self.permit(cx, call.fh, render, flags) {
+            Err(errno) => Err(errno.into()),
+            Ok(()) if own => self.driver_ioctl(cx, call, render, &mut data[..cmd.size()]),
+            Ok(()) => self.core_ioctl(cx, call.fh, nr, call.arg, &mut data),
         };
         let taken = if cmd.reads() && gives { cmd.size().min(call.out_size) } else { 0 };
         data.truncate(taken);

@@ -232,7 +232,7 @@ fn serve<S: DeviceServer + ?Sized>(
             };
             match server.ioctl(cx, &call)? {
                 Answer::Later => return Ok(Answer::Later),
-                Answer::Now(reply) if reply.data.len() > out_size || reply.result < 0 => return Err(Errno::IO.into()),
+                Answer::Now(reply) if reply.data.len() > out_size => return Err(Errno::IO.into()),
                 Answer::Now(reply) => Outcome::Ioctl(reply),
             }
         }

@@ -442,6 +442,9 @@ impl FakeClient {
                 if !rest.is_empty() {
                     self.poke(arg, rest).map_err(Err)?;
                 }
+                if out.result < 0 {
+                    return Err(Err(Errno::from_raw_os_error(-out.result)));
+                }
                 return Ok((out.result, rest.to_vec()));
             }
             self.retries += 1;
@@ -469,9 +472,9 @@ impl FakeClient {
         value: &mut T,
     ) -> Result<i32, Errno> {
         let addr = self.alloc(value.as_bytes());
-        let (result, _) = self.ioctl_raw(server, fh, cmd, addr)?;
+        let result = self.ioctl_raw(server, fh, cmd, addr);
         *value = T::read_from_bytes(&self.peek(addr, size_of::<T>())?).map_err(|_| Errno::IO)?;
-        Ok(result)
+        result.map(|(result, _)| result)
     }
 
     /// mmap(2): the object and the offset in it; no object where pages come by faults.

@@ -136,7 +136,7 @@ impl Ioctl<'_> {
 /// Result of an ioctl.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IoctlReply {
-    /// What ioctl(2) returns: 0 or more.
+    /// What ioctl(2) returns; the negative of an error number makes it fail, though `data` is copied all the same.
     pub result: i32,
     /// What is copied to `arg`, at most [`Ioctl::out_size`] bytes.
     pub data: Vec<u8>,
@@ -151,6 +151,11 @@ impl IoctlReply {
     /// ioctl(2) returns this number.
     pub fn result(result: i32) -> IoctlReply {
         IoctlReply { result, data: Vec::new() }
+    }
+
+    /// ioctl(2) fails, and this is copied to the caller's argument all the same.
+    pub fn failed(errno: Errno, data: Vec<u8>) -> IoctlReply {
+        IoctlReply { result: -errno.raw_os_error(), data }
     }
 
     /// ioctl(2) returns 0 and this is copied to the caller's argument.

@@ -307,7 +307,14 @@ impl World {
 
     /// The answer to a request that waited, if it has come.
     pub(super) fn late(&self, pending: Pending) -> Option<std::result::Result<Vec<u8>, IoErrno>> {
-        self.channel.take_late(pending.0)
+        let answer = self.channel.take_late(pending.0)?;
+        // An ioctl's answer begins with its result; a failure may carry the argument all the same.
+        let failed =
+            |body: &[u8]| i32::read_from_prefix(body).ok().map(|(result, _)| result).filter(|&result| result < 0);
+        Some(answer.and_then(|body| match failed(&body) {
+            Some(result) => Err(IoErrno::from_raw_os_error(-result)),
+            None => Ok(body),
+        }))
     }
 
     /// Time passes.
