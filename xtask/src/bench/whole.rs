@@ -5,11 +5,13 @@
 use super::{Measure, Subject};
 use crate::guest::agent_of;
 use crate::machine::link::{Outcome, Output, Request};
-use crate::machine::{Boot, Gpu, Machine};
+use crate::machine::{self, Boot, Gpu, Machine};
 use crate::shell;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+const CPU_SECONDS: &str = "QEMU CPU seconds";
 
 const TIME_LIMIT: Duration = Duration::from_secs(600);
 
@@ -33,6 +35,27 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("find", "for i in 1 2 3; do find / -xdev > /dev/null; done"),
 ];
 
+/// From QEMU's start to a desktop with a terminal.
+const WESTON: &str = "weston-start";
+/// What of the memory is neither free nor files, with that desktop.
+const MEMORY: &str = "weston-memory";
+/// 600 frames of Mesa's software renderer in a window of it.
+const FRAMES: &str = "egl-600-frames";
+
+/// The kernels that sessions are measured on: as shipped Linux is no faster, and each run takes minutes.
+const SESSION_SUBJECTS: [Subject; 2] = [Subject::Ursa, Subject::Linux];
+
+/// Until the desktop is there, and how much memory is in use then, in KiB: without what files hold, since on Ursa these are the
+/// root itself.
+const DESKTOP: &str = "until [ -S /run/user/1000/wayland-1 ] && pgrep -u user weston-terminal; do sleep 0.2; done > /dev/null; sleep 2; \
+     awk '/^MemTotal/ { m = $2 } /^(MemFree|Buffers|Cached|SReclaimable)/ { m -= $2 } END { print m }' /proc/meminfo";
+
+/// Prints how many frames were drawn, at least 600.
+const EGL: &str = "export XDG_RUNTIME_DIR=/run/user/1000 WAYLAND_DISPLAY=wayland-1; \
+     stdbuf -oL weston-simple-egl > /tmp/egl 2>&1 & \
+     frames() { awk '/ frames in / { n += $1 } END { print n + 0 }' /tmp/egl; }; \
+     until [ $(frames) -ge 600 ]; do sleep 0.5; kill -0 $! || exit 1; done; frames; kill -INT $!; wait $!; true";
+
 /// Results of all runs: for each measure and kernel.
 type Runs = BTreeMap<(&'static str, usize), Vec<f64>>;
 
@@ -40,10 +63,25 @@ type Runs = BTreeMap<(&'static str, usize), Vec<f64>>;
 pub fn run(names: &[String], times: usize) -> Result<Vec<Measure>> {
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     let programs: Vec<_> = PROGRAMS.iter().filter(|(name, _)| wanted(name)).copied().collect();
-    if programs.is_empty() && !wanted(BOOT) {
-        return Ok(Vec::new());
-    }
     let mut runs = Runs::new();
+    let mut measures = Vec::new();
+    if [WESTON, MEMORY, FRAMES].into_iter().any(wanted) {
+        for turn in 1..=times {
+            for subject in SESSION_SUBJECTS {
+                shell::step(format!("a session on {subject:?}, run {turn} of {times}"));
+                let number = Subject::ALL.iter().position(|&other| other == subject).unwrap_or(0);
+                if let Err(problem) = one_session(subject, number, wanted(FRAMES), &mut runs) {
+                    eprintln!("{subject:?}: {problem:#}");
+                }
+            }
+        }
+        let units = [(WESTON, CPU_SECONDS), (MEMORY, "MiB"), (FRAMES, CPU_SECONDS)];
+        measures
+            .extend(units.into_iter().filter(|(name, _)| wanted(name)).map(|(name, unit)| summary(name, unit, &runs)));
+    }
+    if programs.is_empty() && !wanted(BOOT) {
+        return Ok(measures);
+    }
     for turn in 1..=times {
         for (number, subject) in Subject::ALL.into_iter().enumerate() {
             shell::step(format!("whole programs on {subject:?}, run {turn} of {times}"));
@@ -53,7 +91,47 @@ pub fn run(names: &[String], times: usize) -> Result<Vec<Measure>> {
         }
     }
     let names = programs.iter().map(|(name, _)| *name).chain(wanted(BOOT).then_some(BOOT));
-    Ok(names.map(|name| summary(name, &runs)).collect())
+    measures.extend(names.map(|name| summary(name, CPU_SECONDS, &runs)));
+    Ok(measures)
+}
+
+fn one_session(subject: Subject, number: usize, frames: bool, runs: &mut Runs) -> Result<()> {
+    let options = machine::Options {
+        init: true,
+        // Mesa's vector code under an emulator that lacks the vectors is slow and, at times, wrong.
+        cpu: "Nehalem".into(),
+        append: "ursa.session=weston".into(),
+        ..subject.machine("wayland")
+    };
+    let folder = tempfile::Builder::new().prefix("ursa-bench-").tempdir()?;
+    let boot = Boot::prepare(&options, Gpu::Virtio, folder.path())?;
+    let machine = Machine::start(&options, &boot, Gpu::Virtio, folder.path(), false)?;
+    let mut link = agent_of(&machine)?;
+    let mut ask = |script: &str, user: Option<&str>| -> Result<f64> {
+        let mut text = Vec::new();
+        let mut collect = |_, data: &[u8]| text.extend_from_slice(data);
+        let request = Request {
+            argv: ["bash", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec(),
+            env: Vec::new(),
+            user: user.map(str::to_owned),
+            cwd: Some("/tmp".into()),
+            stdin: None,
+            timeout: TIME_LIMIT,
+            output: &mut collect,
+        };
+        let outcome = link.run(&machine, request)?;
+        let text = String::from_utf8_lossy(&text);
+        text.trim().parse().with_context(|| format!("{outcome:?}: {}", text.trim()))
+    };
+    let kibibytes = ask(DESKTOP, None)?;
+    let start = machine.cpu_seconds()?;
+    runs.entry((WESTON, number)).or_default().push(start);
+    runs.entry((MEMORY, number)).or_default().push(kibibytes / 1024.0);
+    if frames {
+        let drawn = ask(EGL, Some("user"))?;
+        runs.entry((FRAMES, number)).or_default().push((machine.cpu_seconds()? - start) * 600.0 / drawn);
+    }
+    Ok(())
 }
 
 fn one_run(subject: Subject, number: usize, programs: &[(&'static str, &str)], runs: &mut Runs) -> Result<()> {
@@ -94,14 +172,14 @@ fn one_run(subject: Subject, number: usize, programs: &[(&'static str, &str)], r
     Ok(())
 }
 
-fn summary(name: &'static str, runs: &Runs) -> Measure {
+fn summary(name: &'static str, unit: &'static str, runs: &Runs) -> Measure {
     let of = |number| runs.get(&(name, number)).map(|values| sorted(values)).unwrap_or_default();
     let [ursa, linux, shipped] = [of(0), of(1), of(2)];
     let spread = |values: &[f64]| values.first().copied().zip(values.last().copied());
     Measure {
         ursa_spread: spread(&ursa),
         linux_spread: spread(&linux),
-        ..Measure::new(name, "QEMU CPU seconds", median(&ursa), median(&linux), median(&shipped))
+        ..Measure::new(name, unit, median(&ursa), median(&linux), median(&shipped))
     }
 }
 
