@@ -6,12 +6,14 @@
 //! | [mod@file], [`io`], [`owner`] | open file descriptions, what implements them, where bytes come from and go to |
 //! | [`inode`], [`dentry`], [`mount`] | files, names and where file systems show |
 //! | [`path`], [`permission`], [`context`] | from a path to a dentry, and who may |
+//! | [`cgroup`] | processes kept together, as a file system |
 //! | [`lock`], [`notify`] | file locks, inotify's hooks |
 //! | [`dev`] | device numbers and their drivers |
 //!
 //! A system call decodes its arguments in `fs::syscall`, finds a [`File`] or a [`Path`], and calls one method.
 
 pub mod anon;
+pub mod cgroup;
 pub mod context;
 pub mod dentry;
 pub mod dev;
@@ -68,6 +70,7 @@ pub fn init() {
     registry::register(Arc::new(procfs::ProcFs));
     registry::register(Arc::new(fuse::FuseType::FUSE));
     registry::register(Arc::new(fuse::FuseType::FUSEBLK));
+    cgroup::init();
     let root = inode::NewInode { mode: 0o040_755, uid: 0, gid: 0, rdev: 0 };
     let pages = ursa_hal::mm::stats().total as u64;
     let sb = tmpfs::Tmpfs::create("rootfs", pages, 0, &root, inode::SbFlags::empty());

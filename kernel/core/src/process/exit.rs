@@ -22,7 +22,7 @@ use super::pid::lookup_pid;
 use super::process::{Process, tree_lock};
 use super::thread::Thread;
 use crate::coredump::Gathering;
-use crate::fs::{FdTable, FsContext};
+use crate::fs::{FdTable, FsContext, cgroup};
 use crate::mm::AddressSpace;
 use crate::sched::{self, SleepState, Work};
 use crate::signal;
@@ -129,6 +129,9 @@ pub fn finish(thread: &Arc<Thread>) {
         }
         threads.live == 0
     };
+    if !is_last {
+        cgroup::thread_exits(process);
+    }
     if is_last && process.pid() == 1 {
         init_died(process);
     }
@@ -259,6 +262,7 @@ fn collect_death_signals(child: &Arc<Process>, told: &mut Vec<(Arc<Process>, u32
 /// The last thread: the process becomes a zombie.
 fn process_dies(thread: &Arc<Thread>) {
     let process = thread.process().clone();
+    cgroup::leave(&process);
     let mut work = AfterTree::default();
     let tree = tree_lock();
     hand_over_children(&process, &mut work);

@@ -3,8 +3,7 @@
 //! [`clone`] checks the flags, gathers what the child gets (shared or copied), and publishes it in one step under the
 //! tree lock; all that can fail comes before. Everything gathered is owned by values that undo themselves, so an
 //! error leaves nothing behind.
-//! Namespaces, `CLONE_INTO_CGROUP` and `CLONE_IO`'s scheduling effect are absent: the first two are refused, the last has
-//! nothing to share. References: clone(2), vfork(2), Linux `kernel/fork.c`.
+//! Namespaces and `CLONE_IO`'s scheduling effect are absent: the first are refused, the last has nothing to share. References: clone(2), vfork(2), Linux `kernel/fork.c`.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -20,7 +19,8 @@ use super::process::{Process, ProcessParts, tree_lock};
 use super::rlimit::Resource;
 use super::thread::{Thread, ThreadParts};
 use super::{Cap, pidfd};
-use crate::sched;
+use crate::fs::cgroup::{self, Cgroup};
+use crate::sched::{self, Work};
 use crate::user::UserPtr;
 use crate::wait::WaitQueue;
 use crate::{Errno, Result};
@@ -116,6 +116,8 @@ pub struct CloneRequest {
     pub pidfd: UserPtr<i32>,
     /// The number to take (`set_tid`).
     pub set_tid: Option<Pid>,
+    /// The group to be born in (`INTO_CGROUP`).
+    pub cgroup: Option<Arc<Cgroup>>,
 }
 
 /// A vfork parent's wait: over when the child has given up the parent's memory.
@@ -179,9 +181,6 @@ fn check(request: &CloneRequest, parent: &Thread) -> Result {
         || has(F::NEWIPC) && has(F::SYSVSEM)
     {
         return Err(Errno::EINVAL);
-    }
-    if has(F::INTO_CGROUP) {
-        return Err(Errno::EOPNOTSUPP);
     }
     if flags.intersects(F::NAMESPACES) {
         // As a Linux without namespaces: the privilege is checked first, then there is nothing to give.
@@ -343,6 +342,8 @@ fn new_process(parent: &Thread, request: &CloneRequest, number: &PidNumber) -> R
         vm,
         executable: old.executable(),
         rlimits: old.rlimits.fork(),
+        // Settled when it is born.
+        cgroup: old.cgroup.group(),
         exit_signal,
         has_subreaper: old.has_subreaper.load(Relaxed) || old.subreaper.load(Relaxed),
         dumpable: old.dumpable(),
@@ -355,9 +356,13 @@ fn new_process(parent: &Thread, request: &CloneRequest, number: &PidNumber) -> R
 /// Makes the child visible. Fails when the parent is about to die or has a signal that came meanwhile.
 fn publish(parent: &Thread, request: &CloneRequest, thread: &Arc<Thread>, is_new: bool) -> Result {
     let process = thread.process();
+    let mut news = cgroup::News::default();
     let tree = tree_lock();
     if sched::signal_pending() {
         return Err(Errno::ERESTARTNOINTR);
+    }
+    if is_new {
+        cgroup::join(process, Some(parent.process()), request.cgroup.as_ref(), &mut news)?;
     }
     {
         let mut threads = process.threads.lock();
@@ -368,6 +373,12 @@ fn publish(parent: &Thread, request: &CloneRequest, thread: &Arc<Thread>, is_new
         threads.live += 1;
     }
     thread.publish();
+    if process.cgroup.is_freezing()
+        && let Some(task) = thread.task()
+    {
+        // Whoever freezes the group from now on finds the thread listed and tells it so.
+        sched::ext_of(&task).add_work(Work::SIGNAL);
+    }
     if !is_new {
         return Ok(());
     }
@@ -393,6 +404,7 @@ fn publish(parent: &Thread, request: &CloneRequest, thread: &Arc<Thread>, is_new
     process.number().publish_process(process);
     drop(tree);
     drop(former);
+    news.tell();
     Ok(())
 }
 
@@ -413,6 +425,7 @@ pub(super) fn legacy_request(
         child_tid: UserPtr::new(child_tid),
         pidfd: UserPtr::new(parent_tid),
         set_tid: None,
+        cgroup: None,
     }
 }
 

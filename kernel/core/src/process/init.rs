@@ -87,6 +87,7 @@ fn start_thread() -> Result {
         vm: AddressSpace::empty(),
         executable: None,
         rlimits: Rlimits::initial(fork::threads_max() as u64),
+        cgroup: fs::cgroup::root().clone(),
         exit_signal: SIGCHLD as i32,
         has_subreaper: false,
         dumpable: 1,
@@ -119,6 +120,9 @@ fn start_thread() -> Result {
     }
     thread.publish();
     group.join(&process);
+    let mut news = fs::cgroup::News::default();
+    fs::cgroup::join(&process, None, None, &mut news)?;
+    news.tell();
     process.number().publish_process(&process);
     sched::wake_new(&task);
     Ok(())

@@ -26,6 +26,7 @@ use super::rlimit::Rlimits;
 use super::thread::{Slot, Thread};
 use super::usage::UsageTotals;
 use crate::coredump::Gathering;
+use crate::fs::cgroup::{Cgroup, Membership};
 use crate::mm::AddressSpace;
 use crate::signal::ProcessSignals;
 use crate::wait::WaitQueue;
@@ -70,6 +71,8 @@ pub struct Process {
     executable: SpinLock<Option<Arc<Executable>>>,
     /// Resource limits.
     pub rlimits: Rlimits,
+    /// The cgroup, and whether its threads are to rest.
+    pub cgroup: Membership,
     /// The parent's threads wait here for their children's changes.
     pub child_wait: WaitQueue,
     /// Woken when the process becomes a zombie and when it is reaped (pidfds).
@@ -112,6 +115,7 @@ pub(super) struct ProcessParts {
     pub vm: Arc<AddressSpace>,
     pub executable: Option<Arc<Executable>>,
     pub rlimits: Rlimits,
+    pub cgroup: Arc<Cgroup>,
     pub exit_signal: i32,
     pub has_subreaper: bool,
     pub dumpable: u8,
@@ -155,6 +159,7 @@ impl Process {
             has_vm: AtomicBool::new(true),
             executable: SpinLock::new(parts.executable),
             rlimits: parts.rlimits,
+            cgroup: Membership::new(parts.cgroup),
             child_wait: WaitQueue::new(),
             exit_wait: Arc::new(WaitQueue::new()),
             exec_wait: WaitQueue::new(),

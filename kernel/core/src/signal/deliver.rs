@@ -15,7 +15,9 @@ use crate::{Errno, ptrace};
 pub(crate) fn wants_delivery(thread: &Thread) -> bool {
     let signals = &thread.process().signals;
     let unblocked = SigSet::ALL.difference(thread.signals.blocked());
-    !thread.signals.pending().union(signals.pending()).intersection(unblocked).is_empty() || signals.is_stopping()
+    !thread.signals.pending().union(signals.pending()).intersection(unblocked).is_empty()
+        || signals.is_stopping()
+        || thread.process().cgroup.is_freezing()
 }
 
 /// Takes the next signal of `wanted`: the thread's own before the process's, synchronous ones first.
@@ -56,6 +58,7 @@ pub(crate) fn deliver(thread: &Thread, context: &mut UserContext) {
     sched::with_current(|ext| ext.take_work(Work::SIGNAL));
     loop {
         job::tell_if_continued(process);
+        crate::fs::cgroup::rest_while_freezing(thread);
         if end_if_killed(thread) {
             return;
         }

@@ -44,7 +44,7 @@ impl ProcessSignals {
     }
 
     /// Whether the process is stopped or about to be.
-    pub(super) fn is_stopping(&self) -> bool {
+    pub fn is_stopping(&self) -> bool {
         self.job.lock().stop_signal.is_some()
     }
 
@@ -134,6 +134,7 @@ pub(super) fn sleep_while_stopped(thread: &Thread, context: &mut UserContext) {
         complete_if_all_sleep(process, &mut job)
     };
     if completed {
+        crate::fs::cgroup::process_rests(process);
         tell_parent(process, CLD_STOPPED);
     }
     if crate::ptrace::group_stop(thread, context, signo, generation) {

@@ -30,7 +30,7 @@ pub use frame::min_stack_size;
 pub(crate) use mask::set_blocked_of_tracee;
 pub use mask::{restore_mask_later, set_blocked, with_temporary_mask};
 pub use send::{check_permission, notify_parent_of_exit, send_to_group, send_to_process, send_to_thread};
-pub(crate) use send::{forget_timer, send_from_timer};
+pub(crate) use send::{forget_timer, notify_thread, send_from_timer};
 pub use state::{ProcessSignals, RestartBlock, SigActions, ThreadSignals};
 
 pub use linux_uapi::signal::{SigInfo, SigSet};

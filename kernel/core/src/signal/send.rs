@@ -209,8 +209,8 @@ fn end_process(process: &Process, signo: u32) {
     });
 }
 
-/// Makes a thread look at its signals.
-pub(super) fn notify_thread(thread: &Thread) {
+/// Makes a thread look at its signals, and at whatever else it follows on its way to user mode.
+pub(crate) fn notify_thread(thread: &Thread) {
     if let Some(task) = thread.task() {
         sched::ext_of(&task).add_work(Work::SIGNAL);
         sched::kick(&task, SleepState::INTERRUPTIBLE);

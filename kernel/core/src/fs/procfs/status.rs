@@ -480,9 +480,12 @@ pub fn schedstat(target: &Target, out: &mut Text) -> Result {
     Ok(())
 }
 
-/// `/proc/PID/cgroup`: everything is in the root group.
-pub fn cgroup(_target: &Target, out: &mut Text) -> Result {
-    out.push_str("0::/\n");
+/// `/proc/PID/cgroup`
+pub fn cgroup(target: &Target, out: &mut Text) -> Result {
+    let group = target.process()?.cgroup.group();
+    out.push_str("0::");
+    out.push_bytes(&group.path());
+    out.push_str(if group.is_dead() { " (deleted)\n" } else { "\n" });
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 
 pub mod dir;
 mod node;
-mod xattr;
+pub(super) mod xattr;
 
 use alloc::{boxed::Box, sync::Arc};
 use core::{

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use linux_uapi::process::CloneArgs;
 use linux_uapi::zerocopy::{FromZeros, IntoBytes};
 
+use crate::fs::cgroup;
 use crate::process::Cap;
 use crate::process::fork::{self, CloneFlags, CloneRequest};
 use crate::process::pid::Pid;
@@ -35,7 +36,7 @@ pub fn sys_vfork(cx: &mut Cx<'_>) -> Result<Pid> {
 /// As clone, with an extensible structure.
 pub fn sys_clone3(cx: &mut Cx<'_>, args: UserAddr, size: usize) -> Result<Pid> {
     let args = read_clone_args(args, size)?;
-    fork::clone(cx.thread, cx.regs, &decode_clone3(cx, &args)?)
+    fork::clone(cx.thread, cx.regs, &decode_clone3(cx, &args, size)?)
 }
 
 /// Copies an extensible structure in: what is missing is zero, what is unknown must be (`copy_struct_from_user`).
@@ -62,8 +63,11 @@ fn read_clone_args(addr: UserAddr, size: usize) -> Result<CloneArgs> {
     Ok(args)
 }
 
-fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs) -> Result<CloneRequest> {
+fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs, size: usize) -> Result<CloneRequest> {
     let flags = CloneFlags::from_bits(args.flags).ok_or(Errno::EINVAL)?;
+    if flags.contains(CloneFlags::INTO_CGROUP) && size < size_of::<CloneArgs>() {
+        return Err(Errno::EINVAL);
+    }
     if flags.contains(CloneFlags::DETACHED) || args.exit_signal > 64 {
         return Err(Errno::EINVAL);
     }
@@ -89,6 +93,14 @@ fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs) -> Result<CloneRequest> {
         }
         _ => return Err(Errno::EINVAL),
     };
+    let cgroup = if flags.contains(CloneFlags::INTO_CGROUP) {
+        let fd = i32::try_from(args.cgroup).map_err(|_| Errno::EINVAL)?;
+        let group = cgroup::of_file(&*cx.thread.file(fd)?)?;
+        cgroup::may_fork_into(cx.thread, &group, flags.contains(CloneFlags::THREAD))?;
+        Some(group)
+    } else {
+        None
+    };
     Ok(CloneRequest {
         flags,
         exit_signal: args.exit_signal as i32,
@@ -98,6 +110,7 @@ fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs) -> Result<CloneRequest> {
         child_tid: UserPtr::new(args.child_tid),
         pidfd: UserPtr::new(args.pidfd),
         set_tid,
+        cgroup,
     })
 }
 
