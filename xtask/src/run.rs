@@ -18,6 +18,10 @@ pub enum Session {
     Weston,
     /// sway with a terminal.
     Sway,
+    /// KWin with a terminal.
+    Kwin,
+    /// KDE's Plasma.
+    Plasma,
 }
 
 /// Options of `run`.
@@ -25,7 +29,8 @@ pub enum Session {
 pub struct Options {
     #[command(flatten)]
     machine: MachineOptions,
-    /// The session on the display: weston, and none with the small image. Sessions have the image `wayland`.
+    /// The session on the display: weston, and none with the small image. Sessions have the image `wayland`, those of KDE
+    /// `plasma`.
     #[arg(long, value_enum)]
     session: Option<Session>,
     /// Leave Ursa's init out: the agent alone starts the shell.
@@ -40,8 +45,9 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
     let small = options.machine.image == "mini";
     let session = options.session.unwrap_or(if small { Session::None } else { Session::Weston });
     let gpu = if session == Session::None { Gpu::None } else { Gpu::Virtio };
+    let kde = matches!(session, Session::Kwin | Session::Plasma);
     if gpu != Gpu::None && options.machine.image == "base" {
-        options.machine.image = "wayland".into();
+        options.machine.image = if kde { "plasma" } else { "wayland" }.into();
     }
     // The small image has no agetty, which init's login service needs.
     options.machine.init |= !options.no_init && !small;
@@ -51,6 +57,8 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
         Session::Console => options.machine.append += " ursa.login=tty1",
         Session::Weston => options.machine.append += " ursa.session=weston ursa.login=tty1",
         Session::Sway => options.machine.append += " ursa.session=sway ursa.login=tty1",
+        Session::Kwin => options.machine.append += " ursa.session=kwin ursa.login=tty1",
+        Session::Plasma => options.machine.append += " ursa.session=plasma ursa.login=tty1",
     }
     let boot = Boot::prepare(&options.machine, gpu, folder.path())?;
     let mut command = machine::command(&options.machine, &boot, gpu, Accel::choose(boot.kind())?);

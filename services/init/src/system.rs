@@ -1,6 +1,12 @@
 //! The system around the services: file systems that programs expect, their links, host name, and the way down.
 
-use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
+use std::{
+    fs,
+    io::{self, Read},
+    os::unix::fs::symlink,
+    path::Path,
+    time::Duration,
+};
 
 use nix::{
     errno::Errno,
@@ -60,6 +66,7 @@ const LINKS: &[(&str, &str)] = &[
 
 /// Folders that Debian's boot scripts or tmpfiles would make.
 const FOLDERS: &[(&str, u32)] = &[
+    ("/run/dbus", 0o755),
     ("/run/lock", 0o1777),
     ("/run/user", 0o755),
     ("/run/ursa", 0o755),
@@ -98,12 +105,29 @@ pub fn set_up() -> anyhow::Result<Vec<String>> {
             problems.push(format!("{folder}: {error}"));
         }
     }
+    if let Err(error) = make_machine_id(Path::new("/etc/machine-id")) {
+        problems.push(format!("/etc/machine-id: {error}"));
+    }
     let name = fs::read_to_string("/etc/hostname").unwrap_or_default();
     let name = if name.trim().is_empty() { "ursa" } else { name.trim() };
     if let Err(error) = rustix::system::sethostname(name.as_bytes()) {
         problems.push(format!("host name: {error}"));
     }
     Ok(problems)
+}
+
+/// Gives the system the number by which it knows itself, machine-id(5), if it has none yet.
+fn make_machine_id(path: &Path) -> io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|id| id.trim().len() == 32) {
+        return Ok(());
+    }
+    let mut bytes = [0; 16];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    // Version 4 and the usual variant, as if the id were a UUID.
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(path, text + "\n")
 }
 
 /// Whether the kernel's command line has this word (`name` or `name=value`).

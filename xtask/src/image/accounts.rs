@@ -1,4 +1,4 @@
-//! Accounts of an image: root and `user`, both without a password, and the groups that devices belong to.
+//! Accounts of an image: root without a password, `user` without or with one, and the groups that devices belong to.
 
 use super::tree::Tree;
 use anyhow::{Context, Result};
@@ -9,8 +9,8 @@ const USER: (&str, u32) = ("user", 1000);
 /// Its groups, and the ids of those that a package not in every image would make.
 const GROUPS: &[(&str, u32)] = &[("video", 44), ("audio", 29), ("input", 995), ("render", 992)];
 
-/// Adds the accounts.
-pub fn set_up(tree: &mut Tree) -> Result<()> {
+/// Adds the accounts. `password` is the user's as crypt(5) hashes it.
+pub fn set_up(tree: &mut Tree, password: Option<&str>) -> Result<()> {
     let read = |tree: &Tree, path: &str, fallback: &str| -> Result<String> {
         let text = match tree.read(path)? {
             Some(text) => Some(text),
@@ -24,7 +24,7 @@ pub fn set_up(tree: &mut Tree) -> Result<()> {
     let (name, id) = USER;
     tree.file("etc/passwd", 0o644, edit_passwd(&passwd).into_bytes());
     tree.file("etc/group", 0o644, edit_group(&group).into_bytes());
-    tree.file("etc/shadow", 0o640, edit_shadow(&shadow).into_bytes());
+    tree.file("etc/shadow", 0o640, edit_shadow(&shadow, password.unwrap_or_default()).into_bytes());
     tree.set_owner("etc/shadow", 0, 42);
     tree.file("etc/hostname", 0o644, b"ursa\n".to_vec());
     tree.file("etc/hosts", 0o644, b"127.0.0.1\tlocalhost ursa\n::1\tlocalhost\n".to_vec());
@@ -77,11 +77,11 @@ fn edit_group(text: &str) -> String {
 }
 
 /// An empty password field lets anyone in, shadow(5).
-fn edit_shadow(text: &str) -> String {
-    let open = |name: &str| format!("{name}::20000:0:99999:7:::");
-    let names = ["root", USER.0];
-    let mut lines: Vec<String> = names.map(open).to_vec();
-    let other = |line: &&str| !names.iter().any(|name| line.starts_with(&format!("{name}:")));
+fn edit_shadow(text: &str, user_password: &str) -> String {
+    let accounts = [("root", ""), (USER.0, user_password)];
+    let mut lines: Vec<String> =
+        accounts.iter().map(|(name, password)| format!("{name}:{password}:20000:0:99999:7:::")).collect();
+    let other = |line: &&str| !accounts.iter().any(|(name, _)| line.starts_with(&format!("{name}:")));
     lines.extend(text.lines().filter(other).map(str::to_owned));
     lines.join("\n") + "\n"
 }
@@ -100,9 +100,10 @@ mod tests {
 
     #[test]
     fn root_and_user_need_no_password() {
-        let shadow = edit_shadow("root:*:20000:0:99999:7:::\ndaemon:*:20000:0:99999:7:::\n");
+        let shadow = edit_shadow("root:*:20000:0:99999:7:::\ndaemon:*:20000:0:99999:7:::\n", "");
         assert!(shadow.starts_with("root::") && shadow.contains("\nuser::") && shadow.contains("\ndaemon:*:"));
         assert_eq!(shadow.matches("root:").count(), 1);
+        assert!(edit_shadow("", "$6$x$y").contains("\nuser:$6$x$y:"));
         assert!(edit_passwd("root:*:0:0:root:/root:/bin/bash\n").starts_with("root:x:0:0:"));
     }
 }

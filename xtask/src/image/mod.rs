@@ -162,7 +162,7 @@ fn make(name: &str, locking: Locking) -> Result<Image> {
     for path in bootstrap::LEFT_OVERS {
         tree.remove(path);
     }
-    accounts::set_up(&mut tree)?;
+    accounts::set_up(&mut tree, recipe.user_password.as_deref())?;
     if recipe.busybox_links {
         add_busybox_links(&mut tree)?;
     }

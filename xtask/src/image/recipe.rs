@@ -20,6 +20,9 @@ pub struct Recipe {
     /// Link busybox's applets into the tree where nothing else has the name.
     #[serde(default)]
     pub busybox_links: bool,
+    /// The password of the account `user` as crypt(5) hashes it. Without one nobody is asked.
+    #[serde(default)]
+    pub user_password: Option<String>,
     /// The file itself: any change makes a new image.
     #[serde(skip)]
     pub text: String,
