@@ -28,7 +28,7 @@ kwin | plasma)
     gl) export KWIN_COMPOSE=O2 ;;
     *) export KWIN_COMPOSE=Q QT_QUICK_BACKEND=software ;;
     esac
-    export LANG="${LANG:-C.UTF-8}" QT_QPA_PLATFORM=wayland
+    export LANG="${LANG:-C.UTF-8}" QT_QPA_PLATFORM=wayland XDG_CONFIG_DIRS=/usr/lib/ursa/services/xdg:/etc/xdg
     exec > "$XDG_RUNTIME_DIR/session.log" 2>&1
     if [ "$session" = kwin ]; then
         exec dbus-run-session -- kwin_wayland --no-lockscreen --no-global-shortcuts --xwayland --socket wayland-0 konsole
