@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use ursa_hal::{boot::BootInfo, power};
 
 use crate::{
-    Errno, Result, block, dmabuf, fs, iommu, ipc, mm, pci, process, sched, scheme, time, tty, vfio, wait::WaitQueue,
+    Errno, Result, block, dmabuf, fs, iommu, ipc, mm, net, pci, process, sched, scheme, time, tty, vfio, wait::WaitQueue,
 };
 
 /// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.
@@ -78,6 +78,9 @@ fn finish(info: &'static BootInfo) {
     CPUS.wait_until(|| CPUS_STARTED.load(Ordering::SeqCst).then_some(()));
     if let Err(errno) = fs::sysfs::system::init_machine() {
         ursa_hal::error!("the machine is not shown in sysfs: {errno}");
+    }
+    if let Err(errno) = net::init() {
+        ursa_hal::error!("the network is missing: {errno}");
     }
     if let Err(errno) = tty::init() {
         ursa_hal::error!("some terminals are missing: {errno}");

@@ -152,6 +152,12 @@ impl WaitQueue {
         let _: Result = self.wait(Interruptible::No, Some(deadline), || None);
     }
 
+    /// Sleeps until the deadline or until `cond` holds; nothing else ends it.
+    pub fn sleep_until_or(&self, deadline: Deadline, cond: impl Fn() -> bool) {
+        // Its other end is the deadline's ETIMEDOUT.
+        let _: Result = self.wait(Interruptible::No, Some(deadline), || cond().then_some(()));
+    }
+
     /// Sleeps until `cond` gives a value.
     ///
     /// # Errors

@@ -48,8 +48,8 @@ pub fn prepare() -> Result<(), String> {
         let _ = fs::create_dir_all(folder);
     }
     let _ = nix::unistd::sethostname("ursa");
-    // Tests of sockets want the loopback device. Nothing else here depends on it, so an image without `ip` will do.
-    let _ = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    // Tests of sockets want the loopback interface. Nothing else here depends on it.
+    let _ = loopback::up();
     Ok(())
 }
 

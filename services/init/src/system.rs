@@ -113,6 +113,9 @@ pub fn set_up() -> anyhow::Result<Vec<String>> {
     if let Err(error) = rustix::system::sethostname(name.as_bytes()) {
         problems.push(format!("host name: {error}"));
     }
+    if let Err(error) = loopback::up() {
+        problems.push(format!("loopback interface: {error}"));
+    }
     Ok(problems)
 }
 

@@ -36,6 +36,30 @@ pub struct Outgoing<'a, 's> {
     pub files: Vec<Arc<File>>,
     /// Credentials that the sender claims (checked).
     pub credentials: Option<Ucred>,
+    /// Control messages of other levels than `SOL_SOCKET`.
+    pub control: Vec<Ancillary>,
+}
+
+/// A control message of a protocol's level.
+#[derive(Clone, Debug)]
+pub struct Ancillary {
+    /// `SOL_*`
+    pub level: i32,
+    /// What it is, at that level.
+    pub kind: i32,
+    /// Its bytes.
+    pub data: Vec<u8>,
+}
+
+/// The control messages of a send.
+#[derive(Default)]
+pub struct Sent {
+    /// `SCM_RIGHTS`
+    pub files: Vec<Arc<File>>,
+    /// `SCM_CREDENTIALS`
+    pub credentials: Option<Ucred>,
+    /// Those of other levels.
+    pub other: Vec<Ancillary>,
 }
 
 /// A message to receive into.
@@ -63,6 +87,8 @@ pub struct Control {
     pub pidfd: Option<i32>,
     /// The group of a netlink message, when it is asked for (`NETLINK_PKTINFO`).
     pub packet_group: Option<u32>,
+    /// Those of protocols.
+    pub other: Vec<Ancillary>,
 }
 
 impl Incoming<'_, '_> {
@@ -83,11 +109,10 @@ pub fn sender_credentials() -> Ucred {
 ///
 /// # Errors
 /// `EINVAL` for a malformed list or unknown kinds, `EBADF`, `EPERM` for foreign credentials, `ENOBUFS` for too much.
-pub fn decode_control(addr: UserAddr, len: usize) -> Result<(Vec<Arc<File>>, Option<Ucred>)> {
-    let mut files = Vec::new();
-    let mut credentials = None;
+pub fn decode_control(addr: UserAddr, len: usize) -> Result<Sent> {
+    let mut sent = Sent::default();
     if len == 0 {
-        return Ok((files, credentials));
+        return Ok(sent);
     }
     if len > CONTROL_MAX {
         return Err(Errno::ENOBUFS);
@@ -101,23 +126,25 @@ pub fn decode_control(addr: UserAddr, len: usize) -> Result<(Vec<Arc<File>>, Opt
         if header.level == SOL_SOCKET {
             match header.kind as u32 {
                 uapi::SCM_RIGHTS => {
-                    if files.len() + body.len() / 4 > MAX_FILES {
+                    if sent.files.len() + body.len() / 4 > MAX_FILES {
                         return Err(Errno::EINVAL);
                     }
                     for fd in body.as_chunks::<4>().0 {
-                        files.push(current().files().get(i32::from_ne_bytes(*fd))?);
+                        sent.files.push(current().files().get(i32::from_ne_bytes(*fd))?);
                     }
                 }
                 uapi::SCM_CREDENTIALS => {
                     let claimed = Ucred::read_from_bytes(body).map_err(|_| Errno::EINVAL)?;
-                    credentials = Some(check_credentials(claimed)?);
+                    sent.credentials = Some(check_credentials(claimed)?);
                 }
                 _ => return Err(Errno::EINVAL),
             }
+        } else {
+            sent.other.push(Ancillary { level: header.level, kind: header.kind, data: body.to_vec() });
         }
         rest = rest.get(end.next_multiple_of(8)..).unwrap_or(&[]);
     }
-    Ok((files, credentials))
+    Ok(sent)
 }
 
 fn check_credentials(claimed: Ucred) -> Result<Ucred> {
@@ -182,6 +209,9 @@ pub fn deliver_control(control: Control, addr: UserAddr, room: usize, flags: u32
     }
     if let Some(credentials) = control.credentials {
         out.put(uapi::SCM_CREDENTIALS, credentials.as_bytes())?;
+    }
+    for Ancillary { level, kind, data } in &control.other {
+        out.put_at(*level, *kind as u32, data)?;
     }
     let cloexec = flags & uapi::MSG_CMSG_CLOEXEC != 0;
     if let Some(pid) = control.pidfd {

@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
 use classic_bpf::{Environment, Program};
+use linux_uapi::raw::net as uapi;
 use ursa_hal::sync::SpinLock;
 
 use crate::time::Deadline;
@@ -92,6 +93,35 @@ impl Options {
         match filter.run(packet, &Machine) {
             0 => None,
             keep => Some(packet.len().min(keep as usize)),
+        }
+    }
+
+    /// Whether a boolean option is set, by its number.
+    pub fn has(&self, name: u32) -> bool {
+        self.kept.load(Ordering::Relaxed) & 1 << name != 0
+    }
+
+    /// Whether datagrams are stamped with the time (`SO_TIMESTAMP`, `SO_TIMESTAMPNS`).
+    pub fn stamps_time(&self) -> bool {
+        self.has(uapi::SO_TIMESTAMP) || self.has(uapi::SO_TIMESTAMPNS)
+    }
+
+    /// Takes over what a listener's connections inherit.
+    pub fn inherit(&self, from: &Options) {
+        self.rcvbuf.store(from.rcvbuf.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.kept.store(from.kept.load(Ordering::Relaxed), Ordering::Relaxed);
+        for (to, from) in [
+            (&self.receive_low_water, &from.receive_low_water),
+            (&self.priority, &from.priority),
+            (&self.mark, &from.mark),
+            (&self.linger, &from.linger),
+        ] {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        for (to, from) in
+            [(&self.receive_timeout_ns, &from.receive_timeout_ns), (&self.send_timeout_ns, &from.send_timeout_ns)]
+        {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 

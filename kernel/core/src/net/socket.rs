@@ -55,6 +55,12 @@ pub trait SocketOps: Any + Send + Sync {
     fn send_buffer(&self) -> usize;
     /// Sets `SO_SNDBUF`.
     fn set_send_buffer(&self, bytes: usize);
+    /// Sets `SO_RCVBUF`.
+    fn set_receive_buffer(&self, bytes: usize) {
+        self.options().rcvbuf.store(bytes, Ordering::Relaxed);
+    }
+    /// Tells the inode and the user of the open file, for tables of sockets.
+    fn identify(&self, _ino: u64, _uid: u32) {}
     /// Options of the family; the value's bytes.
     fn get_option(&self, level: i32, name: u32, room: usize) -> Result<Vec<u8>>;
     /// Sets an option of the family.
@@ -86,6 +92,7 @@ impl Socket {
             ino: NEXT_INO.fetch_add(1, Ordering::Relaxed),
             owner: current().with_cred(|c| (c.fsuid, c.fsgid)),
         };
+        socket.ops.identify(socket.ino, socket.owner.0);
         File::anon(Arc::new(socket), "socket:", general::O_RDWR | flags & general::O_NONBLOCK)
     }
 
@@ -121,7 +128,14 @@ impl FileOps for Socket {
 
     fn write(&self, f: &File, src: &mut Source<'_>, _pos: u64) -> Result<usize> {
         let flags = if f.is_nonblocking() { uapi::MSG_DONTWAIT } else { 0 };
-        self.send(&mut Outgoing { data: src, address: None, flags, files: Vec::new(), credentials: None })
+        self.send(&mut Outgoing {
+            data: src,
+            address: None,
+            flags,
+            files: Vec::new(),
+            credentials: None,
+            control: Vec::new(),
+        })
     }
 
     fn poll(&self, _f: &File, pt: Option<&mut PollTable>) -> PollEvents {

@@ -11,9 +11,11 @@ use linux_uapi::socket::{Linger, MMsgHdr, MsgHdr};
 use linux_uapi::time::{Timespec, Timeval};
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 
-use super::message::{decode_control, deliver_control};
+use super::inet::{self, address::Family};
+use super::message::{Sent, decode_control, deliver_control};
 use super::netlink::Netlink;
 use super::options::buffer_size;
+use super::packet::PacketSocket;
 use super::unix::{Kind, Unix};
 use super::{Control, Incoming, Outgoing, Socket, SocketOps};
 use crate::fs::syscall::rw::import_iovec;
@@ -103,9 +105,26 @@ fn unix_kind(domain: u32, kind: u32, protocol: u32) -> Result<Kind> {
     Kind::decode(kind & SOCK_TYPE_MASK)
 }
 
+fn ip_family(domain: u32) -> Option<Family> {
+    match domain {
+        uapi::AF_INET => Some(Family::V4),
+        uapi::AF_INET6 => Some(Family::V6),
+        _ => None,
+    }
+}
+
 /// `socket(2)`.
 pub fn sys_socket(_cx: &mut Cx<'_>, domain: u32, kind: u32, protocol: u32) -> Result<i32> {
     let flags = check_flags(kind)?;
+    let bare = kind & SOCK_TYPE_MASK;
+    if let Some(family) = ip_family(domain) {
+        check_family(domain, kind)?;
+        return install(inet::create(family, bare, protocol)?, flags);
+    }
+    if domain == uapi::AF_PACKET {
+        check_family(domain, kind)?;
+        return install(PacketSocket::new(bare, protocol)?, flags);
+    }
     if domain == uapi::AF_NETLINK {
         check_family(domain, kind)?;
         return install(Netlink::new(kind & SOCK_TYPE_MASK, protocol)?, flags);
@@ -120,6 +139,11 @@ pub fn sys_socketpair(_cx: &mut Cx<'_>, domain: u32, kind: u32, protocol: u32, f
         // Checked as `socket` does; netlink has no pairs.
         check_family(domain, kind)?;
         Netlink::new(kind & SOCK_TYPE_MASK, protocol)?;
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if let Some(family) = ip_family(domain) {
+        check_family(domain, kind)?;
+        inet::create(family, kind & SOCK_TYPE_MASK, protocol)?;
         return Err(Errno::EOPNOTSUPP);
     }
     let (a, b) = Unix::pair(unix_kind(domain, kind, protocol)?);
@@ -236,6 +260,7 @@ pub fn sys_sendto(
         flags: with_nonblocking(&file, flags),
         files: Vec::new(),
         credentials: None,
+        control: Vec::new(),
     })
 }
 
@@ -284,13 +309,14 @@ fn send_one(file: &File, hdr: &MsgHdr, flags: u32) -> Result<usize> {
     };
     let control_len = usize::try_from(hdr.control_len).map_err(|_| Errno::ENOBUFS)?;
     let control = if hdr.control == 0 { 0 } else { control_len };
-    let (files, credentials) = decode_control(UserAddr::new(hdr.control), control)?;
+    let Sent { files, credentials, other } = decode_control(UserAddr::new(hdr.control), control)?;
     socket.send(&mut Outgoing {
         data: &mut Source::ranges(&ranges),
         address,
         flags: with_nonblocking(file, flags & !uapi::MSG_CMSG_CLOEXEC),
         files,
         credentials,
+        control: other,
     })
 }
 
@@ -469,7 +495,7 @@ pub fn sys_setsockopt(cx: &mut Cx<'_>, fd: i32, level: i32, name: u32, value: Us
             if force && !capable(Cap::NetAdmin) {
                 return Err(Errno::EPERM);
             }
-            options.rcvbuf.store(buffer_size(int(&bytes)?, force, false), Ordering::Relaxed);
+            ops.set_receive_buffer(buffer_size(int(&bytes)?, force, false));
         }
         uapi::SO_PASSCRED => options.pass_credentials.store(int(&bytes)? != 0, Ordering::Relaxed),
         uapi::SO_PASSPIDFD => options.pass_pidfd.store(int(&bytes)? != 0, Ordering::Relaxed),

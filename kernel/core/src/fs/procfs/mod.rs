@@ -205,6 +205,18 @@ pub fn register_link(path: &str, target: &'static str) -> Result {
     })
 }
 
+/// Adds a file with a text to every process's `net`.
+///
+/// # Errors
+/// `ENOTDIR` when the directory is not what it should be.
+pub fn register_net(name: &str, show: impl Fn(&mut Text) -> Result + Send + Sync + 'static) -> Result {
+    let dir = pid::net()?;
+    let sb = instance();
+    let ops = Box::new(GeneratedFile(Arc::new(show)));
+    fixed_of(&dir)?.insert(name, make(sb, sb.next_ino(), uapi::S_IFREG | 0o444, ops));
+    Ok(())
+}
+
 /// Adds an empty directory: a mount point.
 ///
 /// # Errors

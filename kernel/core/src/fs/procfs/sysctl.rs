@@ -18,6 +18,7 @@ use crate::{
     Errno, Result, coredump,
     fs::{dentry, permission},
     ipc::mqueue::fs as mqueue,
+    net::inet::{datagram, ip, ports, tcp},
     process::{self, Cap, capable, rng, syscall::system},
 };
 
@@ -301,8 +302,66 @@ fn memory() -> Result {
     fixed("sys/vm/memfd_noexec", "0")
 }
 
+fn pair(out: &mut Text, [a, b]: [&AtomicU32; 2]) -> Result {
+    writeln!(out, "{}\t{}", a.load(Relaxed), b.load(Relaxed))?;
+    Ok(())
+}
+
+fn two_numbers(text: &str) -> Result<(u32, u32)> {
+    let mut numbers = text.split_ascii_whitespace().map(|n| n.parse().map_err(|_| Errno::EINVAL));
+    match (numbers.next(), numbers.next(), numbers.next()) {
+        (Some(first), Some(last), None) => Ok((first?, last?)),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
 fn net() -> Result {
-    fixed("sys/net/core/somaxconn", "4096")?;
+    number("sys/net/core/somaxconn", &tcp::BACKLOG_MAX, 0, i32::MAX as u32)?;
+    number("sys/net/ipv4/ip_default_ttl", &ip::DEFAULT_TTL, 1, 255)?;
+    number("sys/net/ipv4/ip_unprivileged_port_start", &ports::UNPRIVILEGED, 0, 65_535)?;
+    register(
+        "sys/net/ipv4/ip_local_port_range",
+        0o644,
+        Editable {
+            show: |out| pair(out, [&ports::RANGE_FIRST, &ports::RANGE_LAST]),
+            store: |text| {
+                let (first, last) = two_numbers(text)?;
+                if first < 1 || last > 65_535 || first > last {
+                    return Err(Errno::EINVAL);
+                }
+                ports::RANGE_FIRST.store(first, Relaxed);
+                ports::RANGE_LAST.store(last, Relaxed);
+                Ok(())
+            },
+        },
+    )?;
+    register(
+        "sys/net/ipv4/ping_group_range",
+        0o644,
+        Editable {
+            show: |out| pair(out, [&datagram::PING_GROUPS[0], &datagram::PING_GROUPS[1]]),
+            store: |text| {
+                let (first, last) = two_numbers(text)?;
+                datagram::PING_GROUPS[0].store(first, Relaxed);
+                datagram::PING_GROUPS[1].store(last, Relaxed);
+                Ok(())
+            },
+        },
+    )?;
+    fixed("sys/net/ipv4/ip_forward", "0")?;
+    fixed("sys/net/ipv4/tcp_rmem", "4096\t131072\t6291456")?;
+    fixed("sys/net/ipv4/tcp_wmem", "4096\t16384\t4194304")?;
+    fixed("sys/net/ipv4/tcp_fin_timeout", "60")?;
+    fixed("sys/net/ipv4/tcp_keepalive_time", "7200")?;
+    fixed("sys/net/ipv4/tcp_keepalive_intvl", "75")?;
+    fixed("sys/net/ipv4/tcp_keepalive_probes", "9")?;
+    fixed("sys/net/ipv4/tcp_congestion_control", "reno")?;
+    fixed("sys/net/ipv4/tcp_available_congestion_control", "reno")?;
+    fixed("sys/net/ipv6/bindv6only", "0")?;
+    fixed("sys/net/ipv6/conf/all/disable_ipv6", "0")?;
+    fixed("sys/net/ipv6/conf/default/disable_ipv6", "0")?;
+    fixed("sys/net/ipv6/conf/lo/disable_ipv6", "0")?;
+    fixed("sys/net/ipv6/conf/all/forwarding", "0")?;
     fixed("sys/net/core/rmem_default", "212992")?;
     fixed("sys/net/core/rmem_max", "212992")?;
     fixed("sys/net/core/wmem_default", "212992")?;

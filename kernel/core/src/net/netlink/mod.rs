@@ -7,7 +7,7 @@
 //!
 //! | protocol | kernel end | groups |
 //! |---|---|---|
-//! | `NETLINK_ROUTE` | [`route`]: the loopback interface | joined, nothing is sent to them yet |
+//! | `NETLINK_ROUTE` | [`route`]: interfaces, addresses, routes, neighbours | interfaces, addresses and routes that change |
 //! | `NETLINK_USERSOCK` | none | programs' own |
 //! | `NETLINK_KOBJECT_UEVENT` | [`uevent`] | 1: the kernel's uevents; 2: those of the device manager, with its properties |
 //!
@@ -16,8 +16,9 @@
 //!
 //! References: netlink(7), `net/netlink/af_netlink.c`.
 
+mod attributes;
 mod queue;
-mod route;
+pub mod route;
 pub mod uevent;
 
 use alloc::{

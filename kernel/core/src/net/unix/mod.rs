@@ -17,10 +17,12 @@ mod queue;
 mod transfer;
 
 use alloc::collections::VecDeque;
+use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::fmt::Write;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use linux_uapi::raw::{ioctl as io, net as uapi};
 use linux_uapi::socket::Ucred;
@@ -125,12 +127,14 @@ pub struct Unix {
     error: PendingError,
     closed: AtomicBool,
     options: Options,
+    /// The open file's inode, for `/proc/net/unix`.
+    ino: AtomicU64,
 }
 
 impl Unix {
     /// Makes an unconnected socket.
     pub fn new(kind: Kind) -> Arc<Unix> {
-        Arc::new_cyclic(|me| Unix {
+        let socket = Arc::new_cyclic(|me| Unix {
             me: me.clone(),
             kind,
             state: SpinLock::new(State::default()),
@@ -142,7 +146,10 @@ impl Unix {
             error: PendingError::new(),
             closed: AtomicBool::new(false),
             options: Options::new(),
-        })
+            ino: AtomicU64::new(0),
+        });
+        enlist(&socket);
+        socket
     }
 
     /// Makes two sockets that are connected with each other (`socketpair(2)`).
@@ -337,6 +344,58 @@ impl Unix {
     }
 }
 
+/// All sockets, so that they can be listed; dead ones go when the list is looked at or has doubled.
+static ALL: SpinLock<Registry> = SpinLock::new(Registry { sockets: Vec::new(), swept: 64 });
+
+struct Registry {
+    sockets: Vec<Weak<Unix>>,
+    swept: usize,
+}
+
+fn enlist(socket: &Arc<Unix>) {
+    let mut all = ALL.lock();
+    if all.sockets.len() >= all.swept {
+        all.sockets.retain(|s| s.strong_count() > 0);
+        all.swept = (all.sockets.len() * 2).max(64);
+    }
+    all.sockets.push(Arc::downgrade(socket));
+}
+
+/// All sockets that live.
+fn all() -> Vec<Arc<Unix>> {
+    ALL.lock().sockets.iter().filter_map(Weak::upgrade).collect()
+}
+
+/// How many there are.
+pub fn count() -> usize {
+    all().len()
+}
+
+/// `/proc/net/unix`
+///
+/// # Errors
+/// That of writing the text.
+pub fn table(out: &mut crate::fs::procfs::Text) -> Result {
+    out.push_str("Num       RefCount Protocol Flags    Type St Inode Path\n");
+    for socket in all() {
+        let state = socket.state.lock();
+        // SS_UNCONNECTED, SS_CONNECTED; __SO_ACCEPTCON.
+        let (number, flags) =
+            (if state.peer.is_some() { 3 } else { 1 }, if state.listener.is_some() { 0x10000 } else { 0 });
+        let name = state.address.clone();
+        drop(state);
+        let ino = socket.ino.load(Ordering::Relaxed);
+        write!(out, "{:016x}: {:08X} 00000000 {flags:08X} {:04X} {number:02X} {ino:5}", 0, 2, socket.kind())?;
+        match name.as_deref() {
+            None => {}
+            Some(Address::Path(path)) => write!(out, " {}", String::from_utf8_lossy(path))?,
+            Some(Address::Abstract(name)) => write!(out, " @{}", String::from_utf8_lossy(name).replace('\0', "@"))?,
+        }
+        out.push('\n');
+    }
+    Ok(())
+}
+
 impl SocketOps for Unix {
     fn domain(&self) -> u32 {
         uapi::AF_UNIX
@@ -464,6 +523,10 @@ impl SocketOps for Unix {
 
     fn receive(&self, message: &mut Incoming<'_, '_>) -> Result<usize> {
         self.receive_message(message)
+    }
+
+    fn identify(&self, ino: u64, _uid: u32) {
+        self.ino.store(ino, Ordering::Relaxed);
     }
 
     fn options(&self) -> &Options {
