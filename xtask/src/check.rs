@@ -25,6 +25,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "libs/driver/src/volatile.rs",
     "libs/scheme/src/sys.rs",
     "libs/sw-sync/src/lib.rs",
+    "libs/tap/src/sys.rs",
     "libs/uinput/src/sys.rs",
 ];
 

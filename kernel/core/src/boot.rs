@@ -10,7 +10,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use ursa_hal::{boot::BootInfo, power};
 
 use crate::{
-    Errno, Result, block, dmabuf, fs, iommu, ipc, mm, net, pci, process, sched, scheme, time, tty, vfio, wait::WaitQueue,
+    Errno, Result, block, dmabuf, fs, iommu, ipc, mm, net, pci, process, sched, scheme, time, tty, vfio,
+    wait::WaitQueue,
 };
 
 /// Options of the kernel command line that the kernel itself knows. Those with a dot belong to user space, as on Linux.

@@ -44,6 +44,9 @@ pub struct File {
     /// Its display device.
     #[serde(default)]
     pub gpu: Gpu,
+    /// Whether it has a network card.
+    #[serde(default)]
+    pub net: bool,
     /// Virtio disks: files relative to the checkout, or sizes (`64M`) of empty ones. All cases see the same.
     #[serde(default)]
     pub disks: Vec<String>,

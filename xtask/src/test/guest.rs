@@ -67,6 +67,7 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
         mem: file.mem.clone(),
         cpu: file.cpu.clone(),
         init: file.init,
+        net: file.net,
         disks: file.disks.clone(),
         append: file.append.clone(),
         ..Options::of(&file.image, kernel)
