@@ -142,9 +142,9 @@ impl PacketSocket {
         address[10] = match frame.first() {
             _ if outgoing => OUTGOING,
             Some(_) if network == 0 => TO_HOST,
-            Some(0xff) if frame[..6] == [0xff; 6] => TO_ALL,
+            Some(0xff) if frame.starts_with(&[0xff; 6]) => TO_ALL,
             Some(first) if first & 1 != 0 => TO_GROUP,
-            _ if frame[..6] == interface.mac() => TO_HOST,
+            _ if frame.starts_with(&interface.mac()) => TO_HOST,
             _ => TO_OTHER,
         };
         if network == ETHERNET {

@@ -9,7 +9,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, Ordering::Relaxed};
@@ -57,7 +57,8 @@ static TUNS: SpinLock<Vec<Arc<Tun>>> = SpinLock::new(Vec::new());
 /// An interface of a program.
 pub struct Tun {
     is_tap: bool,
-    interface: Once<Arc<Interface>>,
+    /// Weak, since the interface holds its link.
+    interface: Once<Weak<Interface>>,
     queue: SpinLock<VecDeque<Vec<u8>>>,
     readers: Arc<WaitQueue>,
     /// Who has it attached.
@@ -71,7 +72,7 @@ pub struct Tun {
 
 impl Link for Tun {
     fn transmit(&self, packet: &[u8]) -> Result {
-        let most = self.interface.get().map_or(QUEUE_LEN, |i| i.queue_len.load(Relaxed)) as usize;
+        let most = self.interface().map_or(QUEUE_LEN, |i| i.queue_len.load(Relaxed)) as usize;
         if !self.attached.load(Ordering::SeqCst) {
             return Err(Errno::ENETDOWN);
         }
@@ -106,7 +107,7 @@ impl Tun {
                 return Err(Errno::EBUSY);
             }
             let tuns = TUNS.lock();
-            let tun = tuns.iter().find(|t| t.interface.get().is_some_and(|i| i.index == existing.index));
+            let tun = tuns.iter().find(|t| t.interface.get().is_some_and(|i| i.ptr_eq(&Arc::downgrade(&existing))));
             let tun = tun.filter(|t| t.is_tap == is_tap).cloned().ok_or(Errno::EINVAL)?;
             drop(tuns);
             if !tun.may_attach() {
@@ -157,7 +158,7 @@ impl Tun {
             }
             interface
         })?;
-        tun.interface.call_once(|| interface);
+        tun.interface.call_once(|| Arc::downgrade(&interface));
         TUNS.lock().push(tun.clone());
         Ok(tun)
     }
@@ -168,8 +169,8 @@ impl Tun {
         is_owner || capable(Cap::NetAdmin)
     }
 
-    fn interface(&self) -> Result<&Arc<Interface>> {
-        self.interface.get().ok_or(Errno::EBADFD)
+    fn interface(&self) -> Result<Arc<Interface>> {
+        self.interface.get().and_then(Weak::upgrade).ok_or(Errno::EBADFD)
     }
 
     /// The program is gone.
@@ -182,7 +183,7 @@ impl Tun {
             interface.set_carrier(false);
         } else {
             TUNS.lock().retain(|t| !Arc::ptr_eq(t, self));
-            interface::unregister(interface);
+            interface::unregister(&interface);
         }
     }
 }
@@ -312,7 +313,7 @@ impl FileOps for TunFile {
             interface.statistics.rx_dropped.fetch_add(1, Relaxed);
             return Err(Errno::EINVAL);
         }
-        link::input(interface, &packet);
+        link::input(&interface, &packet);
         Ok(total)
     }
 

@@ -102,7 +102,7 @@ impl Neighbours {
         });
         match entry.state {
             State::Permanent => Resolution::Known(entry.mac, false),
-            State::Reachable if now - entry.since < REACHABLE_NS => Resolution::Known(entry.mac, false),
+            State::Reachable if now.saturating_sub(entry.since) < REACHABLE_NS => Resolution::Known(entry.mac, false),
             State::Reachable | State::Stale => {
                 entry.state = State::Probe;
                 entry.since = now;
@@ -159,7 +159,7 @@ impl Neighbours {
             if !matches!(entry.state, State::Incomplete | State::Probe) {
                 continue;
             }
-            if now - entry.since < RETRY_NS {
+            if now.saturating_sub(entry.since) < RETRY_NS {
                 more = true;
             } else if entry.probes >= PROBES {
                 entry.state = State::Failed;
@@ -201,7 +201,7 @@ impl Neighbours {
     pub fn all(&self) -> Vec<(IpAddr, [u8; 6], State)> {
         let now = monotonic_ns();
         let state = |e: &Entry| match e.state {
-            State::Reachable if now - e.since >= REACHABLE_NS => State::Stale,
+            State::Reachable if now.saturating_sub(e.since) >= REACHABLE_NS => State::Stale,
             state => state,
         };
         self.0.lock().iter().map(|(ip, e)| (*ip, e.mac, state(e))).collect()
