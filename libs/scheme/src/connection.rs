@@ -1,14 +1,17 @@
 //! [`Connection`]: a granted connection to the kernel, and the loop that serves it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::{Arc, Mutex},
 };
 
-use fuse_abi::scheme::{SCHEME_DEVICE, SCHEME_IOC_ATTR, SCHEME_IOC_UEVENT};
+use fuse_abi::{
+    UNIQUE_RESEND,
+    scheme::{SCHEME_DEVICE, SCHEME_IOC_ATTR, SCHEME_IOC_UEVENT},
+};
 use rustix::{fs, process};
 
 use crate::{
@@ -38,8 +41,10 @@ struct Inner {
 
 struct State {
     buffer: Vec<u8>,
-    /// Requests that the handshake received and did not serve: a successor finds those that waited for it.
+    /// Requests that were received and not served yet: what a predecessor had not answered, and what came with it.
     early: VecDeque<Vec<u8>>,
+    /// The numbers of those that a predecessor had not answered.
+    unanswered: BTreeSet<u64>,
 }
 
 impl AsFd for Connection {
@@ -57,12 +62,9 @@ impl Connection {
         match passed_descriptor(&|name| std::env::var(name).ok()) {
             Some(fd) => {
                 let connection = Connection::adopt(sys::passed(fd))?;
-                match sys::resume(connection.as_fd()) {
-                    // Not resumable: a fresh one.
-                    Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {}
-                    resumed => drop(resumed?),
-                }
+                let count = sys::resume(connection.as_fd())?;
                 connection.handshake()?;
+                connection.collect(count)?;
                 Ok(connection)
             }
             None => Connection::create(grant),
@@ -95,7 +97,7 @@ impl Connection {
     /// The descriptor's flags cannot be set.
     pub fn adopt(fd: OwnedFd) -> io::Result<Connection> {
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
-        let state = Mutex::new(State { buffer: vec![0; BUFFER], early: VecDeque::new() });
+        let state = Mutex::new(State { buffer: vec![0; BUFFER], early: VecDeque::new(), unanswered: BTreeSet::new() });
         Ok(Connection { inner: Arc::new(Inner { fd, state }) })
     }
 
@@ -123,6 +125,41 @@ impl Connection {
             rustix::io::write(&self.inner.fd, reply.bytes())?;
         }
         Ok(())
+    }
+
+    /// Receives what a predecessor had not answered. It comes before everything else; there is less of it where a caller was
+    /// killed meanwhile.
+    fn collect(&self, count: usize) -> io::Result<()> {
+        let mut state = self.state();
+        let State { buffer, early, unanswered } = &mut *state;
+        let unique = |message: &[u8]| fuse_abi::Request::parse(message).map_or(0, |request| request.header.unique);
+        unanswered.extend(early.iter().map(|message| unique(message)).filter(|unique| unique & UNIQUE_RESEND != 0));
+        while unanswered.len() < count {
+            let length = match self.take(buffer, &[], Wait::No) {
+                Ok(length) => length,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            let message = buffer[..length].to_vec();
+            let unique = unique(&message);
+            early.push_back(message);
+            // An interrupt may come between them; anything else says that there are no more.
+            if unique & UNIQUE_RESEND != 0 {
+                unanswered.insert(unique);
+            } else if unique & 1 == 0 {
+                break;
+            }
+        }
+        *unanswered = unanswered.iter().map(|unique| unique & !UNIQUE_RESEND).collect();
+        Ok(())
+    }
+
+    /// The numbers of the requests that a predecessor received and did not answer, which come again: for [`Journal::open`].
+    ///
+    /// [`Journal::open`]: crate::Journal::open
+    pub fn unanswered(&self) -> BTreeSet<u64> {
+        self.state().unanswered.clone()
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use fuse_abi::{
     CuseInitIn, CuseInitOut, FlushIn, FsyncIn, InterruptIn, IoctlFlags, IoctlIn, IoctlIovec, IoctlOut,
     KERNEL_MINOR_VERSION, KERNEL_VERSION, Opcode, OpenIn, OpenOut, OutHeader, PollIn, PollOut, ReadIn, ReleaseIn,
-    Request, WriteIn, WriteOut,
+    Request, UNIQUE_RESEND, WriteIn, WriteOut,
     scheme::{AttrIn, FaultIn, FaultOut, IOCTL_NONBLOCK, MmapFlags, MmapIn, MmapOut},
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -137,22 +137,27 @@ pub(crate) fn dispatch<S: DeviceServer + ?Sized>(message: &[u8], server: &mut S,
             _ => Dispatched::Nothing,
         };
     };
-    let unique = request.header.unique;
+    let unique = request.header.unique & !UNIQUE_RESEND;
+    let resent = request.header.unique & UNIQUE_RESEND != 0;
     let Some(opcode) = request.opcode() else {
         return Dispatched::Reply(Encoded::failed(unique, Errno::NOSYS));
     };
     let header = request.header;
-    let cx = Cx { unique, pid: header.pid, uid: header.uid, gid: header.gid, channel };
+    let cx = Cx { unique, resent, pid: header.pid, uid: header.uid, gid: header.gid, channel };
+    server.before(channel);
     if opcode == Opcode::Interrupt {
         if let Ok((interrupt, _)) = args::<InterruptIn>(request.body) {
             server.interrupt(&cx, interrupt.unique);
+            server.after(channel, 0);
         }
         return Dispatched::Nothing;
     }
     if opcode.has_no_reply() {
         return Dispatched::Nothing;
     }
-    match serve(opcode, header.nodeid, request.body, &cx, server) {
+    let result = serve(opcode, header.nodeid, request.body, &cx, server);
+    server.after(channel, unique);
+    match result {
         Ok(Answer::Later) => Dispatched::Nothing,
         Ok(Answer::Now(outcome)) => Dispatched::Reply(encode(unique, Ok(outcome))),
         // Only an ioctl can be begun anew.

@@ -42,6 +42,8 @@ struct Fake {
     ready: BTreeMap<u64, Ready>,
     /// Of each open request: the calling process and the descriptors to be installed.
     open: BTreeMap<u64, (u32, Vec<(i32, Installed)>)>,
+    /// The open requests as they were sent.
+    messages: BTreeMap<u64, Vec<u8>>,
     memory: BTreeMap<u32, Memory>,
     files: BTreeMap<u32, BTreeMap<i32, Installed>>,
     kept: BTreeMap<u64, OwnedFd>,
@@ -134,6 +136,27 @@ impl FakeChannel {
         Some(body(&encoded))
     }
 
+    /// The requests that have no answer yet: what a server's successor is sent again.
+    pub fn unanswered(&self) -> BTreeSet<u64> {
+        let fake = self.fake();
+        fake.messages.keys().copied().filter(|unique| !fake.late.contains_key(unique)).collect()
+    }
+
+    /// A server has died: its successor is sent again what it had not answered. The answers are taken with
+    /// [`FakeChannel::take_late`].
+    pub fn resend(&self, server: &mut dyn DeviceServer) {
+        for unique in self.unanswered() {
+            let mut message = self.fake().messages[&unique].clone();
+            if let Some((_, installed)) = self.fake().open.get_mut(&unique) {
+                installed.clear();
+            }
+            message[8..16].copy_from_slice(&(unique | fuse_abi::UNIQUE_RESEND).to_le_bytes());
+            if let Dispatched::Reply(reply) = dispatch::dispatch(&message, server, self) {
+                self.fake().late.insert(unique, reply);
+            }
+        }
+    }
+
     fn begin(&self, pid: u32) -> u64 {
         let mut fake = self.fake();
         fake.next_unique += 2;
@@ -145,6 +168,7 @@ impl FakeChannel {
     /// The request has its answer: what it installed appears or is dropped.
     fn finish(&self, unique: u64, good: bool) {
         let mut fake = self.fake();
+        fake.messages.remove(&unique);
         if let Some((pid, installed)) = fake.open.remove(&unique)
             && good
         {
@@ -314,6 +338,7 @@ impl FakeClient {
         };
         let mut message = header.as_bytes().to_vec();
         parts.iter().for_each(|part| message.extend_from_slice(part));
+        self.channel.fake().messages.insert(unique, message.clone());
         match dispatch::dispatch(&message, server, &self.channel) {
             Dispatched::Nothing => Err(Ok(Pending(unique))),
             Dispatched::Reply(reply) => {

@@ -41,6 +41,7 @@ mod device;
 mod dispatch;
 pub mod fake;
 mod grant;
+mod journal;
 mod server;
 mod sys;
 
@@ -50,6 +51,7 @@ pub use device::{Device, NodeKind, Parent};
 pub use dispatch::Dispatched;
 pub use fuse_abi::OpenFlags;
 pub use grant::{Extensions, Grant, NumberRange};
+pub use journal::{Journal, Table};
 pub use rustix::io::Errno;
 pub use server::{
     Answer, Cache, Cx, DeviceServer, Failure, FaultRequest, Ioctl, IoctlReply, MmapBacking, MmapRequest, Opened, Range,

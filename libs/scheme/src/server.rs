@@ -223,6 +223,8 @@ pub enum MmapBacking {
 pub struct Cx<'a> {
     /// The request's number, by which [`Channel::reply`] answers it later.
     pub unique: u64,
+    /// A predecessor had this request and did not answer it.
+    pub resent: bool,
     /// The calling process.
     pub pid: u32,
     /// Its file-system user.
@@ -436,5 +438,17 @@ pub trait DeviceServer {
     /// came. `unique` is that request's number.
     fn interrupt(&mut self, cx: &Cx<'_>, unique: u64) {
         let _ = (cx, unique);
+    }
+
+    /// A request is about to be served; the answer to the one before has reached the kernel. A resumable server does here
+    /// what is due by itself, and records it.
+    fn before(&mut self, channel: &dyn Channel) {
+        let _ = channel;
+    }
+
+    /// A request was served, and its answer is about to go out. A resumable server records here what the request changed,
+    /// under the request's number: if the answer does not get out, a successor takes the change back and is asked again.
+    fn after(&mut self, channel: &dyn Channel, unique: u64) {
+        let _ = (channel, unique);
     }
 }

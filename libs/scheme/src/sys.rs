@@ -1,4 +1,4 @@
-//! The extension ioctls of a connection, as safe functions: the only `unsafe` of this crate.
+//! The extension ioctls of a connection, and the memory of its journal, as safe functions: the only `unsafe` of this crate.
 //!
 //! Each function owns the structure that the ioctl takes and the buffers that the structure points to for as long as the
 //! call lasts; the structures themselves are [`fuse_abi::scheme`]'s, whose sizes are part of the request numbers.
@@ -8,6 +8,8 @@ use std::{
     ffi::c_void,
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering, compiler_fence},
 };
 
 use fuse_abi::scheme::{self as abi};
@@ -227,4 +229,72 @@ pub fn resume(fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// The descriptor that the service manager passed at this number.
 pub fn passed(fd: i32) -> OwnedFd {
     owned(fd)
+}
+
+/// Memory that outlives the process: a mapping of a memfd that the kernel keeps. Nobody else writes to it; that a process
+/// may be killed between any two stores is what its user has to reckon with.
+pub struct Memory {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is the process's, not a thread's, and all access goes through `&mut self` or copies.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    /// Maps the first `len` bytes of a file that is that long.
+    ///
+    /// # Errors
+    /// mmap(2)'s.
+    pub fn map(fd: BorrowedFd<'_>, len: usize) -> io::Result<Memory> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel chooses free addresses, so nothing that exists is replaced.
+        let base = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0) }?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Memory { base, len })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    fn check(&self, offset: usize, len: usize) -> NonNull<u8> {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "outside of the mapping");
+        // SAFETY: within the mapping, as just checked.
+        unsafe { self.base.add(offset) }
+    }
+
+    /// Copies out.
+    pub fn read(&self, offset: usize, into: &mut [u8]) {
+        let at = self.check(offset, into.len());
+        // SAFETY: the range is mapped, and `into` lies elsewhere: nothing of Rust's lies in the mapping.
+        unsafe { at.as_ptr().copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+    }
+
+    /// Copies in.
+    pub fn write(&mut self, offset: usize, data: &[u8]) {
+        let at = self.check(offset, data.len());
+        // SAFETY: as for reading.
+        unsafe { at.as_ptr().copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+    }
+
+    /// Stores a word, whole or not at all, after everything that was written before.
+    pub fn publish(&mut self, offset: usize, value: u64) {
+        assert!(offset.is_multiple_of(8), "misaligned");
+        let at = self.check(offset, 8);
+        // A kill comes between instructions, and another process reads only after it: the compiler's order is what counts.
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: mapped and aligned; every access to this word while the process runs is by this thread.
+        unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) }.store(value, Ordering::Release);
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `map` made this mapping, and nobody holds a pointer into it.
+        // An error would mean that it is not mapped; there is nothing to do about it.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+    }
 }
