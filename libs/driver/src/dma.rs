@@ -94,6 +94,17 @@ impl Dma {
         Ok(DmaBuffer { mapping, shared, fd })
     }
 
+    /// A buffer that an earlier process of the same driver had allocated, with what it holds, mapped for the device and for
+    /// the caller.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn adopt(&self, fd: OwnedFd, len: usize) -> io::Result<DmaBuffer> {
+        let shared = Shared::map(&fd, 0, len)?;
+        let mapping = self.map(fd.as_fd(), len)?;
+        Ok(DmaBuffer { mapping, shared, fd })
+    }
+
     /// Lets the device reach `len` bytes of a dma-buf (with an IOMMU: or memfd) that somebody else made.
     ///
     /// # Errors

@@ -1,14 +1,15 @@
 //! [`Card`]: a card with its mode objects, open files and what is under way, and the look-up of objects.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 
 use linux_uapi::Errno;
+use scheme::IoctlReply;
 
 use crate::commit::Flight;
 use crate::connector::Connector;
-use crate::driver::{BufferId, Driver, Features, FramebufferId, Info, PlaneKind, Topology};
+use crate::driver::{Buffer, BufferId, Driver, DumbRequest, Features, FramebufferId, Info, PlaneKind, Topology};
 use crate::error::{Ids, Outcome};
 use crate::fence::{Fence, FenceSource, SwSyncFences};
 use crate::file::{Fh, File};
@@ -16,6 +17,7 @@ use crate::ioctl::Parked;
 use crate::master::Master;
 use crate::object::{Blob, Dead, Gem, Graveyard};
 use crate::property::{self, Key, Property};
+use crate::record::{Recorder, Touched};
 use crate::state::{Framebuffer, PlaneState, State};
 use crate::syncobj::{EventfdWait, Syncobj};
 use crate::uapi::*;
@@ -24,7 +26,7 @@ use crate::vblank::Vblank;
 /// The most CRTCs that a card may have: masks of them are 32 bits in the UAPI.
 pub const MAX_CRTCS: usize = 32;
 /// Numbers that mode objects, blobs and framebuffers may take.
-const OBJECT_LIMIT: u32 = 1 << 24;
+pub(crate) const OBJECT_LIMIT: u32 = 1 << 24;
 /// Offsets of mappable buffers begin here, past what a 32-bit client could take for an address (`drm_vma_manager.h`).
 const MAP_START: u64 = 1 << 32;
 
@@ -122,12 +124,12 @@ pub struct Card {
     pub(crate) gem_by_offset: BTreeMap<u64, Weak<Gem>>,
     pub(crate) gem_names: BTreeMap<u32, Weak<Gem>>,
     pub(crate) gem_name_ids: Ids,
-    next_buffer: u64,
-    next_framebuffer: u64,
-    next_offset: u64,
+    pub(crate) next_buffer: u64,
+    pub(crate) next_framebuffer: u64,
+    pub(crate) next_offset: u64,
 
     pub(crate) files: BTreeMap<Fh, Open>,
-    next_fh: Fh,
+    pub(crate) next_fh: Fh,
     pub(crate) masters: BTreeMap<u32, Master>,
     pub(crate) next_master: u32,
     /// Who may set modes now.
@@ -143,6 +145,15 @@ pub struct Card {
     pub(crate) connectors_changed: Vec<usize>,
     pub(crate) eventfd_waits: Vec<EventfdWait>,
     pub(crate) watched: Vec<Weak<Fence>>,
+
+    /// Answers to requests that waited, to be sent when what they tell of is recorded.
+    pub(crate) outbox: Vec<(u64, IoctlReply)>,
+    pub(crate) recorder: Option<Recorder>,
+    /// Requests of before the start whose answer is under way already.
+    pub(crate) resumed: BTreeSet<u64>,
+    /// What a record is due for.
+    pub(crate) touched: Touched,
+    pub(crate) next_syncobj: u64,
 }
 
 impl Card {
@@ -151,10 +162,18 @@ impl Card {
     /// # Errors
     /// `EINVAL`: the driver's topology is none: a CRTC without a primary plane, an index out of range, too many objects.
     pub fn new(driver: Box<dyn Driver>, index: u32) -> Result<Card, Errno> {
-        Card::with_clock(driver, index, Box::new(monotonic))
+        let mut card = Card::bare(driver, index, Box::new(monotonic))?;
+        card.probe_first();
+        Ok(card)
     }
 
-    pub(crate) fn with_clock(driver: Box<dyn Driver>, index: u32, clock: Clock) -> Result<Card, Errno> {
+    /// The number in `card0`.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// A card that nobody has looked at.
+    pub(crate) fn bare(driver: Box<dyn Driver>, index: u32, clock: Clock) -> Result<Card, Errno> {
         let (info, features, topology) = (driver.info(), driver.features(), driver.topology());
         check_topology(&topology)?;
         let mut card = Card {
@@ -198,12 +217,21 @@ impl Card {
             connectors_changed: Vec::new(),
             eventfd_waits: Vec::new(),
             watched: Vec::new(),
+            outbox: Vec::new(),
+            recorder: None,
+            resumed: BTreeSet::new(),
+            touched: Touched::default(),
+            next_syncobj: 1,
         };
         card.create_objects()?;
-        for connector in 0..card.connectors.len() {
-            card.probe(connector);
-        }
         Ok(card)
+    }
+
+    /// The first look at what is plugged in.
+    pub(crate) fn probe_first(&mut self) {
+        for connector in 0..self.connectors.len() {
+            self.probe(connector);
+        }
     }
 
     fn create_objects(&mut self) -> Result<(), Errno> {
@@ -296,6 +324,7 @@ impl Card {
         let id = self.object_ids.allocate(OBJECT_LIMIT)?;
         let blob = Rc::new(Blob { id, data, grave: Rc::clone(&self.grave) });
         self.blobs.insert(id, Rc::downgrade(&blob));
+        self.touched.objects.push(id);
         Ok(blob)
     }
 
@@ -324,21 +353,32 @@ impl Card {
     }
 
     /// Puts a buffer into the card's tables.
-    pub(crate) fn new_gem(&mut self, id: BufferId, buffer: crate::driver::Buffer) -> Outcome<Rc<Gem>> {
-        let key = file_key(&buffer.fd)?;
+    pub(crate) fn new_gem(&mut self, id: BufferId, buffer: Buffer, request: Option<DumbRequest>) -> Outcome<Rc<Gem>> {
         let map_offset = self.next_offset;
         self.next_offset += buffer.size.next_multiple_of(4096);
-        let gem = Rc::new(Gem {
-            id,
-            fd: buffer.fd,
-            pitch: buffer.pitch,
-            size: buffer.size,
-            cache: buffer.cache,
-            map_offset,
-            key,
-            name: std::cell::Cell::new(0),
-            grave: Rc::clone(&self.grave),
-        });
+        if let Some(recorder) = &self.recorder
+            && let Err(error) = recorder.keep_buffer(id, &buffer.fd)
+        {
+            self.driver.destroy_buffer(id);
+            return Err(error.into());
+        }
+        self.touched.gems.push(id);
+        self.enter_gem(id, buffer, request, map_offset, 0)
+    }
+
+    /// Puts a buffer into the tables that has its place already.
+    pub(crate) fn enter_gem(
+        &mut self,
+        id: BufferId,
+        buffer: Buffer,
+        request: Option<DumbRequest>,
+        map_offset: u64,
+        name: u32,
+    ) -> Outcome<Rc<Gem>> {
+        let key = file_key(&buffer.fd)?;
+        let Buffer { fd, pitch, size, cache } = buffer;
+        let (name, grave) = (std::cell::Cell::new(name), Rc::clone(&self.grave));
+        let gem = Rc::new(Gem { id, fd, pitch, size, cache, request, map_offset, key, name, grave });
         self.gems.insert(id, Rc::downgrade(&gem));
         self.gem_by_file.insert(key, Rc::downgrade(&gem));
         self.gem_by_offset.insert(map_offset, Rc::downgrade(&gem));
@@ -385,6 +425,7 @@ impl Card {
 
     /// An open client file.
     pub(crate) fn file_mut(&mut self, fh: Fh) -> Result<&mut File, Errno> {
+        self.touched.files.insert(fh);
         match self.files.get_mut(&fh) {
             Some(Open::Client(file)) => Ok(file),
             _ => Err(Errno::EBADF),
@@ -396,7 +437,14 @@ impl Card {
         let fh = self.next_fh;
         self.next_fh += 1;
         self.files.insert(fh, open);
+        self.touched.files.insert(fh);
         fh
+    }
+
+    /// Lets a file go.
+    pub(crate) fn remove_file(&mut self, fh: Fh) {
+        self.files.remove(&fh);
+        self.touched.files.insert(fh);
     }
 
     /// Nanoseconds of the monotonic clock.
@@ -417,6 +465,7 @@ impl Card {
                         self.blobs.remove(&id);
                         self.framebuffers.remove(&id);
                         self.object_ids.release(id);
+                        self.touched.dead_objects.push(id);
                     }
                     Dead::Framebuffer(id) => self.driver.destroy_framebuffer(id),
                     Dead::Buffer { id, key, map_offset, name } => {
@@ -431,6 +480,7 @@ impl Card {
                             self.gem_by_file.remove(&key);
                         }
                         self.driver.destroy_buffer(id);
+                        self.touched.dead_gems.push(id);
                     }
                 }
             }
@@ -444,7 +494,7 @@ pub(crate) fn file_key(fd: &OwnedFd) -> Outcome<(u64, u64)> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
-fn monotonic() -> u64 {
+pub(crate) fn monotonic() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }

@@ -7,8 +7,6 @@
 
 use std::rc::Rc;
 
-use scheme::Channel;
-
 use crate::card::{Card, Open};
 use crate::driver::{Change, Completion};
 use crate::error::Wake;
@@ -30,18 +28,18 @@ pub(crate) struct Signal {
 #[derive(Debug)]
 pub(crate) struct Flight {
     pub(crate) id: u64,
-    change: Rc<Change>,
+    pub(crate) change: Rc<Change>,
     /// Fences that have to signal first.
-    fences: Vec<Rc<Fence>>,
+    pub(crate) fences: Vec<Rc<Fence>>,
     /// The driver has it.
-    launched: bool,
+    pub(crate) launched: bool,
     /// CRTCs that it is not complete on.
-    crtcs: u32,
+    pub(crate) crtcs: u32,
     /// Of these, those that the driver has to report.
-    device: u32,
+    pub(crate) device: u32,
     /// When the frame ends, by CRTC.
-    due: Vec<(usize, u64)>,
-    signals: Vec<Signal>,
+    pub(crate) due: Vec<(usize, u64)>,
+    pub(crate) signals: Vec<Signal>,
 }
 
 impl Card {
@@ -145,6 +143,7 @@ impl Card {
 
     /// Puts a promised event into a file, if it is still open.
     pub(crate) fn send_event(&mut self, fh: Fh, event: &(impl zerocopy::IntoBytes + zerocopy::Immutable)) {
+        self.touched.files.insert(fh);
         if let Some(Open::Client(file)) = self.files.get_mut(&fh)
             && file.push_event(event)
         {
@@ -174,7 +173,7 @@ impl Card {
     }
 
     /// Brings all flights as far as they are.
-    pub(crate) fn settle(&mut self, channel: &dyn Channel) {
+    pub(crate) fn settle(&mut self) {
         let mut flights = std::mem::take(&mut self.flights);
         let mut done = Vec::new();
         flights.retain_mut(|flight| {
@@ -189,7 +188,7 @@ impl Card {
         });
         self.flights = flights;
         for flight in done {
-            self.answer_commit(channel, flight);
+            self.answer_commit(flight);
         }
     }
 

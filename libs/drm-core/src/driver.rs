@@ -349,6 +349,15 @@ pub trait Driver {
         Err(Errno::ENODEV)
     }
 
+    /// Takes a buffer of a predecessor's in, made or imported as `request` says (`None`: imported): the device knows
+    /// nothing of it. Framebuffers and a commit of all that is shown follow.
+    ///
+    /// # Errors
+    /// Any: the card cannot be taken over.
+    fn restore_buffer(&mut self, _id: BufferId, _buffer: &Buffer, _request: Option<&DumbRequest>) -> Result<()> {
+        Err(Errno::ENODEV)
+    }
+
     /// Nobody has this buffer any more.
     fn destroy_buffer(&mut self, buffer: BufferId);
 

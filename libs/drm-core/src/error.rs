@@ -90,6 +90,14 @@ impl Ids {
         Ok(self.used)
     }
 
+    /// What gave exactly these numbers and has not taken them back.
+    pub(crate) fn of(given: impl IntoIterator<Item = u32>) -> Ids {
+        let given: BTreeSet<u32> = given.into_iter().filter(|id| *id != 0).collect();
+        let used = given.last().copied().unwrap_or(0);
+        // The gaps are few: numbers are given from the lowest on.
+        Ids { used, free: (1..=used).filter(|id| !given.contains(id)).collect() }
+    }
+
     /// Takes a number back that [`Ids::allocate`] gave.
     pub(crate) fn release(&mut self, id: u32) {
         self.free.insert(id);

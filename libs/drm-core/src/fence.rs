@@ -78,24 +78,26 @@ pub(crate) struct Fence {
     /// It is signalled when all of these are.
     parts: Vec<Rc<Fence>>,
     done: Cell<bool>,
+    /// The number under which it is kept for a successor, or 0.
+    pub(crate) number: Cell<u64>,
 }
 
 impl Fence {
     /// One that is signalled.
     pub(crate) fn signalled_one() -> Rc<Fence> {
-        Rc::new(Fence { fd: None, parts: Vec::new(), done: Cell::new(true) })
+        Rc::new(Fence { fd: None, parts: Vec::new(), done: Cell::new(true), number: Cell::new(0) })
     }
 
     /// One of a `sync_file`.
     pub(crate) fn of(fd: OwnedFd) -> Rc<Fence> {
-        Rc::new(Fence { fd: Some(fd), parts: Vec::new(), done: Cell::new(false) })
+        Rc::new(Fence { fd: Some(fd), parts: Vec::new(), done: Cell::new(false), number: Cell::new(0) })
     }
 
     /// All of these together.
     pub(crate) fn all(mut parts: Vec<Rc<Fence>>) -> Rc<Fence> {
         match parts.len() {
             1 => parts.remove(0),
-            _ => Rc::new(Fence { fd: None, parts, done: Cell::new(false) }),
+            _ => Rc::new(Fence { fd: None, parts, done: Cell::new(false), number: Cell::new(0) }),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 
 use linux_uapi::Errno;
+use serde::{Deserialize, Serialize};
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::driver::BufferId;
@@ -43,7 +44,7 @@ pub(crate) mod limits {
 pub(crate) type Fh = u64;
 
 /// What the client said that it understands.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct ClientCaps {
     pub(crate) stereo: bool,
     pub(crate) universal_planes: bool,

@@ -91,6 +91,7 @@ impl Card {
         let hold = Hold::new(object, request.flags, buffers, &self.grave, id);
         let framebuffer = Rc::new(Framebuffer { hold, ..framebuffer });
         self.framebuffers.insert(object, Rc::downgrade(&framebuffer));
+        self.touched.objects.push(object);
         Ok(framebuffer)
     }
 

@@ -29,8 +29,9 @@ impl Card {
             return Err(Errno::ENOMEM.into());
         }
         let id = self.buffer_id();
-        let buffer = self.driver.create_dumb(id, &DumbRequest { width, height, bpp })?;
-        let gem = self.new_gem(id, buffer)?;
+        let request = DumbRequest { width, height, bpp };
+        let buffer = self.driver.create_dumb(id, &request)?;
+        let gem = self.new_gem(id, buffer, Some(request))?;
         let file = self.file_mut(fh)?;
         (dumb.pitch, dumb.size) = (gem.pitch, gem.size);
         dumb.handle = file.add_handle(Rc::clone(&gem))?;
@@ -58,6 +59,7 @@ impl Card {
         if gem.name.get() == 0 {
             let name = self.gem_name_ids.allocate(u32::MAX >> 1)?;
             gem.name.set(name);
+            self.touched.gems.push(gem.id);
             self.gem_names.insert(name, Rc::downgrade(&gem));
         }
         flink.name = gem.name.get();
@@ -101,7 +103,7 @@ impl Card {
                 }
                 let id = self.buffer_id();
                 let buffer = self.driver.import(id, fd, size)?;
-                self.new_gem(id, buffer)?
+                self.new_gem(id, buffer, None)?
             }
         };
         let file = self.file_mut(fh)?;

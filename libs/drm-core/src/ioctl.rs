@@ -29,10 +29,10 @@ const STATS_SIZE: usize = 248;
 /// A request that waits, or whose result does.
 pub(crate) struct Parked {
     pub(crate) unique: u64,
-    pid: u32,
-    uid: u32,
-    gid: u32,
-    fh: Fh,
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) fh: Fh,
     pub(crate) state: ParkedState,
 }
 
@@ -378,26 +378,33 @@ impl Card {
             }
             for parked in due {
                 let ParkedState::Again { cmd, arg, input, out_size, nonblock, .. } = parked.state else { continue };
-                let cx = Cx { unique: parked.unique, pid: parked.pid, uid: parked.uid, gid: parked.gid, channel };
+                let cx = Cx {
+                    unique: parked.unique,
+                    resent: false,
+                    pid: parked.pid,
+                    uid: parked.uid,
+                    gid: parked.gid,
+                    channel,
+                };
                 let call = Ioctl { fh: parked.fh, cmd, arg, input: &input, out_size, nonblock };
                 match self.client_ioctl(&cx, &call) {
                     Ok(Answer::Later) => {}
-                    Ok(Answer::Now(reply)) => answer(channel, parked.unique, Ok(reply)),
+                    Ok(Answer::Now(reply)) => self.outbox.push((parked.unique, reply)),
                     Err(failure) => answer(channel, parked.unique, Err(failure)),
                 }
             }
-            self.settle(channel);
+            self.settle();
         }
     }
 
     /// Answers the requests that waited for a commit.
-    pub(crate) fn answer_commit(&mut self, channel: &dyn Channel, flight: u64) {
+    pub(crate) fn answer_commit(&mut self, flight: u64) {
         let waits = |parked: &Parked| matches!(&parked.state, ParkedState::Commit { flight: f, .. } if *f == flight);
         let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.parked).into_iter().partition(waits);
         self.parked = rest;
         for parked in due {
             if let ParkedState::Commit { reply, .. } = parked.state {
-                answer(channel, parked.unique, Ok(reply));
+                self.outbox.push((parked.unique, reply));
             }
         }
     }
@@ -431,7 +438,7 @@ impl Card {
     }
 }
 
-fn answer(channel: &dyn Channel, unique: u64, result: Result<IoctlReply, Failure>) {
+pub(crate) fn answer(channel: &dyn Channel, unique: u64, result: Result<IoctlReply, Failure>) {
     // The caller may have been killed meanwhile; then nobody misses the answer.
     let _ = channel.reply(unique, result.map(scheme::Outcome::Ioctl));
 }

@@ -19,18 +19,18 @@ use crate::uapi::*;
 #[derive(Debug, Default)]
 pub(crate) struct Master {
     /// Files that belong to it.
-    files: usize,
+    pub(crate) files: usize,
     /// Bus name, once `SET_VERSION` asked for it.
     pub(crate) unique: Option<String>,
-    magics: BTreeMap<u32, Fh>,
-    magic_ids: Ids,
+    pub(crate) magics: BTreeMap<u32, Fh>,
+    pub(crate) magic_ids: Ids,
     /// The master that lent it objects.
     pub(crate) lessor: Option<u32>,
     /// Its number as a lessee.
     pub(crate) lessee_id: u32,
     /// The objects that were lent to it.
     pub(crate) leased: BTreeSet<u32>,
-    lessee_ids: Ids,
+    pub(crate) lessee_ids: Ids,
 }
 
 impl Card {
@@ -243,7 +243,7 @@ impl Card {
             }
             Err(errno) => {
                 self.leave_master(lessee);
-                self.files.remove(&lessee);
+                self.remove_file(lessee);
                 Err(errno.into())
             }
         }

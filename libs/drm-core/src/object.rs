@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use crate::driver::{BufferId, Cache, FramebufferId};
+use crate::driver::{BufferId, Cache, DumbRequest, FramebufferId};
 
 /// What died since the card last looked.
 #[derive(Debug, Default)]
@@ -35,6 +35,11 @@ impl Graveyard {
     /// Takes the dead, in the order in which they died.
     pub(crate) fn take(&self) -> Vec<Dead> {
         std::mem::take(&mut *self.dead.borrow_mut())
+    }
+
+    /// Nobody died.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.dead.borrow().is_empty()
     }
 
     fn push(&self, dead: Dead) {
@@ -64,6 +69,8 @@ pub(crate) struct Gem {
     pub(crate) pitch: u32,
     pub(crate) size: u64,
     pub(crate) cache: Cache,
+    /// What a dumb buffer was asked for as.
+    pub(crate) request: Option<DumbRequest>,
     /// Where clients map it on the card's file (`MAP_DUMB`).
     pub(crate) map_offset: u64,
     /// Device and inode of `fd`: two descriptors of one buffer agree in it.

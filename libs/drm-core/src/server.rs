@@ -14,6 +14,7 @@ use crate::card::{Card, Open};
 use crate::driver::{Event, FileId};
 use crate::error::to_io;
 use crate::file::{Fh, File};
+use crate::ioctl::answer;
 use crate::sysfs::{CARD, RENDER};
 
 /// `O_EXCL`, with which a card cannot be opened.
@@ -80,13 +81,15 @@ impl Card {
             // At least what waits already, so that a descriptor which stays readable keeps nobody waiting for ever.
             connection.serve_pending(self)?;
             if self.has_watched_fences() {
-                self.wait_for_fences(connection)?;
+                if !self.has_work() {
+                    self.wait_for_fences(connection)?;
+                }
                 continue;
             }
             let mut failed = Ok(());
             connection.serve_beside(self, events.as_fd(), |card| {
                 failed = alarm.set(card.deadline());
-                failed.is_ok() && !card.has_watched_fences()
+                failed.is_ok() && !card.has_watched_fences() && !card.has_work()
             })?;
             failed?;
         }
@@ -120,6 +123,17 @@ impl Card {
         [self.flight_deadline(), self.vblank_deadline(), self.parked_deadline()].into_iter().flatten().min()
     }
 
+    /// Whether [`Card::progress`] has something to do at once, which the last request left behind.
+    fn has_work(&self) -> bool {
+        !self.outbox.is_empty()
+            || !self.readable.is_empty()
+            || !self.grave.is_empty()
+            || !self.connectors_changed.is_empty()
+            || self.lease_event
+            || self.syncobj_changed
+            || self.deadline().is_some_and(|deadline| deadline <= self.now())
+    }
+
     /// Takes in what the driver's device has to say.
     pub fn service_driver(&mut self) {
         let mut events = Vec::new();
@@ -136,15 +150,21 @@ impl Card {
 
     /// Brings everything as far as it is: commits, events, waiting requests, what is to be told to user space.
     pub fn progress(&mut self, channel: &dyn Channel) {
-        self.settle(channel);
+        self.settle_record();
+        self.settle();
         self.serve_eventfds();
         self.retry_parked(channel);
         self.send_vblank_events();
+        self.bury();
+        self.record(0);
+        // What is told from here on is recorded.
+        for (unique, reply) in std::mem::take(&mut self.outbox) {
+            answer(channel, unique, Ok(reply));
+        }
         for fh in std::mem::take(&mut self.readable) {
             // The file may be closed already.
             let _ = channel.ready(fh, Ready::IN);
         }
-        self.bury();
         self.tell_changes(channel);
     }
 
@@ -160,7 +180,7 @@ impl Card {
         let file = File { render, pid: cx.pid, uid: cx.uid, authenticated: cx.uid == 0, ..File::default() };
         let fh = self.add_file(Open::Client(Box::new(file)));
         if !render && let Err(errno) = self.master_open(fh) {
-            self.files.remove(&fh);
+            self.remove_file(fh);
             return Err(to_io(errno).into());
         }
         Ok(fh)
@@ -179,7 +199,7 @@ impl Card {
         if !render {
             self.master_release(fh);
         }
-        self.files.remove(&fh);
+        self.remove_file(fh);
         self.driver.file_closed(FileId(fh));
     }
 }
@@ -194,10 +214,10 @@ impl DeviceServer for Card {
         match self.files.get(&fh) {
             Some(Open::Client(_)) => self.close_client(cx.channel, fh),
             _ => {
-                self.files.remove(&fh);
+                self.touched.syncobjs = true;
+                self.remove_file(fh);
             }
         }
-        self.progress(cx.channel);
     }
 
     fn read(&mut self, cx: &Cx<'_>, fh: u64, size: usize, _nonblock: bool) -> Reply<Vec<u8>> {
@@ -214,13 +234,14 @@ impl DeviceServer for Card {
     }
 
     fn ioctl(&mut self, cx: &Cx<'_>, call: &Ioctl<'_>) -> Reply<IoctlReply> {
-        let reply = match self.files.get(&call.fh) {
+        if self.is_resumed(cx) {
+            return Ok(Answer::Later);
+        }
+        match self.files.get(&call.fh) {
             Some(Open::Client(_)) => self.client_ioctl(cx, call),
             Some(Open::Syncobj(_)) => Err(scheme::Errno::NOTTY.into()),
             None => Err(scheme::Errno::BADF.into()),
-        };
-        self.progress(cx.channel);
-        reply
+        }
     }
 
     fn mmap(&mut self, _cx: &Cx<'_>, fh: u64, request: &MmapRequest) -> Reply<MmapBacking> {
@@ -232,12 +253,24 @@ impl DeviceServer for Card {
     }
 
     fn attr_store(&mut self, cx: &Cx<'_>, node: u64, attr: u64, data: &[u8]) -> Result<(), Failure> {
-        self.store_attr(node, attr, data)?;
-        self.progress(cx.channel);
-        Ok(())
+        let _ = cx;
+        Ok(self.store_attr(node, attr, data)?)
     }
 
     fn interrupt(&mut self, cx: &Cx<'_>, unique: u64) {
         self.interrupt_parked(cx.channel, unique);
+    }
+
+    fn before(&mut self, channel: &dyn Channel) {
+        self.progress(channel);
+    }
+
+    fn after(&mut self, channel: &dyn Channel, unique: u64) {
+        if self.recorder.is_some() {
+            self.record(unique);
+        } else {
+            // Nobody comes after it: the order does not matter, and what is due is done at once.
+            self.progress(channel);
+        }
     }
 }

@@ -19,7 +19,7 @@ use crate::uapi::*;
 
 /// What a sync object holds.
 #[derive(Debug, Default)]
-enum Content {
+pub(crate) enum Content {
     #[default]
     Nothing,
     Binary(Rc<Fence>),
@@ -28,12 +28,18 @@ enum Content {
 }
 
 /// A sync object.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Syncobj {
-    content: RefCell<Content>,
+    /// Names it in the journal.
+    pub(crate) id: u64,
+    pub(crate) content: RefCell<Content>,
 }
 
 impl Syncobj {
+    fn new(id: u64) -> Syncobj {
+        Syncobj { id, content: RefCell::default() }
+    }
+
     /// The fence of a point, or of all with point 0. `None`: nothing was submitted for it yet.
     fn fence(&self, point: u64) -> Option<Rc<Fence>> {
         match &*self.content.borrow() {
@@ -85,12 +91,14 @@ impl Syncobj {
 /// An eventfd that waits for a sync object.
 #[derive(Debug)]
 pub(crate) struct EventfdWait {
-    syncobj: Rc<Syncobj>,
-    point: u64,
+    pub(crate) syncobj: Rc<Syncobj>,
+    pub(crate) point: u64,
     /// A fence that is there is enough.
-    available: bool,
-    eventfd: OwnedFd,
-    owner: Fh,
+    pub(crate) available: bool,
+    pub(crate) eventfd: OwnedFd,
+    pub(crate) owner: Fh,
+    /// The number under which it is kept for a successor, or 0.
+    pub(crate) number: u64,
 }
 
 impl EventfdWait {
@@ -125,7 +133,9 @@ impl Card {
         if request.flags & !DRM_SYNCOBJ_CREATE_SIGNALED != 0 {
             return Err(Errno::EINVAL.into());
         }
-        let syncobj = Syncobj::default();
+        let syncobj = Syncobj::new(self.next_syncobj);
+        self.next_syncobj += 1;
+        self.touched.syncobjs = true;
         if request.flags & DRM_SYNCOBJ_CREATE_SIGNALED != 0 {
             syncobj.replace(Some(Fence::signalled_one()));
         }
@@ -139,6 +149,8 @@ impl Card {
         }
         let file = self.file_mut(fh)?;
         file.syncobjs.remove(&request.handle).ok_or(Errno::EINVAL)?;
+        self.touched.syncobjs = true;
+        let file = self.file_mut(fh)?;
         file.syncobj_ids.release(request.handle);
         Ok(0)
     }
@@ -163,7 +175,7 @@ impl Card {
                 Ok(0)
             }
             Err(errno) => {
-                self.files.remove(&shared);
+                self.remove_file(shared);
                 Err(errno.into())
             }
         }
@@ -192,6 +204,7 @@ impl Card {
             let syncobj = self.syncobj(fh, request.handle).ok_or(Errno::ENOENT)?;
             syncobj.replace(Some(fence));
             self.syncobj_changed = true;
+            self.touched.syncobjs = true;
             return Ok(0);
         }
         let Grabbed::Own { fh: shared } = cx.channel.grab_fd(cx.unique, request.fd).map_err(|_| Errno::EINVAL)? else {
@@ -222,6 +235,7 @@ impl Card {
             point => target.add_point(point, fence),
         }
         self.syncobj_changed = true;
+        self.touched.syncobjs = true;
         Ok(0)
     }
 
@@ -318,6 +332,7 @@ impl Card {
             syncobj.replace(fence());
         }
         self.syncobj_changed = true;
+        self.touched.syncobjs = true;
         Ok(0)
     }
 
@@ -336,6 +351,7 @@ impl Card {
             syncobj.add_point(point, Fence::signalled_one());
         }
         self.syncobj_changed = true;
+        self.touched.syncobjs = true;
         Ok(0)
     }
 
@@ -362,7 +378,14 @@ impl Card {
             return Err(Errno::ENOMEM.into());
         }
         let available = request.flags & DRM_SYNCOBJ_WAIT_FLAGS_WAIT_AVAILABLE != 0;
-        self.eventfd_waits.push(EventfdWait { syncobj, point: request.point, available, eventfd, owner: fh });
+        self.eventfd_waits.push(EventfdWait {
+            syncobj,
+            point: request.point,
+            available,
+            eventfd,
+            owner: fh,
+            number: 0,
+        });
         self.serve_eventfds();
         Ok(0)
     }

@@ -71,6 +71,15 @@ impl Card {
         Ok(())
     }
 
+    /// Takes back what a predecessor published that died before it had recorded anything.
+    pub(crate) fn unpublish(&self, channel: &dyn Channel) {
+        let connectors = (0..self.connectors.len()).map(|index| CONNECTOR + index as u64);
+        for cookie in connectors.chain([CARD, RENDER]) {
+            // Nearly always there is none.
+            let _ = channel.unpublish(cookie);
+        }
+    }
+
     fn connector_of(&self, node: u64) -> Result<usize, Errno> {
         let index = node.checked_sub(CONNECTOR).ok_or(Errno::EIO)? as usize;
         if index < self.connectors.len() { Ok(index) } else { Err(Errno::EIO) }

@@ -5,6 +5,7 @@
 //! driver says so ([`Features::vblank`](crate::driver::Features::vblank)).
 
 use linux_uapi::Errno;
+use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
 use crate::card::Card;
@@ -17,7 +18,7 @@ use crate::uapi::*;
 const DEFAULT_FRAME: u64 = 1_000_000_000 / 60;
 
 /// A CRTC's frame counter.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Vblank {
     /// When `base` frames had ended.
     epoch: u64,
@@ -29,7 +30,7 @@ pub(crate) struct Vblank {
 }
 
 /// An event that is due at the end of a frame.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct VblankWait {
     sequence: u64,
     fh: Fh,

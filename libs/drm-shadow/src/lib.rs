@@ -92,6 +92,11 @@ impl<S: Screen> Shadow<S> {
     }
 }
 
+/// The errno in an error, `ENOMEM` if there is none.
+fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().and_then(|raw| Errno::from_raw(raw.cast_unsigned())).unwrap_or(Errno::ENOMEM)
+}
+
 impl<S: Screen> Driver for Shadow<S> {
     fn info(&self) -> Info {
         self.screen.info()
@@ -123,11 +128,16 @@ impl<S: Screen> Driver for Shadow<S> {
         let pitch = request.width.checked_mul(request.bpp.div_ceil(8)).ok_or(Errno::EINVAL)?;
         let size = (u64::from(pitch) * u64::from(request.height)).next_multiple_of(4096);
         let len = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
-        let (fd, memory) = (self.allocate)(len).map_err(|error| {
-            error.raw_os_error().and_then(|raw| Errno::from_raw(raw.cast_unsigned())).unwrap_or(Errno::ENOMEM)
-        })?;
+        let (fd, memory) = (self.allocate)(len).map_err(errno)?;
         self.buffers.insert(buffer, memory);
         Ok(Buffer { fd, pitch, size, cache: Cache::WriteBack })
+    }
+
+    fn restore_buffer(&mut self, id: BufferId, buffer: &Buffer, _request: Option<&DumbRequest>) -> Result<()> {
+        let len = usize::try_from(buffer.size).map_err(|_| Errno::EINVAL)?;
+        let memory = Shared::map(&buffer.fd, 0, len).map_err(errno)?;
+        self.buffers.insert(id, memory);
+        Ok(())
     }
 
     fn destroy_buffer(&mut self, buffer: BufferId) {

@@ -19,10 +19,8 @@ fn main() -> Result<()> {
     let device = open().context("cannot open a bochs display")?;
     let bochs = Bochs::new(&device).with_context(|| format!("{}: not usable", device.address()))?;
     let leaf = Shadow::new(bochs, Box::new(driver::system_buffer));
-    let index = drm_core::free_index().context("no number is free for the card")?;
-    let mut card = Card::new(Box::new(leaf), index).context("not a usable card")?;
-    card.publish(&connection).context("cannot publish the card")?;
-    eprintln!("drm-bochs: {} is card{index}", device.address());
+    let mut card = Card::attach(Box::new(leaf), &connection).context("not a usable card")?;
+    eprintln!("drm-bochs: {} is card{}", device.address(), card.index());
     // Without a service manager nobody waits for it.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     card.serve(&connection).context("cannot serve the card")

@@ -15,10 +15,8 @@ fn main() -> Result<()> {
     let connection = Connection::open(Path::new(GRANT)).context("cannot get a scheme connection")?;
     let device = PlatformDevice::open(DEVICE).context("cannot open the boot frame buffer")?;
     let leaf = Shadow::new(SimpleFb::new(&device)?, Box::new(driver::system_buffer));
-    let index = drm_core::free_index().context("no number is free for the card")?;
-    let mut card = Card::new(Box::new(leaf), index).context("not a usable card")?;
-    card.publish(&connection).context("cannot publish the card")?;
-    eprintln!("drm-simplefb: {DEVICE} is card{index}");
+    let mut card = Card::attach(Box::new(leaf), &connection).context("not a usable card")?;
+    eprintln!("drm-simplefb: {DEVICE} is card{}", card.index());
     // Without a service manager nobody waits for it.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     card.serve(&connection).context("cannot serve the card")

@@ -427,6 +427,16 @@ impl<T: Transport, A: BackingAllocator> Driver for VirtioGpu<T, A> {
         Ok(Buffer { fd, pitch, size, cache: Cache::WriteBack })
     }
 
+    fn restore_buffer(&mut self, id: BufferId, buffer: &Buffer, request: Option<&DumbRequest>) -> Result<()> {
+        let &DumbRequest { width, height, .. } = request.ok_or(Errno::EINVAL)?;
+        let fd = buffer.fd.try_clone().map_err(|error| errno(&error))?;
+        let len = usize::try_from(buffer.size).map_err(|_| Errno::EINVAL)?;
+        let backing = self.gpu.dma().adopt_backing(fd, len).map_err(|error| errno(&error))?;
+        let picture = self.new_resource(&backing, width, height);
+        self.buffers.insert(id, GemBuffer { backing: Rc::new(backing), width, height, pitch: buffer.pitch, picture });
+        Ok(())
+    }
+
     fn destroy_buffer(&mut self, buffer: BufferId) {
         if let Some(gone) = self.buffers.remove(&buffer) {
             self.drop_resource(gone.picture, gone.backing);

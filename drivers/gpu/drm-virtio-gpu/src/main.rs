@@ -22,16 +22,14 @@ fn main() -> Result<()> {
     let parent = device.sysfs_path().to_string_lossy().into_owned();
     let transport = PciTransport::new(device).with_context(|| format!("{address}: not usable"))?;
     let on_failure = Box::new(|error: &virtio::Error| {
-        // The connection's end tells every client, and init starts the driver anew, which resets the device.
+        // init starts the driver anew, which resets the device and shows again what was shown.
         eprintln!("drm-virtio-gpu: {error}");
         process::exit(1);
     });
     let leaf = VirtioGpu::new(transport, dma, parent, format!("pci:{address}"), on_failure)
         .with_context(|| format!("{address}: cannot be brought up"))?;
-    let index = drm_core::free_index().context("no number is free for the card")?;
-    let mut card = Card::new(Box::new(leaf), index).context("not a usable card")?;
-    card.publish(&connection).context("cannot publish the card")?;
-    eprintln!("drm-virtio-gpu: {address} is card{index}");
+    let mut card = Card::attach(Box::new(leaf), &connection).context("not a usable card")?;
+    eprintln!("drm-virtio-gpu: {address} is card{}", card.index());
     // Without a service manager nobody waits for it.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     card.serve(&connection).context("cannot serve the card")

@@ -22,6 +22,8 @@ pub trait BackingAllocator: DmaAllocator {
     type Backing: Backing;
     /// Allocates `len` bytes (whole pages), zeroed, in any number of segments.
     fn alloc_backing(&self, len: usize) -> io::Result<Self::Backing>;
+    /// Makes what [`Backing::to_fd`] gave, in a predecessor of this process, the device's again.
+    fn adopt_backing(&self, fd: OwnedFd, len: usize) -> io::Result<Self::Backing>;
 }
 
 impl Backing for DmaBuffer {
@@ -37,5 +39,8 @@ impl BackingAllocator for Dma {
     type Backing = DmaBuffer;
     fn alloc_backing(&self, len: usize) -> io::Result<DmaBuffer> {
         self.alloc(len, Contiguity::Any)
+    }
+    fn adopt_backing(&self, fd: OwnedFd, len: usize) -> io::Result<DmaBuffer> {
+        self.adopt(fd, len)
     }
 }

@@ -8,7 +8,7 @@ const TEST: u32 = DRM_MODE_ATOMIC_TEST_ONLY;
 const MODESET: u32 = DRM_MODE_ATOMIC_ALLOW_MODESET;
 
 #[test]
-fn a_modeset_reaches_the_driver_and_is_read_back() {
+pub(super) fn a_modeset_reaches_the_driver_and_is_read_back() {
     let mut world = World::new();
     let (mut client, fb) = world.lit_client();
     let log = world.log.borrow();
@@ -27,7 +27,7 @@ fn a_modeset_reaches_the_driver_and_is_read_back() {
 }
 
 #[test]
-fn only_atomic_clients_commit() {
+pub(super) fn only_atomic_clients_commit() {
     let mut world = World::new();
     let mut client = world.open(10, 0);
     assert_eq!(world.atomic(&mut client, &[], 0), Err(IoErrno::INVAL));
@@ -41,7 +41,7 @@ fn only_atomic_clients_commit() {
 }
 
 #[test]
-fn a_test_has_no_effect() {
+pub(super) fn a_test_has_no_effect() {
     let mut world = World::new();
     let mut client = world.open(10, 0);
     world.go_atomic(&mut client);
@@ -58,7 +58,7 @@ fn a_test_has_no_effect() {
 }
 
 #[test]
-fn the_rules_of_a_state() {
+pub(super) fn the_rules_of_a_state() {
     let mut world = World::new();
     let (mut client, fb) = world.lit_client();
     let (crtc, plane, connector) = (world.crtc(0), world.plane(0), world.connector(0));
@@ -105,7 +105,7 @@ fn the_rules_of_a_state() {
 }
 
 #[test]
-fn a_flip_is_told_at_the_end_of_the_frame() {
+pub(super) fn a_flip_is_told_at_the_end_of_the_frame() {
     let mut world = World::new();
     let (mut client, _) = world.lit_client();
     let fb = world.fb(&mut client, 1024, 768, DRM_FORMAT_XRGB8888);
@@ -127,7 +127,7 @@ fn a_flip_is_told_at_the_end_of_the_frame() {
 }
 
 #[test]
-fn the_driver_says_when_a_flip_is_done() {
+pub(super) fn the_driver_says_when_a_flip_is_done() {
     let mut world = World::new();
     let (mut client, _) = world.lit_client();
     world.log.borrow_mut().pending = true;
@@ -142,7 +142,7 @@ fn the_driver_says_when_a_flip_is_done() {
 }
 
 #[test]
-fn a_blocking_commit_waits_its_turn() {
+pub(super) fn a_blocking_commit_waits_its_turn() {
     let mut world = World::new();
     let (mut client, _) = world.lit_client();
     let fb = world.fb(&mut client, 1024, 768, DRM_FORMAT_XRGB8888);
@@ -168,7 +168,7 @@ fn a_blocking_commit_waits_its_turn() {
 }
 
 #[test]
-fn fences_hold_a_commit_back_and_tell_of_it() {
+pub(super) fn fences_hold_a_commit_back_and_tell_of_it() {
     let mut world = World::new();
     let (mut client, _) = world.lit_client();
     let fb = world.fb(&mut client, 1024, 768, DRM_FORMAT_XRGB8888);
@@ -211,7 +211,7 @@ fn fences_hold_a_commit_back_and_tell_of_it() {
 }
 
 #[test]
-fn damage_is_of_one_commit() {
+pub(super) fn damage_is_of_one_commit() {
     let mut world = World::new();
     let (mut client, _) = world.lit_client();
     let fb = world.fb(&mut client, 1024, 768, DRM_FORMAT_XRGB8888);
@@ -234,7 +234,7 @@ fn damage_is_of_one_commit() {
 }
 
 #[test]
-fn memory_that_is_not_there_is_brought_in_and_what_is_wrong_is_a_fault() {
+pub(super) fn memory_that_is_not_there_is_brought_in_and_what_is_wrong_is_a_fault() {
     let mut world = World::new();
     let (mut client, fb) = world.lit_client();
     let flip = [(world.plane(0), "FB_ID", u64::from(fb))];
@@ -260,7 +260,7 @@ fn memory_that_is_not_there_is_brought_in_and_what_is_wrong_is_a_fault() {
 }
 
 #[test]
-fn events_that_nobody_reads_are_bounded() {
+pub(super) fn events_that_nobody_reads_are_bounded() {
     let mut world = World::new();
     let (mut client, fb) = world.lit_client();
     let flip = [(world.plane(0), "FB_ID", u64::from(fb))];
@@ -278,7 +278,7 @@ fn events_that_nobody_reads_are_bounded() {
 }
 
 #[test]
-fn an_object_in_use_outlives_its_name() {
+pub(super) fn an_object_in_use_outlives_its_name() {
     let mut world = World::new();
     let (mut client, _) = world.lit_client();
     let blob = world.card.state.crtcs[0].mode_blob.as_ref().expect("the mode has a blob").id;
@@ -295,7 +295,7 @@ fn an_object_in_use_outlives_its_name() {
 }
 
 #[test]
-fn a_cursor_does_not_hurry_a_picture_and_a_removal_comes_after_it() {
+pub(super) fn a_cursor_does_not_hurry_a_picture_and_a_removal_comes_after_it() {
     let mut world = World::new();
     let (mut client, _) = world.lit_client();
     let fb = world.fb(&mut client, 1024, 768, DRM_FORMAT_XRGB8888);

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn dumb_buffers_are_bounded_and_freed() {
+pub(super) fn dumb_buffers_are_bounded_and_freed() {
     let mut world = World::new();
     let mut client = world.open(1, 1000);
     let mut make = |width, height, bpp| {
@@ -38,7 +38,7 @@ fn dumb_buffers_are_bounded_and_freed() {
 }
 
 #[test]
-fn prime_knows_its_own_buffers() {
+pub(super) fn prime_knows_its_own_buffers() {
     let mut world = World::new();
     let mut client = world.open(1, 0);
     let dumb = world.dumb(&mut client, 64, 64);
@@ -73,7 +73,7 @@ fn prime_knows_its_own_buffers() {
 }
 
 #[test]
-fn names_are_for_authenticated_clients() {
+pub(super) fn names_are_for_authenticated_clients() {
     let mut world = World::new();
     let mut owner = world.open(1, 0);
     let dumb = world.dumb(&mut owner, 8, 8);
@@ -93,7 +93,7 @@ fn names_are_for_authenticated_clients() {
 }
 
 #[test]
-fn framebuffers_are_checked() {
+pub(super) fn framebuffers_are_checked() {
     let mut world = World::new();
     let mut client = world.open(1, 0);
     let dumb = world.dumb(&mut client, 100, 100);
@@ -148,7 +148,7 @@ fn framebuffers_are_checked() {
 }
 
 #[test]
-fn a_drivers_own_ioctls() {
+pub(super) fn a_drivers_own_ioctls() {
     let mut world = World::new();
     let mut client = world.open(1, 0);
     let mut render = world.open_node(2, 1000, 2);

@@ -194,7 +194,7 @@ fn attack(seed: u64, rounds: usize, features: Features) {
 }
 
 #[test]
-fn random_ioctls_harm_nobody() {
+pub(super) fn random_ioctls_harm_nobody() {
     let features = || Features { cursor_hotspot: true, ..features() };
     for seed in 0..6 {
         attack(seed, 4000, features());

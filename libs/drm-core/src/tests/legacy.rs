@@ -24,7 +24,7 @@ fn lit(world: &mut World) -> (Client, u32) {
 }
 
 #[test]
-fn setcrtc_lights_and_darkens() {
+pub(super) fn setcrtc_lights_and_darkens() {
     let mut world = World::new();
     let (mut client, fb) = lit(&mut world);
     assert!(world.card.state.crtcs[0].active);
@@ -50,7 +50,7 @@ fn setcrtc_lights_and_darkens() {
 }
 
 #[test]
-fn page_flips_follow_the_rules() {
+pub(super) fn page_flips_follow_the_rules() {
     let mut world = World::new();
     let (mut client, fb) = lit(&mut world);
     let other = world.fb(&mut client, 1024, 768, DRM_FORMAT_RGB565);
@@ -89,7 +89,7 @@ fn page_flips_follow_the_rules() {
 }
 
 #[test]
-fn the_cursor_is_a_plane_that_waits_for_nothing() {
+pub(super) fn the_cursor_is_a_plane_that_waits_for_nothing() {
     let mut world = World::new();
     let (mut client, _) = lit(&mut world);
     let dumb = world.dumb(&mut client, 64, 64);
@@ -132,7 +132,7 @@ fn the_cursor_is_a_plane_that_waits_for_nothing() {
 }
 
 #[test]
-fn dpms_and_properties_one_at_a_time() {
+pub(super) fn dpms_and_properties_one_at_a_time() {
     let mut world = World::new();
     let (mut client, _) = lit(&mut world);
     let (connector, dpms) = (world.connector(0), world.property("DPMS"));
@@ -164,7 +164,7 @@ fn dpms_and_properties_one_at_a_time() {
 }
 
 #[test]
-fn a_removed_framebuffer_leaves_the_screen_and_a_closed_one_stays() {
+pub(super) fn a_removed_framebuffer_leaves_the_screen_and_a_closed_one_stays() {
     let mut world = World::new();
     let (mut client, fb) = lit(&mut world);
     assert_eq!(world.ioctl(&mut client, 0xd0, &mut CloseFb { fb_id: fb, pad: 1 }), Err(IoErrno::INVAL));
@@ -189,7 +189,7 @@ fn a_removed_framebuffer_leaves_the_screen_and_a_closed_one_stays() {
 }
 
 #[test]
-fn dirty_rectangles_reach_the_driver() {
+pub(super) fn dirty_rectangles_reach_the_driver() {
     let mut world = World::new();
     let (mut client, fb) = lit(&mut world);
     let clips = client.program.alloc([ClipRect { x1: 1, y1: 1, x2: 9, y2: 9 }; 2].as_bytes());
@@ -205,7 +205,7 @@ fn dirty_rectangles_reach_the_driver() {
 }
 
 #[test]
-fn gamma_tables() {
+pub(super) fn gamma_tables() {
     let mut world = World::new();
     let (mut client, _) = lit(&mut world);
     let table = client.program.alloc([5_u16, 6, 7, 8].as_bytes());
@@ -226,7 +226,7 @@ fn gamma_tables() {
 }
 
 #[test]
-fn frame_counters() {
+pub(super) fn frame_counters() {
     let mut world = World::new();
     let (mut client, _) = lit(&mut world);
     let mut wait = WaitVblank { kind: DRM_VBLANK_RELATIVE, sequence: 0, ..Default::default() };

@@ -9,7 +9,7 @@ fn bare(world: &mut World, client: &mut Client, nr: u32) -> std::result::Result<
 }
 
 #[test]
-fn the_first_is_master_and_hands_over() {
+pub(super) fn the_first_is_master_and_hands_over() {
     let mut world = World::new();
     let mut first = world.open(1, 1000);
     let mut second = world.open(2, 1000);
@@ -37,7 +37,7 @@ fn the_first_is_master_and_hands_over() {
 }
 
 #[test]
-fn a_magic_number_is_good_once_and_in_its_session() {
+pub(super) fn a_magic_number_is_good_once_and_in_its_session() {
     let mut world = World::new();
     let mut master = world.open(1, 1000);
     let mut client = world.open(2, 1000);
@@ -57,7 +57,7 @@ fn a_magic_number_is_good_once_and_in_its_session() {
 type Client2 = crate::uapi::Client;
 
 #[test]
-fn the_render_node_renders_only() {
+pub(super) fn the_render_node_renders_only() {
     let mut world = World::new();
     let mut render = world.open_node(1, 1000, 2);
     let mut cap = GetCap { capability: DRM_CAP_PRIME, value: 0 };
@@ -74,7 +74,7 @@ fn the_render_node_renders_only() {
 }
 
 #[test]
-fn a_lease_lends_objects() {
+pub(super) fn a_lease_lends_objects() {
     let mut world = World::new();
     let (mut lessor, _) = world.lit_client();
     let ids = [world.crtc(1), world.plane(2), world.connector(1)];

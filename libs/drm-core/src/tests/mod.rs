@@ -5,6 +5,7 @@ mod buffers;
 mod fuzz;
 mod legacy;
 mod masters;
+mod mortal;
 mod shown;
 mod sync;
 
@@ -12,11 +13,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use scheme::Errno as IoErrno;
 use scheme::fake::{FakeChannel, FakeClient, Pending};
+use scheme::{Channel, Errno as IoErrno};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::driver::*;
@@ -102,6 +104,11 @@ impl Driver for FakeDriver {
         Ok(Buffer { fd, pitch: 0, size, cache: Cache::WriteBack })
     }
 
+    fn restore_buffer(&mut self, id: BufferId, buffer: &Buffer, _request: Option<&DumbRequest>) -> Result<()> {
+        self.log.borrow_mut().buffers.insert(id, buffer.size);
+        Ok(())
+    }
+
     fn destroy_buffer(&mut self, buffer: BufferId) {
         assert!(self.log.borrow_mut().buffers.remove(&buffer).is_some(), "{buffer:?} was destroyed twice");
     }
@@ -163,6 +170,13 @@ impl Driver for FakeDriver {
     }
 }
 
+impl Drop for FakeFences {
+    fn drop(&mut self) {
+        // As the kernel does when their timeline is closed.
+        self.open.values().for_each(signal);
+    }
+}
+
 /// Fences that are eventfds: readable means signalled.
 #[derive(Default)]
 pub(super) struct FakeFences {
@@ -207,6 +221,8 @@ pub(super) struct World {
     pub(super) channel: FakeChannel,
     pub(super) log: Rc<RefCell<Log>>,
     clock: Rc<Cell<u64>>,
+    features: Features,
+    pub(super) restarts: usize,
 }
 
 /// A program with an open file of the card.
@@ -229,6 +245,30 @@ pub(super) fn features() -> Features {
     }
 }
 
+/// Makes a server of a connection, of which there may have been one before.
+fn attach(channel: &FakeChannel, features: &Features, log: &Rc<RefCell<Log>>, clock: &Rc<Cell<u64>>) -> Card {
+    let driver = FakeDriver { log: Rc::clone(log), features: features.clone() };
+    let time = Rc::clone(clock);
+    let kernel: Arc<dyn Channel> = Arc::new(channel.clone());
+    let clock = Box::new(move || time.get());
+    let mut card = Card::attach_with(Box::new(driver), &kernel, &channel.unanswered(), clock, &|| Some(0))
+        .expect("the topology and the record are good");
+    card.fence_source = Box::<FakeFences>::default();
+    card
+}
+
+thread_local! {
+    /// The server is killed after every request.
+    static MORTAL: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a test on a card whose server is killed after every request, whose clients do not notice.
+pub(super) fn mortal(test: impl FnOnce()) {
+    MORTAL.set(true);
+    test();
+    MORTAL.set(false);
+}
+
 impl World {
     pub(super) fn new() -> World {
         World::with(features())
@@ -236,14 +276,34 @@ impl World {
 
     pub(super) fn with(features: Features) -> World {
         let (log, clock) = (Rc::<RefCell<Log>>::default(), Rc::new(Cell::new(1_000_000_000)));
-        let driver = FakeDriver { log: Rc::clone(&log), features };
-        let time = Rc::clone(&clock);
-        let mut card =
-            Card::with_clock(Box::new(driver), 0, Box::new(move || time.get())).expect("the topology is good");
-        card.fence_source = Box::<FakeFences>::default();
         let channel = FakeChannel::new();
-        card.publish(&channel).expect("the card is published");
-        World { card, channel, log, clock }
+        let card = attach(&channel, &features, &log, &clock);
+        World { card, channel, log, clock, features, restarts: 0 }
+    }
+
+    /// The server is killed, and its successor takes over.
+    pub(super) fn restart(&mut self) {
+        // The device forgets everything.
+        let commits = {
+            let mut log = self.log.borrow_mut();
+            log.buffers.clear();
+            log.framebuffers.clear();
+            log.events.clear();
+            log.commits.len()
+        };
+        self.card = attach(&self.channel, &self.features, &self.log, &self.clock);
+        // The commit that shows everything again is none that a test counts.
+        self.log.borrow_mut().commits.truncate(commits);
+        self.restarts += 1;
+        self.channel.resend(&mut self.card);
+    }
+
+    /// The loop comes around after a request; the server is killed before, if this is such a test.
+    pub(super) fn come_around(&mut self) {
+        if MORTAL.get() {
+            self.restart();
+        }
+        self.card.progress(&self.channel);
     }
 
     /// A program of its own opens the card.
@@ -255,11 +315,13 @@ impl World {
         let mut program = self.channel.client(pid);
         program.uid = uid;
         let fh = program.open(&mut self.card, node, 2).expect("the card opens");
+        self.come_around();
         Client { program, fh }
     }
 
     pub(super) fn close(&mut self, mut client: Client) {
         client.program.close(&mut self.card, client.fh);
+        self.come_around();
     }
 
     /// An ioctl that is answered at once or, waiting only for the end of a frame, then.
@@ -294,7 +356,9 @@ impl World {
     ) -> std::result::Result<i32, std::result::Result<(Pending, u64), IoErrno>> {
         let address = client.program.alloc(value.as_bytes());
         let cmd = Cmd::new(true, true, nr, size_of::<T>());
-        match client.program.ioctl_begin(&mut self.card, client.fh, cmd.0, address) {
+        let result = client.program.ioctl_begin(&mut self.card, client.fh, cmd.0, address);
+        self.come_around();
+        match result {
             Ok((result, _)) => {
                 let bytes = client.program.peek(address, size_of::<T>()).expect("the argument is there");
                 *value = T::read_from_bytes(&bytes).expect("the size is right");
@@ -319,6 +383,7 @@ impl World {
 
     /// Time passes.
     pub(super) fn pass(&mut self, nanoseconds: u64) {
+        self.come_around();
         self.clock.set(self.clock.get() + nanoseconds);
         self.card.service_driver();
         self.card.progress(&self.channel);

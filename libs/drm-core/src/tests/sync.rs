@@ -19,7 +19,7 @@ fn wait(client: &mut Client, handles: &[u32], flags: u32, timeout: i64) -> Synco
 }
 
 #[test]
-fn binary_objects_are_waited_for() {
+pub(super) fn binary_objects_are_waited_for() {
     let mut world = World::new();
     let mut client = world.open_node(1, 1000, 2);
     let (done, empty) = (create(&mut world, &mut client, 1), create(&mut world, &mut client, 0));
@@ -54,7 +54,7 @@ fn binary_objects_are_waited_for() {
 }
 
 #[test]
-fn fences_and_descriptors() {
+pub(super) fn fences_and_descriptors() {
     let mut world = World::new();
     let mut client = world.open(1, 0);
     let handle = create(&mut world, &mut client, 0);
@@ -93,7 +93,7 @@ fn fences_and_descriptors() {
 }
 
 #[test]
-fn timelines() {
+pub(super) fn timelines() {
     let mut world = World::new();
     let mut client = world.open(1, 0);
     let handle = create(&mut world, &mut client, 0);
