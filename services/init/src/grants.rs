@@ -63,6 +63,11 @@ impl Grants {
         Ok(passed)
     }
 
+    /// Lets go of the connections that nobody will serve any more: their clients' calls fail from now on.
+    pub fn release(&mut self, over: impl Fn(&str) -> bool) {
+        self.connections.retain(|name, _| !over(name));
+    }
+
     fn connection(&mut self, name: &str, path: &Path) -> Result<OwnedFd> {
         if let Some(kept) = self.connections.get(name) {
             return Ok(kept.try_clone()?);

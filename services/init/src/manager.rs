@@ -184,6 +184,11 @@ impl Service {
         matches!(self.state, State::Failed(_))
     }
 
+    /// Whether nothing but an operator starts it again.
+    fn is_over(&self) -> bool {
+        self.is_failed() || (self.state == State::Inactive && !self.wanted)
+    }
+
     /// Its main process, if it has one now.
     pub fn pid(&self) -> Option<Pid> {
         match self.state {
@@ -232,11 +237,15 @@ impl Manager {
         self.services.iter().find(|(_, service)| service.pid() == Some(pid)).map(|(name, _)| name.as_str())
     }
 
+    /// Whether nobody comes after the service's last process: what is held for a successor can go. While the system goes
+    /// down, that is of no use to anybody.
+    pub fn is_over(&self, name: &str) -> bool {
+        !self.shutting_down && self.services.get(name).is_none_or(Service::is_over)
+    }
+
     /// Whether an essential unit has ended for good.
     pub fn essential_gone(&self) -> Option<&str> {
-        let gone = |service: &Service| {
-            service.unit.essential && (service.is_failed() || (service.state == State::Inactive && !service.wanted))
-        };
+        let gone = |service: &Service| service.unit.essential && service.is_over();
         self.services.iter().find(|(_, service)| gone(service)).map(|(name, _)| name.as_str())
     }
 

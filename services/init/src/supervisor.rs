@@ -195,6 +195,9 @@ impl Supervisor {
                 Action::AllStopped => self.stopped = true,
             }
         }
+        let over = |name: &str| self.manager.is_over(name);
+        self.grants.release(over);
+        self.stores.retain(|name, _| !over(name));
     }
 
     /// Starts a unit's program, if its conditions hold.
