@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// A set of codes below `64 * WORDS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bits<const WORDS: usize>([u64; WORDS]);
@@ -83,6 +85,23 @@ impl<const WORDS: usize> Bits<WORDS> {
             }
         }
         if text.is_empty() { "0".to_owned() } else { text }
+    }
+}
+
+/// As the words up to the last that is not 0.
+impl<const WORDS: usize> Serialize for Bits<WORDS> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let used = self.0.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+        self.0[..used].serialize(serializer)
+    }
+}
+
+impl<'de, const WORDS: usize> Deserialize<'de> for Bits<WORDS> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let words = Vec::<u64>::deserialize(deserializer)?;
+        let mut bits = Self::default();
+        bits.0.iter_mut().zip(words).for_each(|(word, value)| *word = value);
+        Ok(bits)
     }
 }
 

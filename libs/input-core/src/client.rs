@@ -10,6 +10,8 @@ use linux_uapi::input::{
     },
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Bits, Clock, Nanos};
 
 /// Least length of a queue, in events.
@@ -18,7 +20,7 @@ const QUEUE_MIN: usize = 64;
 const QUEUE_PACKETS: usize = 8;
 
 /// The clock of a client's events.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClockId {
     /// `CLOCK_REALTIME`.
     #[default]
@@ -91,9 +93,10 @@ pub(crate) fn bitmap_len(codes: u16) -> usize {
 }
 
 /// One open file of a device.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Client {
     /// The ring; events from `complete` on belong to a packet that has no `SYN_REPORT` yet.
+    #[serde(with = "crate::plain::list")]
     queue: VecDeque<InputEvent>,
     complete: usize,
     capacity: usize,

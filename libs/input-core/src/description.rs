@@ -12,9 +12,10 @@ use linux_uapi::input::{
 };
 
 use crate::Bits;
+use serde::{Deserialize, Serialize};
 
 /// The codes that a device can report, by type.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Codes {
     /// Event types.
     pub ev: Bits<1>,
@@ -37,7 +38,7 @@ pub struct Codes {
 }
 
 /// What a device is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Description {
     /// Name for people.
     pub name: Vec<u8>,
@@ -46,15 +47,41 @@ pub struct Description {
     /// Unique identifier.
     pub uniq: Option<Vec<u8>>,
     /// Bus, vendor, product, version.
+    #[serde(with = "crate::plain::one")]
     pub id: InputId,
     /// Properties (`INPUT_PROP_…`).
     pub prop: Bits<1>,
     /// What it can report.
     pub codes: Codes,
     /// Its axes, where any was described.
+    #[serde(with = "axes")]
     pub abs: Option<Box<[AbsInfo; ABS_CNT as usize]>>,
     /// How many force-feedback effects it can hold.
     pub ff_effects_max: u32,
+}
+
+/// The axes as their bytes.
+mod axes {
+    use linux_uapi::input::{AbsInfo, codes::ABS_CNT};
+    use linux_uapi::zerocopy::{FromBytes, IntoBytes};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    type Axes = Option<Box<[AbsInfo; ABS_CNT as usize]>>;
+
+    pub(super) fn serialize<S: Serializer>(axes: &Axes, serializer: S) -> Result<S::Ok, S::Error> {
+        axes.as_ref().map(|axes| axes[..].as_bytes()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Axes, D::Error> {
+        let bytes = Option::<Vec<u8>>::deserialize(deserializer)?;
+        Ok(bytes.map(|bytes| {
+            let mut axes = Box::new([AbsInfo::default(); ABS_CNT as usize]);
+            for (axis, info) in axes.iter_mut().zip(bytes.chunks_exact(size_of::<AbsInfo>())) {
+                *axis = AbsInfo::read_from_bytes(info).unwrap_or_default();
+            }
+            axes
+        }))
+    }
 }
 
 /// Whether an axis is one of those that each contact has.

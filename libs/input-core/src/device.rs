@@ -10,6 +10,8 @@ use linux_uapi::input::{
     },
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Bits, Client, Clock, ClockId, Description, FfError, FfRequest, FfStarted, Nanos, ReadError, client::Stamp,
     description::is_contact_axis, ff::ForceFeedback,
@@ -31,7 +33,7 @@ const ANONYMOUS_CONTACTS_HINT: usize = 60;
 const CONTACT_AXES: usize = (ABS_MT_LAST - ABS_MT_FIRST + 1) as usize;
 
 /// Names an open file of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ClientId(pub u64);
 
 /// Why a grab or its end is refused.
@@ -44,7 +46,7 @@ pub enum GrabError {
 }
 
 /// Contacts of a touch device (protocol B).
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Slots {
     /// The one that events are about.
     current: usize,
@@ -75,8 +77,8 @@ impl Disposition {
     }
 }
 
-/// An input device.
-#[derive(Debug)]
+/// An input device. As a value to be serialised it is without its clients, which are values of their own.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Device {
     description: Description,
     key: Bits<12>,
@@ -94,13 +96,16 @@ pub struct Device {
     time: Option<Nanos>,
     /// The key that repeats, and when.
     repeat: Option<(u16, Nanos)>,
+    #[serde(skip)]
     clients: BTreeMap<ClientId, Client>,
     grab: Option<ClientId>,
     inhibited: bool,
     gone: bool,
     /// The event at hand is the driver's.
     reporting: bool,
+    #[serde(with = "crate::plain::list")]
     for_driver: VecDeque<InputEvent>,
+    #[serde(skip)]
     woken: Vec<ClientId>,
     ff: Option<ForceFeedback>,
 }
@@ -375,6 +380,11 @@ impl Device {
     /// Adds a client.
     pub fn open(&mut self, id: ClientId) {
         self.clients.insert(id, Client::new(self.per_packet));
+    }
+
+    /// Takes a client back in that a predecessor of this device had.
+    pub fn restore(&mut self, id: ClientId, client: Client) {
+        self.clients.insert(id, client);
     }
 
     /// Removes a client, with its grab.

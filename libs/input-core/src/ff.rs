@@ -10,6 +10,8 @@ use linux_uapi::input::{
     FfEffect,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Bits, ClientId};
 
 /// Requests under way at once, as Linux's uinput.
@@ -31,13 +33,15 @@ pub enum FfError {
 }
 
 /// What the driver is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FfRequest {
     /// Take this effect, in the place of an old one or not.
     Upload {
         /// The new one.
+        #[serde(with = "crate::plain::one")]
         effect: FfEffect,
         /// The old one.
+        #[serde(with = "crate::plain::option")]
         old: Option<FfEffect>,
     },
     /// Forget this effect.
@@ -56,18 +60,19 @@ pub struct FfStarted {
     pub effect: i16,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Pending {
     what: FfRequest,
     owner: ClientId,
 }
 
 /// A device's effects.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ForceFeedback {
     /// What the driver itself can play.
     own: Bits<2>,
     /// By number: the effect and whose it is.
+    #[serde(with = "crate::plain::places")]
     effects: Vec<Option<(FfEffect, ClientId)>>,
     pending: BTreeMap<u32, Pending>,
 }

@@ -22,6 +22,7 @@ mod clock;
 mod description;
 mod device;
 mod ff;
+mod plain;
 #[cfg(test)]
 mod tests;
 

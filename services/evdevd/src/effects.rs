@@ -5,6 +5,8 @@ use input_core::{ClientId, FfError, FfRequest, FfStarted, Nanos};
 use linux_uapi::input::{EV_UINPUT, FfEffect, UI_FF_ERASE, UI_FF_UPLOAD, UinputFfErase, UinputFfUpload};
 use scheme::{Answer, Cx, Errno, Failure, Ioctl, IoctlReply, Outcome, Reply};
 
+use serde::{Deserialize, Serialize};
+
 use crate::server::{DeviceId, Server};
 
 /// How long a driver may take.
@@ -13,14 +15,24 @@ const PATIENCE: Nanos = 30_000_000_000;
 const ID_OFFSET: u64 = std::mem::offset_of!(FfEffect, id) as u64;
 
 /// A reader's request that its driver has not ended.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Waiting {
-    device: DeviceId,
-    request: u32,
+    pub(crate) device: DeviceId,
+    pub(crate) request: u32,
     pub(crate) deadline: Nanos,
     /// The ioctl(2) that waits; `None` where a closed file's effects are erased.
-    unique: Option<u64>,
+    pub(crate) unique: Option<u64>,
     /// Where the caller is told the effect's number.
     tell: Option<(u64, i16)>,
+}
+
+/// The answer to such a request, which goes out when it is recorded that it is due.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Owed {
+    pub(crate) unique: u64,
+    tell: Option<(u64, i16)>,
+    /// The result, or the error's number below 0.
+    result: i32,
 }
 
 fn refusal(error: FfError) -> Errno {
@@ -121,27 +133,36 @@ impl Server {
         Ok(Answer::Now(IoctlReply::ok()))
     }
 
-    /// Ends a request and answers who waits for it.
+    /// Ends a request; who waits for it is owed the answer.
     fn finish(&mut self, id: DeviceId, request: u32, result: Result<i32, Errno>) {
+        self.touched.devices.insert(id);
         if let Some(published) = self.devices.get_mut(&id) {
             published.device.ff_finish(request, result == Ok(0));
         }
         let Some(index) = self.waiting.iter().position(|w| w.device == id && w.request == request) else { return };
         let waiting = self.waiting.swap_remove(index);
         let Some(unique) = waiting.unique else { return };
-        let told = match waiting.tell {
-            Some((addr, effect)) if result == Ok(0) => {
-                self.channel.copy_out(unique, addr, &effect.to_ne_bytes()).map(drop)
-            }
-            _ => Ok(()),
-        };
-        // Where the caller was killed meanwhile there is nobody to answer.
-        let outcome = match (result, told) {
-            (Err(errno), _) => Err(Failure::Errno(errno)),
-            (Ok(_), Err(_)) => Err(Failure::Errno(Errno::FAULT)),
-            (Ok(result), Ok(())) => Ok(Outcome::Ioctl(IoctlReply::result(result))),
-        };
-        let _ = self.channel.reply(unique, outcome);
+        let result = result.unwrap_or_else(|errno| -errno.raw_os_error());
+        self.outbox.push(Owed { unique, tell: waiting.tell, result });
+    }
+
+    /// Sends the answers that are due.
+    pub(crate) fn send_owed(&mut self) {
+        for Owed { unique, tell, result } in std::mem::take(&mut self.outbox) {
+            let told = match tell {
+                Some((addr, effect)) if result == 0 => {
+                    self.channel.copy_out(unique, addr, &effect.to_ne_bytes()).map(drop)
+                }
+                _ => Ok(()),
+            };
+            let outcome = match told {
+                _ if result < 0 => Err(Failure::Errno(Errno::from_raw_os_error(-result))),
+                Err(_) => Err(Failure::Errno(Errno::FAULT)),
+                Ok(()) => Ok(Outcome::Ioctl(IoctlReply::result(result))),
+            };
+            // Where the caller was killed meanwhile there is nobody to answer.
+            let _ = self.channel.reply(unique, outcome);
+        }
     }
 
     /// Ends every request of a device that is gone.

@@ -16,7 +16,9 @@
 //! its input device hangs, and what its serial number is.
 //!
 //! Everything happens in one thread, request by request: a packet that a driver writes is in its readers' queues, and they
-//! are woken, before the write returns. Time is asked for at a packet's end only. There are no `mice`, `mouseN` and `jsN`:
+//! are woken, before the write returns. What a request changed is recorded before it is answered (`record.rs`), so a server
+//! that is killed is followed by one that goes on where it was: with the same open files, queues, grabs and pressed keys.
+//! Time is asked for at a packet's end only. There are no `mice`, `mouseN` and `jsN`:
 //! nothing that reads evdev needs them.
 //!
 //! References: Linux's `Documentation/input/uinput.rst`, `drivers/input/{evdev.c,misc/uinput.c}` (behaviour).
@@ -25,6 +27,7 @@
 mod clock;
 mod effects;
 mod evdev;
+mod record;
 mod server;
 mod sysfs;
 #[cfg(test)]

@@ -17,7 +17,8 @@ const GRANT: &str = "/usr/lib/ursa/evdevd/scheme.toml";
 fn main() -> Result<()> {
     let connection = Connection::open(Path::new(GRANT)).context("cannot get a scheme connection")?;
     let clock = Arc::new(SystemClock);
-    let mut server = Server::new(Arc::new(connection.clone()), clock.clone()).context("cannot publish /dev/uinput")?;
+    let mut server = Server::new(Arc::new(connection.clone()), clock.clone(), &connection.unanswered())
+        .context("cannot take up the service")?;
     // Without a service manager nobody waits for it.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {

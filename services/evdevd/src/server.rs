@@ -1,7 +1,7 @@
 //! [`Server`]: the open files and the devices, and which module a request is for.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     sync::Arc,
 };
@@ -14,10 +14,14 @@ use linux_uapi::{
     },
     zerocopy::{FromBytes, IntoBytes},
 };
-use scheme::{Answer, Channel, Cx, DeviceServer, Errno, Failure, Ioctl, IoctlReply, Opened, Parent, Ready, Reply};
+use scheme::{
+    Answer, Channel, Cx, DeviceServer, Errno, Failure, Ioctl, IoctlReply, Journal, Opened, Parent, Ready, Reply,
+};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    effects::Waiting,
+    effects::{Owed, Waiting},
+    record::Touched,
     sysfs::{self, ATTR_INHIBITED},
     uinput::Uinput,
 };
@@ -35,6 +39,7 @@ pub(crate) const EVENT: usize = size_of::<InputEvent>();
 pub(crate) type DeviceId = u64;
 
 /// A device and who it is known to.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Published {
     pub(crate) device: Device,
     minor: u32,
@@ -43,7 +48,8 @@ pub(crate) struct Published {
 }
 
 /// One open file.
-enum File {
+#[derive(Serialize, Deserialize)]
+pub(crate) enum File {
     Uinput(Box<Uinput>),
     Event(DeviceId),
 }
@@ -52,12 +58,17 @@ enum File {
 pub struct Server {
     pub(crate) channel: Arc<dyn Channel>,
     pub(crate) clock: Arc<dyn Clock>,
-    files: HashMap<u64, File>,
+    pub(crate) files: HashMap<u64, File>,
     pub(crate) devices: BTreeMap<DeviceId, Published>,
     /// Requests for force feedback that wait for a driver.
     pub(crate) waiting: Vec<Waiting>,
-    next_file: u64,
-    next_device: DeviceId,
+    pub(crate) next_file: u64,
+    pub(crate) next_device: DeviceId,
+    pub(crate) journal: Journal,
+    pub(crate) touched: Touched,
+    pub(crate) outbox: Vec<Owed>,
+    /// Requests of before the start whose answer is due without their being made again.
+    pub(crate) resumed: BTreeSet<u64>,
 }
 
 /// The number of an error of the kernel's.
@@ -66,21 +77,68 @@ pub(crate) fn errno(error: &io::Error) -> Errno {
 }
 
 impl Server {
-    /// A server without devices; publishes `/dev/uinput`.
+    /// The server of a connection: what its predecessor was, or one without devices, which publishes `/dev/uinput`.
+    /// `unanswered` are the requests that come again.
     ///
     /// # Errors
-    /// The kernel refuses it.
-    pub fn new(channel: Arc<dyn Channel>, clock: Arc<dyn Clock>) -> io::Result<Server> {
-        channel.publish(&sysfs::uinput(UINPUT))?;
-        Ok(Server {
+    /// The kernel refuses it; `InvalidData`: what a predecessor recorded is no such server.
+    pub fn new(channel: Arc<dyn Channel>, clock: Arc<dyn Clock>, unanswered: &BTreeSet<u64>) -> io::Result<Server> {
+        let journal = Journal::open(channel.clone(), unanswered)?;
+        let mut server = Server {
             channel,
             clock,
             files: HashMap::new(),
             devices: BTreeMap::new(),
             waiting: Vec::new(),
-            next_file: 1,
+            // A number that was given and taken back is not given again.
+            next_file: journal.generation() << 32 | 1,
             next_device: 0,
-        })
+            journal,
+            touched: Touched::default(),
+            outbox: Vec::new(),
+            resumed: BTreeSet::new(),
+        };
+        if !server.restore()? {
+            // One that died before it had recorded anything may have left it.
+            let _ = server.channel.unpublish(UINPUT);
+            server.channel.publish(&sysfs::uinput(UINPUT))?;
+        }
+        // Of a device whose making was taken back.
+        for cookie in [EVENTS + server.next_device, INPUTS + server.next_device] {
+            let _ = server.channel.unpublish(cookie);
+        }
+        server.record(0);
+        server.send_owed();
+        server.tell_readiness();
+        Ok(server)
+    }
+
+    /// Tells the kernel what each open file is ready for.
+    fn tell_readiness(&self) {
+        for (&fh, file) in &self.files {
+            let ready = match file {
+                File::Event(id) => match self.devices.get(id) {
+                    Some(published) => readiness(&published.device, ClientId(fh)),
+                    None => Ready::HUP | Ready::ERR,
+                },
+                File::Uinput(uinput) => {
+                    let device = uinput.created().and_then(|id| self.devices.get(&id));
+                    let idle = device.is_some_and(|published| !published.device.has_for_driver());
+                    if idle { Ready::OUT } else { Ready::OUT | Ready::IN }
+                }
+            };
+            let _ = self.channel.ready(fh, ready);
+        }
+    }
+
+    /// A request on this file is served.
+    fn touch(&mut self, fh: u64) {
+        self.touched.files.insert(fh);
+        self.touched.devices.extend(match self.files.get(&fh) {
+            Some(File::Event(id)) => Some(*id),
+            Some(File::Uinput(uinput)) => uinput.created(),
+            None => None,
+        });
     }
 
     /// When [`Server::tick`] has something to do, in `CLOCK_MONOTONIC`.
@@ -102,10 +160,13 @@ impl Server {
             self.wake(id);
         }
         self.expire(now);
+        self.record(0);
+        self.send_owed();
     }
 
     /// Tells the kernel who has something to read.
     pub(crate) fn wake(&mut self, id: DeviceId) {
+        self.touched.devices.insert(id);
         let Some(published) = self.devices.get_mut(&id) else { return };
         for client in published.device.take_woken() {
             self.push(id, client);
@@ -147,12 +208,14 @@ impl Server {
             return Err(errno(&error).into());
         }
         self.next_device += 1;
+        self.touched.devices.insert(id);
         self.devices.insert(id, Published { device, minor, driver: Some(driver) });
         Ok(id)
     }
 
     /// Removes a device. Its readers keep their open files, which are dead.
     pub(crate) fn destroy(&mut self, id: DeviceId) {
+        self.touched.devices.insert(id);
         let Some(published) = self.devices.get_mut(&id) else { return };
         published.driver = None;
         published.device.disconnect();
@@ -180,6 +243,7 @@ impl Server {
     fn file(&mut self) -> u64 {
         let fh = self.next_file;
         self.next_file += 1;
+        self.touched.files.insert(fh);
         fh
     }
 
@@ -222,11 +286,13 @@ impl DeviceServer for Server {
         let id = node.checked_sub(EVENTS).ok_or(Errno::NXIO)?;
         let published = self.devices.get_mut(&id).filter(|published| published.driver.is_some()).ok_or(Errno::NODEV)?;
         published.device.open(ClientId(fh));
+        self.touched.devices.insert(id);
         self.files.insert(fh, File::Event(id));
         Ok(Opened::new(fh, Ready::OUT))
     }
 
     fn release(&mut self, _: &Cx<'_>, fh: u64) {
+        self.touch(fh);
         match self.files.remove(&fh) {
             Some(File::Uinput(uinput)) => {
                 if let Some(id) = uinput.created() {
@@ -249,6 +315,7 @@ impl DeviceServer for Server {
         if size != 0 && size < EVENT {
             return Err(Errno::INVAL.into());
         }
+        self.touch(fh);
         let max = size / EVENT;
         let events = match self.files.get(&fh).ok_or(Errno::BADF)? {
             File::Uinput(uinput) => {
@@ -282,6 +349,7 @@ impl DeviceServer for Server {
     }
 
     fn write(&mut self, _: &Cx<'_>, fh: u64, data: &[u8], _nonblock: bool) -> Reply<usize> {
+        self.touch(fh);
         let Some(file) = self.files.get_mut(&fh) else { return Err(Errno::BADF.into()) };
         let id = match file {
             File::Uinput(uinput) => match uinput.created() {
@@ -322,6 +390,10 @@ impl DeviceServer for Server {
     }
 
     fn ioctl(&mut self, cx: &Cx<'_>, call: &Ioctl<'_>) -> Reply<IoctlReply> {
+        if cx.resent && self.resumed.contains(&cx.unique) {
+            return Ok(Answer::Later);
+        }
+        self.touch(call.fh);
         match self.files.get(&call.fh) {
             Some(File::Uinput(_)) => self.uinput_ioctl(cx, call),
             Some(File::Event(id)) => {
@@ -359,5 +431,14 @@ impl DeviceServer for Server {
 
     fn interrupt(&mut self, _: &Cx<'_>, unique: u64) {
         self.give_up(unique);
+    }
+
+    fn before(&mut self, _: &dyn Channel) {
+        self.settle_record();
+    }
+
+    fn after(&mut self, _: &dyn Channel, unique: u64) {
+        self.record(unique);
+        self.send_owed();
     }
 }

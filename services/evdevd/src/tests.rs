@@ -1,5 +1,6 @@
 //! Drivers and readers against the server, through the same messages as in the kernel.
 
+use std::cell::Cell;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
@@ -36,6 +37,11 @@ const UINPUT: u64 = 1;
 const INPUT0: u64 = 1 << 32;
 const EVENT0: u64 = 2 << 32;
 
+thread_local! {
+    /// The server is killed after every request that the fixture makes.
+    static MORTAL: Cell<bool> = const { Cell::new(false) };
+}
+
 struct Fixture {
     channel: FakeChannel,
     clock: Arc<TestClock>,
@@ -49,9 +55,22 @@ impl Fixture {
         let channel = FakeChannel::new();
         let clock = Arc::new(TestClock::default());
         clock.0.store(100_000_000_000, Ordering::Relaxed);
-        let server = Server::new(Arc::new(channel.clone()), clock.clone()).unwrap();
+        let server = Server::new(Arc::new(channel.clone()), clock.clone(), &channel.unanswered()).unwrap();
         let (driver, reader) = (channel.client(1), channel.client(2));
         Fixture { channel, clock, server, driver, reader }
+    }
+
+    /// The server is killed, and its successor takes over; if this is such a test.
+    fn come_around(&mut self) {
+        if MORTAL.get() {
+            self.restart();
+        }
+    }
+
+    fn restart(&mut self) {
+        self.server = Server::new(Arc::new(self.channel.clone()), self.clock.clone(), &self.channel.unanswered())
+            .expect("the record is good");
+        self.channel.resend(&mut self.server);
     }
 
     fn set(&mut self, fh: u64, cmd: u32, codes: &[u16]) {
@@ -62,18 +81,24 @@ impl Fixture {
 
     fn text(&mut self, fh: u64, cmd: u32, text: &str) -> Result<i32, Errno> {
         let addr = self.driver.alloc(format!("{text}\0").as_bytes());
-        self.driver.ioctl_raw(&mut self.server, fh, cmd, addr).map(|(result, _)| result)
+        let result = self.driver.ioctl_raw(&mut self.server, fh, cmd, addr).map(|(result, _)| result);
+        self.come_around();
+        result
     }
 
     fn name(&mut self, fh: u64, name: &str, ff_effects_max: u32) -> Result<i32, Errno> {
         let id = InputId { bustype: BUS_I8042, vendor: 1, product: 2, version: 0xab41 };
         let mut setup = UinputSetup { id, name: [0; 80], ff_effects_max };
         setup.name[..name.len()].copy_from_slice(name.as_bytes());
-        self.driver.ioctl(&mut self.server, fh, UI_DEV_SETUP, &mut setup)
+        let result = self.driver.ioctl(&mut self.server, fh, UI_DEV_SETUP, &mut setup);
+        self.come_around();
+        result
     }
 
     fn create(&mut self, fh: u64) -> Result<i32, Errno> {
-        self.driver.ioctl_raw(&mut self.server, fh, UI_DEV_CREATE, 0).map(|(result, _)| result)
+        let result = self.driver.ioctl_raw(&mut self.server, fh, UI_DEV_CREATE, 0).map(|(result, _)| result);
+        self.come_around();
+        result
     }
 
     /// A keyboard with LEDs, and the driver's open file.
@@ -95,7 +120,9 @@ impl Fixture {
             data.extend_from_slice(InputEvent::new(*kind, *code, *value).as_bytes());
         }
         data.extend_from_slice(InputEvent::new(EV_SYN, SYN_REPORT, 0).as_bytes());
-        self.driver.write(&mut self.server, fh, &data)
+        let result = self.driver.write(&mut self.server, fh, &data);
+        self.come_around();
+        result
     }
 
     fn events(data: &[u8]) -> Vec<(u16, u16, i32)> {
@@ -104,12 +131,16 @@ impl Fixture {
     }
 
     fn read(&mut self, fh: u64) -> Result<Vec<(u16, u16, i32)>, Errno> {
-        self.reader.read(&mut self.server, fh, 4096).map(|data| Fixture::events(&data))
+        let read = self.reader.read(&mut self.server, fh, 4096).map(|data| Fixture::events(&data));
+        self.come_around();
+        read
     }
 
     fn ask(&mut self, fh: u64, cmd: u32, size: usize) -> Result<(i32, Vec<u8>), Errno> {
         let addr = self.reader.alloc(&vec![0; size]);
-        self.reader.ioctl_raw(&mut self.server, fh, cmd | (size as u32) << 16, addr)
+        let result = self.reader.ioctl_raw(&mut self.server, fh, cmd | (size as u32) << 16, addr);
+        self.come_around();
+        result
     }
 }
 
@@ -462,4 +493,19 @@ fn whatever_is_asked_nothing_breaks() {
         f.reader.close(&mut f.server, fh);
     }
     assert_eq!(f.channel.published(), [UINPUT], "everything goes with who made it");
+}
+
+/// The same tests with a server that is killed again and again: nobody notices.
+mod mortal {
+    macro_rules! mortal {
+        ($($test:ident)*) => {$(
+            #[test]
+            fn $test() {
+                super::MORTAL.set(true);
+                super::$test();
+                super::MORTAL.set(false);
+            }
+        )*};
+    }
+    mortal! { a_device_looks_in_sysfs_as_linux_shows_it what_a_driver_writes_a_reader_reads_and_back two_hundred_keys_arrive_in_order a_held_key_repeats_when_its_time_comes answers_have_the_lengths_of_linux masks_are_exchanged_through_the_callers_memory the_old_way_of_describing_a_device_works a_parent_is_a_plain_path_and_roots_to_give readers_of_a_device_that_goes_are_told_and_numbers_are_used_again a_session_that_loses_its_device_reads_no_more an_effect_is_uploaded_through_the_driver inhibited_is_an_attribute }
 }

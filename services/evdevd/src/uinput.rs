@@ -21,6 +21,7 @@ use linux_uapi::{
     zerocopy::{FromBytes, FromZeros, IntoBytes},
 };
 use scheme::{Answer, Cx, Errno, Failure, Ioctl, IoctlReply, Parent, Reply};
+use serde::{Deserialize, Serialize};
 
 use crate::server::{DeviceId, Server, sysname};
 
@@ -34,7 +35,7 @@ const STRING_MAX: usize = 1024;
 const OLDEST: Nanos = 10_000_000_000;
 
 /// How far a device is described.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 enum State {
     #[default]
     New,
@@ -43,7 +44,7 @@ enum State {
 }
 
 /// One open file of `/dev/uinput`.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub(crate) struct Uinput {
     state: State,
     description: Description,
