@@ -21,7 +21,10 @@ use linux_uapi::{
         AbsInfo, InputEvent, InputId, UI_DEV_CREATE, UI_SET_ABSBIT, UI_SET_EVBIT, UI_SET_KEYBIT, UI_SET_LEDBIT,
         UI_SET_MSCBIT, UI_SET_PHYS, UI_SET_PROPBIT, UI_SET_RELBIT, UI_SET_SNDBIT, UI_SET_SWBIT, UI_URSA_SET_PARENT,
         UI_URSA_SET_UNIQ, UinputAbsSetup, UinputSetup,
-        codes::{EV_ABS, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP, EV_SND, EV_SW, EV_SYN, SYN_REPORT},
+        codes::{
+            ABS_MT_SLOT, ABS_MT_TRACKING_ID, EV_ABS, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP, EV_SND, EV_SW, EV_SYN,
+            SYN_REPORT,
+        },
     },
     zerocopy::{FromBytes, IntoBytes},
 };
@@ -126,6 +129,28 @@ impl Device {
         setup.name[..name.len()].copy_from_slice(name);
         sys::dev_setup(fd, setup)?;
         sys::value(fd, UI_DEV_CREATE, 0)?;
+        Ok(device)
+    }
+
+    /// Takes over a device that an earlier process of the same driver made. What was pressed or touching when that ended is
+    /// released, since nobody knows whether it still is.
+    ///
+    /// # Errors
+    /// It is no device, or it is gone.
+    pub fn resume(fd: OwnedFd, blueprint: &Blueprint) -> io::Result<Device> {
+        let device = Device { fd };
+        let mut packets = Packets::default();
+        for code in blueprint.codes_of(EV_KEY) {
+            packets.push(EV_KEY, *code, 0);
+        }
+        let slots = blueprint.axes.iter().find(|(code, _)| *code == ABS_MT_SLOT).map_or(-1, |(_, slot)| slot.maximum);
+        for slot in 0..=slots {
+            packets.push(EV_ABS, ABS_MT_SLOT, slot);
+            packets.push(EV_ABS, ABS_MT_TRACKING_ID, -1);
+        }
+        // What was not pressed is no news: an event is passed on only where it changes something.
+        packets.sync();
+        device.send(&mut packets)?;
         Ok(device)
     }
 

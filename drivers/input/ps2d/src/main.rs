@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::AsFd,
     time::{Duration, Instant},
 };
 
@@ -48,8 +49,21 @@ struct Attached<T> {
 }
 
 impl<T> Attached<T> {
-    fn new(device: T, blueprint: &uinput::Blueprint) -> Result<Attached<T>> {
-        let input = Device::create(blueprint).with_context(|| format!("cannot make {}", blueprint.name))?;
+    /// The input device that a predecessor made, so that nobody sees it go and come, or a new one. `stored` names it.
+    fn new(device: T, blueprint: &uinput::Blueprint, stored: &str) -> Result<Attached<T>> {
+        let before = driver::stored(stored)?.and_then(|fd| {
+            let device = Device::resume(fd, blueprint);
+            device.inspect_err(|error| eprintln!("ps2d: the device from before is of no use: {error}")).ok()
+        });
+        let input = match before {
+            Some(input) => input,
+            None => {
+                driver::forget(stored)?;
+                let input = Device::create(blueprint).with_context(|| format!("cannot make {}", blueprint.name))?;
+                driver::store(stored, input.as_fd())?;
+                input
+            }
+        };
         println!("ps2d: {}", blueprint.name);
         Ok(Attached { device, input, packets: Packets::default() })
     }
@@ -68,14 +82,14 @@ fn main() -> Result<()> {
     let mut keyboard = match keyboard {
         Some(keyboard) => {
             let blueprint = keyboard.blueprint();
-            Some(Attached::new(keyboard, &blueprint)?)
+            Some(Attached::new(keyboard, &blueprint, "keyboard")?)
         }
         None => None,
     };
     let mut mouse = match mouse {
         Some(mouse) => {
             let blueprint = mouse.blueprint();
-            Some(Attached::new(mouse, &blueprint)?)
+            Some(Attached::new(mouse, &blueprint, "mouse")?)
         }
         None => None,
     };

@@ -1,5 +1,7 @@
 //! The virtio-inputd daemon: one virtio input device, from its interrupts to uinput.
 
+use std::os::fd::AsFd;
+
 use anyhow::{Context, Result};
 use driver::PciDevice;
 use linux_uapi::input::codes::{EV_LED, EV_SND};
@@ -7,9 +9,24 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
 };
-use uinput::{Device, Packets};
+use uinput::{Blueprint, Device, Packets};
 use virtio::pci::PciTransport;
 use virtio_inputd::Input;
+
+/// The input device: the one that a predecessor made, so that nobody sees it go and come, or a new one.
+fn attach(blueprint: &Blueprint) -> Result<Device> {
+    const STORED: &str = "uinput";
+    if let Some(fd) = driver::stored(STORED)? {
+        match Device::resume(fd, blueprint) {
+            Ok(device) => return Ok(device),
+            Err(error) => eprintln!("virtio-inputd: the device from before is of no use: {error}"),
+        }
+        driver::forget(STORED)?;
+    }
+    let device = Device::create(blueprint)?;
+    driver::store(STORED, device.as_fd())?;
+    Ok(device)
+}
 
 fn main() -> Result<()> {
     // By address where one is given, for trying things by hand; else what init passed.
@@ -21,7 +38,7 @@ fn main() -> Result<()> {
     let (address, parent) = (pci.address().to_owned(), pci.sysfs_path().to_string_lossy().into_owned());
     let dma = pci.dma().clone();
     let (mut input, blueprint) = Input::new(PciTransport::new(pci)?, &dma, &address, &parent)?;
-    let device = Device::create(&blueprint).with_context(|| format!("cannot make {}", blueprint.name))?;
+    let device = attach(&blueprint).with_context(|| format!("cannot make {}", blueprint.name))?;
     println!("virtio-inputd: {}: {}", address, blueprint.name);
     input.start()?;
     // Without a service manager nobody waits for it.
