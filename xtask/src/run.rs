@@ -33,6 +33,9 @@ pub struct Options {
     /// `plasma`.
     #[arg(long, value_enum)]
     session: Option<Session>,
+    /// Kill a display or input server every few seconds: nothing but a short pause should be seen.
+    #[arg(long, conflicts_with = "no_init")]
+    chaos: bool,
     /// Leave Ursa's init out: the agent alone starts the shell.
     #[arg(long)]
     no_init: bool,
@@ -59,6 +62,9 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
         Session::Sway => options.machine.append += " ursa.session=sway ursa.login=tty1",
         Session::Kwin => options.machine.append += " ursa.session=kwin ursa.login=tty1",
         Session::Plasma => options.machine.append += " ursa.session=plasma ursa.login=tty1",
+    }
+    if options.chaos {
+        options.machine.append += " ursa.chaos";
     }
     let boot = Boot::prepare(&options.machine, gpu, folder.path())?;
     let mut command = machine::command(&options.machine, &boot, gpu, Accel::choose(boot.kind())?);
