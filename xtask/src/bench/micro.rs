@@ -5,6 +5,7 @@
 
 use super::{Measure, Subject};
 use crate::archive::Addition;
+use crate::build::Profile;
 use crate::guest::agent_of;
 use crate::machine::link::{Outcome, Output, Request};
 use crate::machine::{Boot, Gpu, Machine, Options};
@@ -77,24 +78,24 @@ const PROGRAMS: [Program; 3] = [
 type Figures = BTreeMap<String, f64>;
 
 /// Measures on all kernels.
-pub fn run(names: &[String]) -> Result<Vec<Measure>> {
+pub fn run(names: &[String], profile: Profile) -> Result<Vec<Measure>> {
     let mut measures = Vec::new();
     for program in &PROGRAMS {
         let wanted: Vec<&str> =
             program.measures.iter().copied().filter(|measure| names.iter().any(|name| name == measure)).collect();
         if names.is_empty() || !wanted.is_empty() {
-            measures.extend(run_program(program, &wanted)?);
+            measures.extend(run_program(program, &wanted, profile)?);
         }
     }
     Ok(measures)
 }
 
-fn run_program(program: &Program, names: &[&str]) -> Result<Vec<Measure>> {
+fn run_program(program: &Program, names: &[&str], profile: Profile) -> Result<Vec<Measure>> {
     let compiled = compile(program.name)?;
     let mut figures = Vec::new();
     for subject in Subject::ALL {
         shell::step(format!("{} on {subject:?}", program.name));
-        figures.push(measure(subject, program, &compiled, names).unwrap_or_else(|problem| {
+        figures.push(measure(subject, profile, program, &compiled, names).unwrap_or_else(|problem| {
             eprintln!("{subject:?}: {problem:#}");
             Figures::new()
         }));
@@ -121,7 +122,7 @@ fn compile(name: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
-fn measure(subject: Subject, program: &Program, compiled: &Path, names: &[&str]) -> Result<Figures> {
+fn measure(subject: Subject, profile: Profile, program: &Program, compiled: &Path, names: &[&str]) -> Result<Figures> {
     let guest = format!("/usr/bin/{}", program.name);
     let options = Options {
         additions: vec![Addition { host: compiled.to_owned(), guest: guest.clone().into() }],
@@ -129,7 +130,7 @@ fn measure(subject: Subject, program: &Program, compiled: &Path, names: &[&str])
         counted: true,
         init: program.init,
         modules: program.modules.to_vec(),
-        ..subject.machine("mini")
+        ..subject.machine("mini", profile)
     };
     let folder = tempfile::Builder::new().prefix("ursa-bench-").tempdir()?;
     let boot = Boot::prepare(&options, program.gpu, folder.path())?;

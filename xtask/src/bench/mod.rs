@@ -29,6 +29,9 @@ pub struct Options {
     /// Only one kind.
     #[arg(long, value_enum)]
     only: Option<Kind>,
+    /// How our kernel is built; anything but the default is for looking around, not for figures to quote.
+    #[arg(long, value_enum, default_value_t = Profile::Dist)]
+    profile: Profile,
     /// Names of measures; all without one.
     names: Vec<String>,
 }
@@ -90,10 +93,10 @@ impl Subject {
     pub const ALL: [Subject; 3] = [Subject::Ursa, Subject::Linux, Subject::Shipped];
 
     /// The machine on which it is measured.
-    fn machine(self, image: &str) -> machine::Options {
+    fn machine(self, image: &str, profile: Profile) -> machine::Options {
         let kernel = if self == Subject::Ursa { Kernel::Ursa } else { Kernel::Linux };
         machine::Options {
-            profile: Profile::Dist,
+            profile,
             append: if self == Subject::Shipped { "mitigations=auto".into() } else { String::new() },
             ..machine::Options::of(image, kernel)
         }
@@ -104,10 +107,10 @@ impl Subject {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let mut measures = Vec::new();
     if options.only != Some(Kind::Whole) {
-        measures.extend(micro::run(&options.names)?);
+        measures.extend(micro::run(&options.names, options.profile)?);
     }
     if options.only != Some(Kind::Micro) {
-        measures.extend(whole::run(&options.names, if options.quick { 2 } else { 5 })?);
+        measures.extend(whole::run(&options.names, if options.quick { 2 } else { 5 }, options.profile)?);
     }
     let folder = paths::target().join("bench");
     fs::create_dir_all(&folder)?;

@@ -3,6 +3,7 @@
 //! The kernels take turns, so that a change of the host's load meets all of them.
 
 use super::{Measure, Subject};
+use crate::build::Profile;
 use crate::guest::agent_of;
 use crate::machine::link::{Outcome, Output, Request};
 use crate::machine::{self, Boot, Gpu, Machine};
@@ -60,7 +61,7 @@ const EGL: &str = "export XDG_RUNTIME_DIR=/run/user/1000 WAYLAND_DISPLAY=wayland
 type Runs = BTreeMap<(&'static str, usize), Vec<f64>>;
 
 /// Measures on all kernels.
-pub fn run(names: &[String], times: usize) -> Result<Vec<Measure>> {
+pub fn run(names: &[String], times: usize, profile: Profile) -> Result<Vec<Measure>> {
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     let programs: Vec<_> = PROGRAMS.iter().filter(|(name, _)| wanted(name)).copied().collect();
     let mut runs = Runs::new();
@@ -70,7 +71,7 @@ pub fn run(names: &[String], times: usize) -> Result<Vec<Measure>> {
             for subject in SESSION_SUBJECTS {
                 shell::step(format!("a session on {subject:?}, run {turn} of {times}"));
                 let number = Subject::ALL.iter().position(|&other| other == subject).unwrap_or(0);
-                if let Err(problem) = one_session(subject, number, wanted(FRAMES), &mut runs) {
+                if let Err(problem) = one_session((subject, profile), number, wanted(FRAMES), &mut runs) {
                     eprintln!("{subject:?}: {problem:#}");
                 }
             }
@@ -85,7 +86,7 @@ pub fn run(names: &[String], times: usize) -> Result<Vec<Measure>> {
     for turn in 1..=times {
         for (number, subject) in Subject::ALL.into_iter().enumerate() {
             shell::step(format!("whole programs on {subject:?}, run {turn} of {times}"));
-            if let Err(problem) = one_run(subject, number, &programs, &mut runs) {
+            if let Err(problem) = one_run((subject, profile), number, &programs, &mut runs) {
                 eprintln!("{subject:?}: {problem:#}");
             }
         }
@@ -95,13 +96,13 @@ pub fn run(names: &[String], times: usize) -> Result<Vec<Measure>> {
     Ok(measures)
 }
 
-fn one_session(subject: Subject, number: usize, frames: bool, runs: &mut Runs) -> Result<()> {
+fn one_session((subject, profile): (Subject, Profile), number: usize, frames: bool, runs: &mut Runs) -> Result<()> {
     let options = machine::Options {
         init: true,
         // Mesa's vector code under an emulator that lacks the vectors is slow and, at times, wrong.
         cpu: "Nehalem".into(),
         append: "ursa.session=weston".into(),
-        ..subject.machine("wayland")
+        ..subject.machine("wayland", profile)
     };
     let folder = tempfile::Builder::new().prefix("ursa-bench-").tempdir()?;
     let boot = Boot::prepare(&options, Gpu::Virtio, folder.path())?;
@@ -134,8 +135,13 @@ fn one_session(subject: Subject, number: usize, frames: bool, runs: &mut Runs) -
     Ok(())
 }
 
-fn one_run(subject: Subject, number: usize, programs: &[(&'static str, &str)], runs: &mut Runs) -> Result<()> {
-    let options = subject.machine("base");
+fn one_run(
+    (subject, profile): (Subject, Profile),
+    number: usize,
+    programs: &[(&'static str, &str)],
+    runs: &mut Runs,
+) -> Result<()> {
+    let options = subject.machine("base", profile);
     let folder = tempfile::Builder::new().prefix("ursa-bench-").tempdir()?;
     let boot = Boot::prepare(&options, Gpu::None, folder.path())?;
     let machine = Machine::start(&options, &boot, Gpu::None, folder.path(), false)?;
