@@ -25,6 +25,8 @@ const OPTIONS: &[&str] = &[
     "debug",
     "clocksource",
     "x2apic",
+    "iommu",
+    "intremap",
     "console",
     "rescue",
     "mask",

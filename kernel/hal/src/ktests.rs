@@ -9,6 +9,9 @@ use crate::smp::{self, CpuSet, call_on};
 use crate::time::{self, calibrate::difference_ppm, reference};
 use crate::{acpi, cpu, panic, pci, rand, rtc};
 
+/// A function that sends nothing.
+const NOBODY: pci::Address = pci::Address { bus: 0, device: 31, function: 7 };
+
 /// Waits up to a second for `cond`, with interrupts on.
 fn eventually(cond: impl Fn() -> bool) -> bool {
     let end = time::monotonic_ns() + 1_000_000_000;
@@ -83,12 +86,12 @@ ktest! {
     fn a_message_interrupt_reaches_its_handler_until_it_is_dropped() {
         let hits = Arc::new(AtomicUsize::new(0));
         let counter = hits.clone();
-        let msi = irq::alloc_msi(Arc::new(move || { counter.fetch_add(1, Ordering::SeqCst); })).unwrap();
+        let msi = irq::alloc_msi(NOBODY, Arc::new(move || { counter.fetch_add(1, Ordering::SeqCst); })).unwrap();
         assert_eq!(msi.address >> 20, 0xfee);
         let v = msi.vector();
         assert_eq!(irq::vector_use(v), Some(None));
         // What a device's write to the address would do: an interrupt with this vector.
-        lapic::send_ipi(smp::apic_id(0), msi.data as u8);
+        lapic::send_ipi(smp::apic_id(0), msi.vector());
         assert!(eventually(|| hits.load(Ordering::SeqCst) == 1));
         drop(msi);
         assert_eq!(irq::vector_use(v), None);
@@ -101,7 +104,7 @@ ktest! {
     fn vectors_run_out_with_an_error_and_come_back() {
         let mut held = Vec::new();
         let error = loop {
-            match irq::alloc_msi(Arc::new(|| {})) {
+            match irq::alloc_msi(NOBODY, Arc::new(|| {})) {
                 Ok(msi) => held.push(msi),
                 Err(e) => break e,
             }
@@ -110,7 +113,7 @@ ktest! {
         let n = held.len();
         assert!(n > 100);
         held.clear();
-        held.extend((0..n).map(|_| irq::alloc_msi(Arc::new(|| {})).unwrap()));
+        held.extend((0..n).map(|_| irq::alloc_msi(NOBODY, Arc::new(|| {})).unwrap()));
     }
 
     fn a_line_interrupt_arrives_and_exclusive_lines_stay_so() {

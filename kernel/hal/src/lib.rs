@@ -20,6 +20,7 @@ pub mod console;
 pub mod cpu;
 pub mod fpu;
 mod hooks;
+pub mod iommu;
 pub mod irq;
 #[macro_use]
 pub mod ktest;

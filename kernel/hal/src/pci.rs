@@ -169,7 +169,7 @@ const VENDOR: u16 = 0x00;
 const DEVICE: u16 = 0x02;
 const CLASS_REVISION: u16 = 0x08;
 const HEADER_TYPE: u16 = 0x0e;
-const SECONDARY_BUS: u16 = 0x19;
+pub(crate) const SECONDARY_BUS: u16 = 0x19;
 
 /// The function at `address`, if one answers.
 pub fn probe(address: Address) -> Option<Function> {

@@ -17,6 +17,8 @@ pub const DESTROY: u32 = io(0x80);
 pub const IOAS_ALLOC: u32 = io(0x81);
 /// `IOMMU_IOAS_IOVA_RANGES`.
 pub const IOAS_IOVA_RANGES: u32 = io(0x84);
+/// `IOMMU_IOAS_ALLOW_IOVAS`.
+pub const IOAS_ALLOW_IOVAS: u32 = io(0x82);
 /// `IOMMU_IOAS_MAP`.
 pub const IOAS_MAP: u32 = io(0x85);
 /// `IOMMU_IOAS_UNMAP`.
@@ -81,6 +83,22 @@ pub struct IovaRanges {
     pub allowed_iovas: u64,
     /// Alignment that mappings need.
     pub out_iova_alignment: u64,
+}
+
+/// `struct iommu_ioas_allow_iovas`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AllowIovas {
+    /// Of this structure.
+    pub size: u32,
+    /// Which space.
+    pub ioas_id: u32,
+    /// How many ranges.
+    pub num_iovas: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Address of an [`IovaRange`] array.
+    pub allowed_iovas: u64,
 }
 
 /// `struct iommu_ioas_map`.
@@ -181,6 +199,7 @@ mod tests {
         assert_eq!(IOAS_ALLOC, 0x3b81);
         assert_eq!(size_of::<IoasAlloc>(), 12);
         assert_eq!(size_of::<IovaRanges>(), 32);
+        assert_eq!(size_of::<AllowIovas>(), 24);
         assert_eq!(size_of::<IoasMap>(), 40);
         assert_eq!(size_of::<IoasMapFile>(), 40);
         assert_eq!(core::mem::offset_of!(IoasMapFile, iova), 32);

@@ -1,7 +1,7 @@
 //! Driver files, and the services that they become: one for each device that matches.
 //!
 //! A driver is a folder `/usr/lib/ursa/drivers/NAME` with `driver.toml`: the keys of a service file (what the driver is given
-//! among them: `scheme`, `dma`, `files`) and the three that say for which devices:
+//! among them: `scheme`, `dma`, `files`, `confined`, `nodes`, `view`) and the three that say for which devices:
 //!
 //! ```toml
 //! match = ["pci:1af4:1050"]      # pci:VENDOR:DEVICE, pci-class:CCSS (class, sub-class), platform:NAME
@@ -139,6 +139,11 @@ pub fn devices(sys: &Path) -> Vec<Device> {
     }
     found.sort_by(|a, b| (&a.bus, &a.address).cmp(&(&b.bus, &b.address)));
     found
+}
+
+/// Whether a service is a driver's, by its name.
+pub fn is_driver(name: &str) -> bool {
+    name.contains('@')
 }
 
 /// The services that drive these devices.

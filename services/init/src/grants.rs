@@ -42,7 +42,8 @@ impl Grants {
             let fd = self.connection(name, path).with_context(|| format!("scheme {}", path.display()))?;
             passed.push(("scheme".to_owned(), fd));
         }
-        if unit.dma {
+        // A device is bound to an iommufd, also one that does no DMA.
+        if unit.dma || unit.device.is_some() {
             passed.push(("iommufd".to_owned(), open(Path::new("/dev/iommu"))?.into()));
         }
         for path in &unit.files {

@@ -8,6 +8,7 @@
 //! References: sd_notify(3), systemd.service(5) for the meaning of the keys, bootup(7).
 #![deny(unsafe_code)]
 
+mod confine;
 mod control;
 mod drivers;
 mod grants;
@@ -16,6 +17,7 @@ mod notify;
 mod spawn;
 mod supervisor;
 mod system;
+mod uevent;
 mod unit;
 
 use std::{
@@ -79,7 +81,8 @@ fn boot() -> Result<Down> {
     let (mut units, broken) = unit::load(&UNIT_FOLDERS.map(Path::new));
     let (drivers, broken_drivers) = drivers::load(Path::new(DRIVERS));
     // On another kernel (Linux, in comparisons) the drivers are that kernel's.
-    if Path::new("/dev/scheme").exists() {
+    let ours = Path::new("/dev/scheme").exists();
+    if ours {
         units.extend(drivers::services(&drivers, &drivers::devices(Path::new("/sys"))));
     }
     for message in problems.iter().chain(&broken).chain(&broken_drivers) {
@@ -93,7 +96,11 @@ fn boot() -> Result<Down> {
     }
     let order = unit::start_order(&units)?;
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
-    Ok(supervisor::Supervisor::new(Path::new(RUN), program, units, order)?.run())
+    let mut supervisor = supervisor::Supervisor::new(Path::new(RUN), program, units, order)?;
+    if ours && let Err(error) = supervisor.watch_devices(drivers) {
+        eprintln!("init: devices that are plugged in get no driver: {error:#}");
+    }
+    Ok(supervisor.run())
 }
 
 /// Replaces the supervisor by a shell on the console, so that a person can mend the system.

@@ -34,6 +34,8 @@ pub enum Event {
     Start(String),
     /// An operator asks for a service to stop.
     Stop(String),
+    /// A unit has come: a driver for a device that was plugged in. One of this name that was there is replaced.
+    Add(String, Box<Unit>),
     /// The whole system goes down: stop everything, last started first.
     Shutdown,
     /// Nothing but the passing of time.
@@ -175,9 +177,19 @@ pub struct Service {
 }
 
 impl Service {
+    fn new(unit: Unit) -> Service {
+        let (starts, status) = (VecDeque::new(), String::new());
+        Service { unit, state: State::Inactive, status, wanted: true, starts, restarts: 0 }
+    }
+
     /// Whether those that come after it may start.
     fn is_started(&self) -> bool {
         matches!(self.state, State::Running { .. } | State::Done)
+    }
+
+    /// Whether it should run.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted
     }
 
     fn is_failed(&self) -> bool {
@@ -210,20 +222,7 @@ pub struct Manager {
 impl Manager {
     /// Makes a manager of the given units; `order` is from [`crate::unit::start_order`]. All are wanted.
     pub fn new(units: BTreeMap<String, Unit>, order: Vec<String>) -> Manager {
-        let services = units
-            .into_iter()
-            .map(|(name, unit)| {
-                let service = Service {
-                    unit,
-                    state: State::Inactive,
-                    status: String::new(),
-                    wanted: true,
-                    starts: VecDeque::new(),
-                    restarts: 0,
-                };
-                (name, service)
-            })
-            .collect();
+        let services = units.into_iter().map(|(name, unit)| (name, Service::new(unit))).collect();
         Manager { services, order, shutting_down: false, all_stopped_said: false }
     }
 
@@ -314,6 +313,21 @@ impl Manager {
                 if let Some(service) = self.services.get_mut(&name) {
                     service.wanted = false;
                     service.stop(now, Then::Rest, &mut actions);
+                }
+            }
+            Event::Add(name, unit) => {
+                let fresh = Service::new(*unit);
+                match self.services.get_mut(&name) {
+                    // It is on its way down still: then it starts again with what is new.
+                    Some(service) if service.pid().is_some() => {
+                        service.unit = fresh.unit;
+                        service.wanted = true;
+                    }
+                    Some(service) => *service = fresh,
+                    None => {
+                        self.order.push(name.clone());
+                        self.services.insert(name, fresh);
+                    }
                 }
             }
             Event::Shutdown => {

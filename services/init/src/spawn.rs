@@ -12,7 +12,7 @@ use std::{
         unix::fs::PermissionsExt,
         unix::process::CommandExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -23,8 +23,16 @@ use nix::{
     unistd::{Gid, Uid, User, initgroups, setgid, setuid},
 };
 
-use crate::{manager::Pid, unit::Unit};
+use crate::{
+    confine::{self, Jail},
+    manager::Pid,
+    unit::Unit,
+};
 
+/// Variables of the supervisor's that a confined unit sees.
+const PASSED_ON: [&str; 5] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_FDNAMES", "DEVPATH"];
+/// Where the child finds its jail, as TOML, when it has one.
+const JAIL_VARIABLE: &str = "URSA_INIT_JAIL";
 /// First argument of the supervisor's own program when it is to become a service.
 pub const CHILD_ARG: &str = "--become-service";
 /// Where the child finds its unit, as TOML.
@@ -32,16 +40,31 @@ const UNIT_VARIABLE: &str = "URSA_INIT_UNIT";
 /// The first descriptor that a service receives, `SD_LISTEN_FDS_START`.
 const FIRST_FD: i32 = 3;
 
-/// Starts the unit's program with the `passed` descriptors from number 3 on; returns the number of its process.
+/// Starts the unit's program with the `passed` descriptors from number 3 on, in `jail` if it is confined; returns the number of
+/// its process.
 ///
 /// # Errors
 /// When no process can be made. A program that cannot be executed shows as an exit with status 203 to 206.
-pub fn spawn(program: &Path, name: &str, unit: &Unit, notify: &Path, passed: &[(String, OwnedFd)]) -> Result<Pid> {
+pub fn spawn(
+    program: &Path,
+    name: &str,
+    unit: &Unit,
+    notify: &Path,
+    passed: &[(String, OwnedFd)],
+    jail: Option<&Jail>,
+) -> Result<Pid> {
     let mut command = Command::new(program);
     command.arg(CHILD_ARG).arg(name).env(UNIT_VARIABLE, toml::to_string(unit)?);
     command.env("NOTIFY_SOCKET", notify).stdin(Stdio::null());
     if let Some(ms) = unit.watchdog_ms {
         command.env("WATCHDOG_USEC", (ms * 1000).to_string());
+    }
+    if let Some(jail) = jail {
+        command.env(JAIL_VARIABLE, toml::to_string(jail)?);
+    }
+    if let Some(path) = unit.device.as_deref().and_then(device_path) {
+        // As in uevents: where the device is in sysfs, which a confined driver cannot look up.
+        command.env("DEVPATH", path);
     }
     let mut mappings = Vec::new();
     for (number, (_, fd)) in (FIRST_FD..).zip(passed) {
@@ -54,6 +77,13 @@ pub fn spawn(program: &Path, name: &str, unit: &Unit, notify: &Path, passed: &[(
     command.fd_mappings(mappings)?;
     let child = command.spawn().with_context(|| format!("{}", program.display()))?;
     Ok(child.id() as Pid)
+}
+
+/// The path below `/sys` of `BUS:NAME`.
+fn device_path(device: &str) -> Option<PathBuf> {
+    let (bus, name) = device.split_once(':')?;
+    let at = std::fs::canonicalize(Path::new("/sys/bus").join(bus).join("devices").join(name)).ok()?;
+    Some(Path::new("/").join(at.strip_prefix("/sys").ok()?))
 }
 
 /// The child's half: becomes the service. Returns only on failure, with the exit status that says in which step
@@ -111,6 +141,17 @@ fn prepare(unit: &Unit) -> Result<Command> {
         command.current_dir(folder);
     }
     command.envs(&unit.environment);
+    if let Ok(jail) = std::env::var(JAIL_VARIABLE) {
+        // Nothing of the supervisor's environment, but for what tells the unit of its descriptors and its supervisor.
+        let own: Vec<_> = command.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect();
+        command.env_clear();
+        for name in PASSED_ON {
+            command.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
+        command.envs(own.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        command.current_dir("/");
+        confine::enter(&toml::from_str(&jail).context("jail")?)?;
+    }
     Ok(command)
 }
 

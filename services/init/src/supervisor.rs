@@ -23,7 +23,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::WaitOptions;
 
 use crate::{
+    confine::Jails,
     control,
+    drivers::{self, Driver},
     grants::Grants,
     manager::{Action, Ending, Event, ExitKind, Manager, Pid, Spawned, State},
     notify::{self, StoreRequest},
@@ -42,9 +44,12 @@ pub struct Supervisor {
     signals: SignalFd,
     stores: BTreeMap<String, Vec<(String, OwnedFd)>>,
     grants: Grants,
+    jails: Jails,
     going: Option<Down>,
     stopped: bool,
     console: Option<std::fs::File>,
+    /// Where the kernel tells of devices, and who drives which; none where drivers are the kernel's.
+    hotplug: Option<(OwnedFd, BTreeMap<String, Driver>)>,
 }
 
 /// Signals that the loop takes in through a descriptor.
@@ -73,10 +78,48 @@ impl Supervisor {
             signals,
             stores: BTreeMap::new(),
             grants: Grants::default(),
+            jails: Jails::new(run.join("jail")),
             going: None,
             stopped: false,
             console: spawn::console(),
+            hotplug: None,
         })
+    }
+
+    /// Starts and stops drivers as devices come and go, from now on.
+    ///
+    /// # Errors
+    /// When the kernel's messages cannot be had.
+    pub fn watch_devices(&mut self, drivers: BTreeMap<String, Driver>) -> Result<()> {
+        self.hotplug = Some((crate::uevent::open().context("uevents")?, drivers));
+        // What came since the devices were listed.
+        self.match_drivers();
+        Ok(())
+    }
+
+    /// Looks which devices are there, starts drivers of new ones and stops those whose device is gone.
+    fn match_drivers(&mut self) {
+        let Some((_, drivers)) = &self.hotplug else { return };
+        let wanted = drivers::services(drivers, &drivers::devices(Path::new("/sys")));
+        let masked = crate::system::option("mask").unwrap_or_default();
+        let running = |service: &crate::manager::Service| service.is_wanted();
+        let services = self.manager.services();
+        let gone: Vec<String> = services
+            .iter()
+            .filter(|(name, service)| drivers::is_driver(name) && running(service) && !wanted.contains_key(*name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let come: Vec<(String, Unit)> = wanted
+            .into_iter()
+            .filter(|(name, _)| !services.get(name).is_some_and(running) && !masked.split(',').any(|word| word == name))
+            .collect();
+        for name in gone {
+            self.say(&format!("{name}: its device is gone"));
+            self.feed(Event::Stop(name));
+        }
+        for (name, unit) in come {
+            self.feed(Event::Add(name, Box::new(unit)));
+        }
     }
 
     /// Runs until the system shall go down and all services have stopped; returns how.
@@ -97,6 +140,9 @@ impl Supervisor {
                     let answer = self.request(request);
                     control::answer(stream, &answer);
                 }
+            }
+            if self.hotplug.as_ref().is_some_and(|(socket, _)| crate::uevent::device_changes(socket)) {
+                self.match_drivers();
             }
             self.feed(Event::Tick);
             if let Some(name) = self.manager.essential_gone().map(str::to_owned)
@@ -123,11 +169,10 @@ impl Supervisor {
             let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.notify.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
-        ];
+        let sources = [self.signals.as_fd(), self.notify.as_fd(), self.control.as_fd()];
+        let uevents = self.hotplug.as_ref().map(|(socket, _)| socket.as_fd());
+        let mut fds: Vec<PollFd<'_>> =
+            sources.into_iter().chain(uevents).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         // An interruption is an event like any other: the caller looks at everything in any case.
         let _ = poll(&mut fds, timeout.as_ref());
     }
@@ -212,7 +257,11 @@ impl Supervisor {
         for (fd_name, fd) in self.stores.get(name).into_iter().flatten() {
             passed.push((fd_name.clone(), fd.try_clone()?));
         }
-        spawn::spawn(&self.program, name, unit, &self.notify_path, &passed).map(Spawned::Runs)
+        let jail = match unit.confined {
+            true => Some(self.jails.make(name, unit, &self.notify_path).context("its jail")?),
+            false => None,
+        };
+        spawn::spawn(&self.program, name, unit, &self.notify_path, &passed, jail.as_ref()).map(Spawned::Runs)
     }
 
     fn store(&mut self, pid: Pid, request: StoreRequest) {

@@ -107,6 +107,18 @@ pub struct Unit {
     /// Files that it receives open for reading and writing, each named by its last component.
     #[serde(default)]
     pub files: Vec<PathBuf>,
+    /// It runs in a root of its own with a user id of its own and without capabilities ([`mod@crate::confine`]).
+    #[serde(default)]
+    pub confined: bool,
+    /// Character devices that a confined unit may open.
+    #[serde(default)]
+    pub nodes: Vec<PathBuf>,
+    /// Files and folders that a confined unit sees, read-only.
+    #[serde(default)]
+    pub view: Vec<PathBuf>,
+    /// How much memory a confined unit may lock and pin for its device, in MiB.
+    #[serde(default = "default_memlock_mib")]
+    pub memlock_mib: u64,
     /// The kernel's OOM score adjustment, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
     /// The system goes down when this unit ends or fails for good: for sessions that are the purpose of the boot.
@@ -125,6 +137,9 @@ fn default_restart_burst() -> u32 {
 }
 fn default_restart_interval_s() -> u64 {
     30
+}
+fn default_memlock_mib() -> u64 {
+    16
 }
 fn default_timeout_ms() -> u64 {
     90_000
@@ -156,7 +171,17 @@ impl Unit {
         if unit.device.as_ref().is_some_and(|device| !device.contains(':')) {
             bail!("device is not BUS:ADDRESS");
         }
-        if let Some(path) = unit.scheme.iter().chain(&unit.files).find(|path| !path.is_absolute()) {
+        if unit.confined && (unit.user.is_some() || unit.tty.is_some() || unit.runtime_directory.is_some()) {
+            bail!("a confined unit has neither user nor tty nor runtime-directory");
+        }
+        if !unit.confined && !(unit.nodes.is_empty() && unit.view.is_empty()) {
+            bail!("nodes and view are for confined units");
+        }
+        let paths = unit.scheme.iter().chain(&unit.files).chain(&unit.nodes).chain(&unit.view);
+        if let Some(path) = paths
+            .into_iter()
+            .find(|path| !path.is_absolute() || path.components().any(|part| part == Component::ParentDir))
+        {
             bail!("{} is not an absolute path", path.display());
         }
         if unit.oom_score_adj.is_some_and(|adj| !(-1000..=1000).contains(&adj)) {

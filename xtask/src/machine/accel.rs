@@ -33,6 +33,11 @@ impl Accel {
         }
     }
 
+    /// QEMU's machine. KVM's own I/O APIC knows no interrupt remapping.
+    pub fn machine(self, iommu: bool) -> &'static str {
+        if iommu && self == Accel::Kvm { "q35,kernel-irqchip=split" } else { "q35" }
+    }
+
     /// Chooses: `$URSA_ACCEL` (`kvm` or `tcg`), else what a trial says.
     pub fn choose(kernel: Kernel) -> Result<Accel> {
         match std::env::var("URSA_ACCEL").as_deref() {

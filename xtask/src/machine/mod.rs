@@ -68,6 +68,17 @@ pub enum Gpu {
     None,
 }
 
+/// An IOMMU.
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Iommu {
+    /// None.
+    #[default]
+    None,
+    /// Intel's VT-d, with interrupt remapping.
+    Intel,
+}
+
 /// What a person may choose about a machine.
 #[derive(clap::Args, Debug, Clone)]
 #[group(skip)]
@@ -90,6 +101,9 @@ pub struct Options {
     /// Memory, as QEMU takes it.
     #[arg(long, default_value = "4G")]
     pub mem: String,
+    /// The IOMMU.
+    #[arg(long, value_enum, default_value_t = Iommu::None)]
+    pub iommu: Iommu,
     /// CPU model, as QEMU takes it.
     #[arg(long, default_value = "max")]
     pub cpu: String,
@@ -118,6 +132,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// What a virtio device needs for its DMA to go through the IOMMU, where there is one: more properties.
+    pub fn virtio(&self) -> &'static str {
+        if self.iommu == Iommu::None { "" } else { ",iommu_platform=on,disable-legacy=on" }
+    }
+
     /// The defaults, for a machine that no person asked for.
     pub fn of(image: &str, kernel: Kernel) -> Options {
         Options {
@@ -127,6 +146,7 @@ impl Options {
             additions: Vec::new(),
             smp: 2,
             mem: "4G".into(),
+            iommu: Iommu::None,
             cpu: "max".into(),
             disks: Vec::new(),
             qemu: Vec::new(),
@@ -278,7 +298,7 @@ fn remove_stale(folder: &Path) -> Result<()> {
 /// QEMU's command line for a machine, but for its serial lines.
 pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-M", "q35", "-nodefaults", "-no-reboot", "-display", "none"]);
+    command.args(["-M", accel.machine(options.iommu != Iommu::None), "-nodefaults", "-no-reboot", "-display", "none"]);
     if options.counted {
         command.args(["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0,sleep=off"]);
     } else {
@@ -294,28 +314,38 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
         command.arg("-drive");
         command.arg(format!("file={},if=virtio,format=raw,snapshot=on,cache=unsafe", disk.display()));
     }
+    let virtio = options.virtio();
+    // Before the devices that it serves.
+    if options.iommu == Iommu::Intel {
+        command.args(["-device", "intel-iommu,intremap=on"]);
+    }
+    let modern = if virtio.is_empty() { ",disable-legacy=on" } else { virtio };
     for (number, disk) in boot.disks.iter().enumerate() {
         let format = if disk.extension().is_some_and(|ending| ending == "qcow2") { "qcow2" } else { "raw" };
         command.arg("-drive");
         command.arg(format!("file={},if=none,id=disk{number},format={format},discard=unmap", disk.display()));
         command.arg("-device");
-        command.arg(format!("virtio-blk-pci,drive=disk{number},serial=disk{number},disable-legacy=on"));
+        command.arg(format!("virtio-blk-pci,drive=disk{number},serial=disk{number}{modern}"));
     }
     command.args(["-append", boot.append.trim()]);
-    command.args(["-device", DEBUG_EXIT, "-device", "virtio-rng-pci"]);
+    command.args(["-device", DEBUG_EXIT, "-device", &format!("virtio-rng-pci{virtio}")]);
     match gpu {
-        Gpu::Virtio => drop(command.args(["-vga", "none", "-device", "virtio-gpu-pci,xres=1280,yres=800"])),
+        Gpu::Virtio => {
+            command.args(["-vga", "none", "-device", &format!("virtio-gpu-pci,xres=1280,yres=800{virtio}")]);
+        }
         Gpu::Bochs => drop(command.args(["-vga", "none", "-device", "bochs-display,xres=1280,yres=800,edid=on"])),
         Gpu::Std => drop(command.args(["-vga", "std"])),
         Gpu::None => drop(command.args(["-vga", "none"])),
     }
     if gpu != Gpu::None {
-        command.args(["-device", "virtio-keyboard-pci", "-device", "virtio-tablet-pci"]);
+        for name in ["virtio-keyboard-pci", "virtio-tablet-pci"] {
+            command.args(["-device", &format!("{name}{virtio}")]);
+        }
     }
     if options.net {
         // `restrict`: no packet leaves for any other host. The modern interface is what the driver speaks.
         command.args(["-netdev", "user,id=net0,restrict=on,guestfwd=tcp:10.0.2.100:7-cmd:cat"]);
-        command.args(["-device", "virtio-net-pci,netdev=net0,disable-legacy=on"]);
+        command.args(["-device", &format!("virtio-net-pci,netdev=net0{modern}")]);
     }
     command.args(&options.qemu);
     command

@@ -9,7 +9,7 @@
 //! ```
 
 use crate::archive::Addition;
-use crate::machine::{Gpu, Kernel};
+use crate::machine::{Gpu, Iommu, Kernel};
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use guest_protocol::Status;
@@ -50,6 +50,12 @@ pub struct File {
     /// Virtio disks: files relative to the checkout, or sizes (`64M`) of empty ones. All cases see the same.
     #[serde(default)]
     pub disks: Vec<String>,
+    /// Its IOMMU.
+    #[serde(default)]
+    pub iommu: Iommu,
+    /// More words for QEMU.
+    #[serde(default)]
+    pub qemu: Vec<String>,
     /// Files to put in, relative to the checkout.
     #[serde(default)]
     pub add: Vec<String>,
@@ -104,7 +110,7 @@ pub struct Case {
     #[serde(default)]
     pub picture: Option<String>,
     /// What a person does before the command runs, in order: `type TEXT`, `key COMBO`, `move X Y`, `click [BUTTON]`,
-    /// `drag X Y X Y`, `wait SHELL` (until a command of the guest succeeds).
+    /// `drag X Y X Y`, `qmp COMMAND JSON` (to QEMU), `wait SHELL` (until a command of the guest succeeds).
     #[serde(default)]
     pub input: Vec<String>,
     /// Pixels that the screen shows in the end, `X Y RRGGBB`: they are waited for.

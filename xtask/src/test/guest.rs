@@ -70,6 +70,8 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
         net: file.net,
         disks: file.disks.clone(),
         append: file.append.clone(),
+        iommu: file.iommu,
+        qemu: file.qemu.clone(),
         ..Options::of(&file.image, kernel)
     };
     let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
@@ -159,6 +161,10 @@ fn act(
         return Ok((problem.map(|problem| format!("{action:?}: {problem}")), usable));
     }
     let mut qmp = Qmp::connect(&folder.join("qmp.sock"))?;
+    if let Some((command, arguments)) = action.strip_prefix("qmp ").map(|a| a.split_once(' ').unwrap_or((a, "{}"))) {
+        qmp.execute(command, serde_json::from_str(arguments)?)?;
+        return Ok((None, true));
+    }
     input::perform(&mut qmp, action, |qmp| screen::size(qmp, folder))?;
     Ok((None, true))
 }

@@ -3,6 +3,9 @@
 //! An open `/dev/iommu` is a [`Context`]; in it live I/O address spaces ([`Ioas`]) by number. A VFIO device is bound to a context
 //! and attached to one of its spaces, and only then may it be a bus master.
 //!
+//! Where there is an IOMMU ([`ursa_hal::iommu`]) a device reaches what was mapped in its space, and nothing else; what it tries besides
+//! is logged with its driver's name ([`mod@faults`]).
+//!
 //! Without an IOMMU nothing can be translated. `IOMMU_IOAS_MAP` and its kin then fail with `EOPNOTSUPP`, and the extension
 //! `IOMMU_URSA_BUS_ADDRESSES` pins a dma-buf and tells where its pages are on the bus. A driver that uses it can reach all
 //! of memory; the log names it when its device is attached.
@@ -14,16 +17,19 @@
 //!
 //! References: `Documentation/userspace-api/iommufd.rst`, `drivers/iommu/iommufd/`.
 
+mod faults;
 mod ioas;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use linux_uapi::iommufd::{self as abi, BusAddresses, Destroy, IoasAlloc, IoasMap, IoasMapFile, IoasUnmap, IovaRanges};
+use linux_uapi::iommufd::{
+    self as abi, AllowIovas, BusAddresses, Destroy, IoasAlloc, IoasMap, IoasMapFile, IoasUnmap, IovaRange, IovaRanges,
+};
 use linux_uapi::zerocopy::{FromBytes, Immutable, IntoBytes};
 
-pub use ioas::{Ioas, Pin};
+pub use ioas::{Attached, Ioas, Pin};
 
 use crate::device;
 use crate::fs::dev::CharDevice;
@@ -38,11 +44,15 @@ const MINOR: u32 = 122;
 /// Objects in a context; beyond it is a driver that leaks.
 const OBJECTS_MAX: usize = 1 << 16;
 
+/// Ranges in one `IOMMU_IOAS_ALLOW_IOVAS`.
+const RANGES_MAX: usize = 1 << 16;
+
 /// Registers `/dev/iommu`.
 ///
 /// # Errors
 /// `EBUSY`, `EEXIST` when its number or name is taken.
 pub fn init() -> Result {
+    faults::init();
     device::register_misc("iommu", MINOR, 0o660, Arc::new(Node)).map(drop)
 }
 
@@ -206,6 +216,17 @@ impl Context {
         if room < ranges.len() { Err(Errno::EMSGSIZE) } else { Ok(0) }
     }
 
+    fn allow(&self, arg: u64) -> Result<i64> {
+        let argument: AllowIovas = read_sized(arg)?;
+        if argument.reserved != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let ioas = self.ioas(argument.ioas_id)?;
+        let count = usize::try_from(argument.num_iovas).ok().filter(|n| *n <= RANGES_MAX).ok_or(Errno::ENOMEM)?;
+        let ranges = user::read_slice(UserPtr::<IovaRange>::new(argument.allowed_iovas), count)?;
+        ioas.allow(ranges).map(|()| 0)
+    }
+
     fn map_file(&self, arg: u64) -> Result<i64> {
         let mut argument: IoasMapFile = read_sized(arg)?;
         let ioas = self.ioas(argument.ioas_id)?;
@@ -255,6 +276,7 @@ impl FileOps for Context {
             abi::DESTROY => self.destroy(arg),
             abi::IOAS_ALLOC => self.alloc(arg),
             abi::IOAS_IOVA_RANGES => self.ranges(arg),
+            abi::IOAS_ALLOW_IOVAS => self.allow(arg),
             abi::IOAS_MAP => self.map(arg),
             abi::IOAS_MAP_FILE => self.map_file(arg),
             abi::IOAS_UNMAP => self.unmap(arg),

@@ -74,6 +74,20 @@ impl AddressSpace {
         })
     }
 
+    /// As [`AddressSpace::object_at`], for memory that the mapping lets its owner read and, with `write`, write.
+    ///
+    /// # Errors
+    /// `EFAULT` if nothing is mapped there, or without these rights.
+    pub fn shared_at(&self, va: VirtAddr, write: bool) -> Result<Option<(Arc<MemoryObject>, u64)>> {
+        let needed = if write { VmFlags::READ | VmFlags::WRITE } else { VmFlags::READ };
+        let inner = self.inner.read();
+        if !inner.vmas.find(va.as_u64()).is_some_and(|vma| vma.flags.contains(needed)) {
+            return Err(Errno::EFAULT);
+        }
+        drop(inner);
+        self.object_at(va)
+    }
+
     /// The object and the byte offset in it that a shared mapping shows at `va`; `None` for private memory.
     ///
     /// # Errors

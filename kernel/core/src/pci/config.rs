@@ -14,6 +14,8 @@ pub mod reg {
     pub const CACHE_LINE: u16 = 0x0c;
     /// Latency timer.
     pub const LATENCY: u16 = 0x0d;
+    /// Header type.
+    pub const HEADER: u16 = 0x0e;
     /// First base address register.
     pub const BAR: u16 = 0x10;
     /// Secondary bus of a bridge.
@@ -144,6 +146,11 @@ pub fn capabilities(a: Address) -> impl Iterator<Item = (u8, u16)> {
         at = u16::from(next & !3);
         (id != 0xff).then_some(found)
     })
+}
+
+/// Where the extended capability `id` is.
+pub fn extended(a: Address, id: u16) -> Option<u16> {
+    extended_capabilities(a).find(|c| c.0 == id).map(|c| c.1)
 }
 
 /// The extended capabilities: id and offset.

@@ -2,14 +2,16 @@
 //!
 //! The kernel finds the functions and drives none. It reads their configuration once, with decoding off for the moment in which
 //! it learns the sizes of the BARs, keeps what it found in a [`Function`] each, and hands the function to whoever opens its
-//! VFIO file ([`crate::vfio`]). Firmware has placed the BARs and set up the bridges; a BAR that it left out does not exist here.
+//! VFIO file ([`crate::vfio`]). What comes later into a slot, and leaves it, is [`mod@hotplug`]'s. Firmware has placed the BARs and set up the bridges; a BAR that it left out does not exist here.
 //!
-//! Locking: the list of functions is fixed after [`init`]. A function's command register is changed by the VFIO device that
+//! Locking: the list of functions (`SpinLock`) is a leaf. A function's command register is changed by the VFIO device that
 //! owns it and by its interrupt, so that has an `IrqLock`.
 //!
 //! References: PCI 3.0, 6; `Documentation/PCI/sysfs-pci.rst`.
 
 pub mod config;
+mod groups;
+mod hotplug;
 mod sysfs;
 #[cfg(target_os = "none")]
 mod tests;
@@ -17,10 +19,11 @@ mod tests;
 use alloc::{sync::Arc, vec::Vec};
 
 use ursa_hal::pci::{Address, Width, config_read, config_size, scan};
-use ursa_hal::sync::{IrqLock, Once};
+use ursa_hal::sync::{IrqLock, Once, SpinLock};
 use ursa_hal::{PhysAddr, mm};
 
 use self::config::{cap, command, reg};
+pub use self::groups::Group;
 use crate::device::Device;
 use crate::time::{self, Deadline};
 use crate::wait::WaitQueue;
@@ -121,18 +124,24 @@ pub struct Function {
     command: IrqLock<()>,
     /// The function in sysfs.
     pub device: Once<Arc<Device>>,
+    /// The bridge that it is behind.
+    pub parent: Option<Arc<Function>>,
+    /// It is one of several in its device.
+    pub multi: bool,
+    /// Its isolation group, where there is an IOMMU.
+    pub group: Once<Arc<Group>>,
 }
 
-static FUNCTIONS: Once<Vec<Arc<Function>>> = Once::new();
+static FUNCTIONS: SpinLock<Vec<Arc<Function>>> = SpinLock::new(Vec::new());
 
 /// All functions, sorted by address.
-pub fn functions() -> &'static [Arc<Function>] {
-    FUNCTIONS.get().map_or(&[], |f| f)
+pub fn functions() -> Vec<Arc<Function>> {
+    FUNCTIONS.lock().clone()
 }
 
 /// The function at `address`.
-pub fn find(address: Address) -> Option<&'static Arc<Function>> {
-    functions().iter().find(|f| f.address == address)
+pub fn find(address: Address) -> Option<Arc<Function>> {
+    FUNCTIONS.lock().iter().find(|f| f.address == address).cloned()
 }
 
 /// Finds the functions and registers them in sysfs and with VFIO.
@@ -140,9 +149,55 @@ pub fn find(address: Address) -> Option<&'static Arc<Function>> {
 /// # Errors
 /// What registration says; the functions before it stay.
 pub fn init() -> Result {
-    let found = FUNCTIONS.call_once(|| scan().into_iter().map(|f| Arc::new(Function::read(f))).collect());
+    let mut found: Vec<Arc<Function>> = Vec::new();
+    // Sorted by address, and bridges lead to higher buses: who is behind one finds it.
+    for f in scan() {
+        let parent = bridge_to(&found, f.address.bus);
+        found.push(Arc::new(Function::read(f, parent)));
+    }
+    *FUNCTIONS.lock() = found.clone();
     ursa_hal::info!("PCI: {} functions", found.len());
-    sysfs::register(found)
+    sysfs::register(&found)?;
+    for function in &found {
+        function.join_group(&found);
+    }
+    Ok(())
+}
+
+/// Lets devices come and go: called when what they are registered with is there.
+pub fn watch_slots() {
+    hotplug::init(&functions());
+}
+
+/// Takes a function in that has come, and that has its addresses.
+fn add(found: ursa_hal::pci::Function, parent: &Arc<Function>) -> Result {
+    let function = Arc::new(Function::read(found, Some(parent.clone())));
+    {
+        let mut all = FUNCTIONS.lock();
+        let at = all.partition_point(|f| f.address < function.address);
+        all.insert(at, function.clone());
+    }
+    ursa_hal::info!("PCI {}: {:04x}:{:04x} has come", function.address, function.vendor, function.device_id);
+    sysfs::register_one(&function)?;
+    function.join_group(&functions());
+    crate::vfio::add(&function)
+}
+
+/// Takes a function out that is gone, or shall go. Its driver has lost it when this returns.
+fn remove(function: &Arc<Function>) {
+    ursa_hal::info!("PCI {}: {:04x}:{:04x} goes", function.address, function.vendor, function.device_id);
+    crate::vfio::remove(function);
+    function.leave_group();
+    if let Some(device) = function.device.get() {
+        device.unregister();
+    }
+    FUNCTIONS.lock().retain(|f| !Arc::ptr_eq(f, function));
+}
+
+/// The bridge to `bus`.
+fn bridge_to(functions: &[Arc<Function>], bus: u8) -> Option<Arc<Function>> {
+    let leads = |f: &&Arc<Function>| f.header == 1 && bus != 0 && config::read8(f.address, reg::SECONDARY) == bus;
+    functions.iter().find(leads).cloned()
 }
 
 /// The sizing mask of a register: what can be set of all ones.
@@ -199,7 +254,7 @@ fn read_bars(a: Address, count: usize) -> [Option<Bar>; BARS] {
 }
 
 impl Function {
-    fn read(f: ursa_hal::pci::Function) -> Function {
+    fn read(f: ursa_hal::pci::Function, parent: Option<Arc<Function>>) -> Function {
         let a = f.address;
         let bridge = f.header == 1;
         let old = config::read16(a, reg::COMMAND);
@@ -256,6 +311,9 @@ impl Function {
             maskable,
             command: IrqLock::new(()),
             device: Once::new(),
+            parent,
+            multi: config::read8(Address { function: 0, ..a }, reg::HEADER) & 0x80 != 0,
+            group: Once::new(),
         }
     }
 
@@ -282,8 +340,34 @@ impl Function {
         both & u32::from(command::INTX_DISABLE) == 0 && both >> 16 & u32::from(config::STATUS_INTX) != 0
     }
 
+    /// Whether it is still there.
+    pub fn answers(&self) -> bool {
+        config::read16(self.address, 0) != 0xffff
+    }
+
+    /// Has the function send this message for MSI, and turns it on.
+    pub fn write_msi(&self, address: u64, data: u32) {
+        let Some(at) = self.msi else { return };
+        let a = self.address;
+        // One message; 64 bits of address where there are (bit 7).
+        let control = config::read16(a, at + 2) & !(1 | 7 << 4);
+        config::write16(a, at + 2, control);
+        config::write32(a, at + 4, address as u32);
+        let place = if control & 1 << 7 != 0 {
+            config::write32(a, at + 8, (address >> 32) as u32);
+            at + 12
+        } else {
+            at + 8
+        };
+        config::write16(a, place, data as u16);
+        config::write16(a, at + 2, control | 1);
+    }
+
     /// Keeps the function from DMA and message interrupts, and waits for what is under way.
     pub fn stop_bus_master(&self) {
+        if !self.answers() {
+            return;
+        }
         self.change_command(command::MASTER, 0);
         if let Some(at) = self.express {
             let pending = || config::read16(self.address, at + config::EXPRESS_DEVICE_STATUS) & 1 << 5 != 0;
@@ -323,7 +407,7 @@ impl Function {
         let a = self.address;
         let flr = self.express.filter(|at| config::read32(a, at + config::EXPRESS_DEVICE_CAPS) & 1 << 28 != 0);
         let advanced = self.advanced_reset();
-        if flr.is_none() && advanced.is_none() {
+        if flr.is_none() && advanced.is_none() || !self.answers() {
             return Err(Errno::ENOTTY);
         }
         self.stop_bus_master();

@@ -38,31 +38,28 @@ const OVERRIDE_MAX: usize = 4096;
 
 /// Registers all functions, parents first (they are sorted by address, and bridges lead to higher buses).
 pub(super) fn register(functions: &[Arc<Function>]) -> Result {
-    let mut buses: Vec<(u8, Arc<Device>)> = Vec::new();
-    for function in functions {
-        let bus = function.address.bus;
-        let parent = match buses.iter().find(|b| b.0 == bus) {
-            Some((_, parent)) => parent.clone(),
-            None => {
-                let parent = match bridge_to(functions, bus) {
-                    Some(bridge) => bridge.device.get().cloned().ok_or(Errno::ENODEV)?,
-                    None => {
-                        Device::register(DeviceSpec { name: format!("pci0000:{bus:02x}"), ..DeviceSpec::default() })?
-                    }
-                };
-                add_bus(bus, &parent)?;
-                buses.push((bus, parent.clone()));
-                parent
-            }
-        };
-        let device = Device::register(spec(function).below(&parent))?;
-        let _ = function.device.set(device);
-    }
-    Ok(())
+    functions.iter().try_for_each(register_one)
 }
 
-fn bridge_to(functions: &[Arc<Function>], bus: u8) -> Option<&Arc<Function>> {
-    functions.iter().find(|f| f.header == 1 && bus != 0 && config::read8(f.address, reg::SECONDARY) == bus)
+/// Registers a function, and its bus if it is the first there.
+pub(super) fn register_one(function: &Arc<Function>) -> Result {
+    let bus = function.address.bus;
+    let parent = match &function.parent {
+        Some(bridge) => bridge.device.get().cloned().ok_or(Errno::ENODEV)?,
+        None => {
+            let name = format!("pci0000:{bus:02x}");
+            match Device::find(&format!("/devices/{name}")) {
+                Some(root) => root,
+                None => Device::register(DeviceSpec { name, ..DeviceSpec::default() })?,
+            }
+        }
+    };
+    if Device::find(&format!("{}/pci_bus/0000:{bus:02x}", parent.path())).is_none() {
+        add_bus(bus, &parent)?;
+    }
+    let device = Device::register(spec(function).below(&parent))?;
+    let _ = function.device.set(device);
+    Ok(())
 }
 
 fn add_bus(bus: u8, parent: &Arc<Device>) -> Result {

@@ -10,7 +10,7 @@ ktest! {
         let all = functions();
         assert!(!all.is_empty(), "a PC has a host bridge");
         assert!(all.is_sorted_by_key(|f| f.address));
-        for f in all {
+        for f in &all {
             for bar in f.bars.iter().flatten() {
                 assert!(bar.len.is_power_of_two() && bar.base.is_multiple_of(bar.len), "{} {bar:?}", f.address);
                 if let BarKind::Memory { .. } = bar.kind {

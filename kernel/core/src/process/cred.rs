@@ -65,6 +65,8 @@ pub struct UserAccount {
     pub inotify_instances: AtomicU64,
     /// Descriptors in flight over Unix sockets.
     pub inflight_fds: AtomicU64,
+    /// Pages pinned for devices, for `RLIMIT_MEMLOCK`.
+    pub pinned_pages: AtomicU64,
 }
 
 static ACCOUNTS: SpinLock<BTreeMap<u32, Weak<UserAccount>>> = SpinLock::new(BTreeMap::new());
@@ -84,6 +86,7 @@ impl UserAccount {
             message_queue_bytes: AtomicU64::new(0),
             inotify_instances: AtomicU64::new(0),
             inflight_fds: AtomicU64::new(0),
+            pinned_pages: AtomicU64::new(0),
         });
         table.insert(uid, Arc::downgrade(&account));
         account

@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use linux_uapi::vfio::{self as abi, AttachPt, BindIommufd, CapHeader, DetachPt, DeviceInfo, IrqInfo, RegionInfo};
 use linux_uapi::zerocopy::IntoBytes;
@@ -27,7 +28,7 @@ const DRIVER: &str = "vfio-pci";
 const CHUNK: usize = 64;
 
 /// All devices; the index is the minor.
-static NODES: SpinLock<Vec<Arc<Node>>> = SpinLock::new(Vec::new());
+static NODES: SpinLock<Vec<Option<Arc<Node>>>> = SpinLock::new(Vec::new());
 
 /// A device that can be driven.
 pub(super) struct Node {
@@ -35,6 +36,8 @@ pub(super) struct Node {
     device: Arc<Device>,
     /// Whether somebody drives it.
     taken: Mutex<bool>,
+    /// The device was taken away.
+    gone: AtomicBool,
 }
 
 /// Registers the range of numbers.
@@ -44,18 +47,41 @@ pub(super) fn init() -> Result {
 
 impl Node {
     pub(super) fn register(backend: Arc<dyn Backend>, device: &Arc<Device>) -> Result {
-        let node = Arc::new(Node { backend, device: device.clone(), taken: Mutex::new(false) });
+        let node = Node { backend, device: device.clone(), taken: Mutex::new(false), gone: AtomicBool::new(false) };
+        let node = Some(Arc::new(node));
         let number = {
             let mut nodes = NODES.lock();
-            if nodes.len() >= MINORS as usize {
-                return Err(Errno::ENOSPC);
+            match nodes.iter().position(Option::is_none) {
+                Some(free) => {
+                    nodes[free] = node;
+                    free as u32
+                }
+                None if nodes.len() >= MINORS as usize => return Err(Errno::ENOSPC),
+                None => {
+                    nodes.push(node);
+                    nodes.len() as u32 - 1
+                }
             }
-            nodes.push(node);
-            nodes.len() as u32 - 1
         };
         let name = format!("vfio{number}");
         let node = Devnode::char(format!("vfio/devices/{name}"), MAJOR, number, 0o600);
         Device::register(DeviceSpec::class("vfio-dev", name).below(device).node(node)).map(drop)
+    }
+
+    /// Takes a device from its driver for good. The nodes in sysfs and devtmpfs are the device model's to remove.
+    pub(super) fn retire(device: &Arc<Device>) {
+        let found = {
+            let mut nodes = NODES.lock();
+            let slot = nodes.iter_mut().find(|n| n.as_ref().is_some_and(|n| Arc::ptr_eq(&n.device, device)));
+            slot.and_then(Option::take)
+        };
+        let Some(node) = found else { return };
+        node.gone.store(true, Ordering::SeqCst);
+        // Who is about to bind it has it by now, or sees that it is gone.
+        let taken = node.taken.lock();
+        if *taken {
+            node.backend.close();
+        }
     }
 }
 
@@ -63,7 +89,7 @@ struct Nodes;
 
 impl CharDevice for Nodes {
     fn open(&self, inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        let node = NODES.lock().get(minor(inode.rdev) as usize).cloned().ok_or(Errno::ENODEV)?;
+        let node = NODES.lock().get(minor(inode.rdev) as usize).cloned().flatten().ok_or(Errno::ENODEV)?;
         Ok(Arc::new(VfioFile { node, bound: Mutex::new(None) }))
     }
 }
@@ -86,8 +112,11 @@ impl VfioFile {
         &*self.node.backend
     }
 
-    /// `EINVAL` before the file is bound: nothing can be asked of it.
+    /// `EINVAL` before the file is bound: nothing can be asked of it; `ENODEV` when the device was taken away.
     fn check_bound(&self) -> Result {
+        if self.node.gone.load(Ordering::SeqCst) {
+            return Err(Errno::ENODEV);
+        }
         if self.bound.lock().is_some() { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
@@ -102,6 +131,9 @@ impl VfioFile {
             return Err(Errno::EINVAL);
         }
         let mut taken = self.node.taken.lock();
+        if self.node.gone.load(Ordering::SeqCst) {
+            return Err(Errno::ENODEV);
+        }
         if *taken {
             // Linux says EINVAL; a driver that comes second is better told why.
             return Err(Errno::EBUSY);
@@ -130,7 +162,7 @@ impl VfioFile {
         let mut bound = self.bound.lock();
         let bound = bound.as_mut().ok_or(Errno::EINVAL)?;
         let ioas = bound.context.ioas(argument.pt_id)?;
-        self.backend().attach(Some(&ioas))?;
+        self.backend().attach(Some(&ioas), Arc::as_ptr(&bound.context) as usize)?;
         if bound.attached.is_none() && !ioas.translates() {
             let task = crate::process::current();
             ursa_hal::warn!(
@@ -151,7 +183,7 @@ impl VfioFile {
         }
         let mut bound = self.bound.lock();
         let bound = bound.as_mut().ok_or(Errno::EINVAL)?;
-        self.backend().attach(None)?;
+        self.backend().attach(None, 0)?;
         bound.attached = None;
         Ok(0)
     }

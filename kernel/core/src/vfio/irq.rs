@@ -30,7 +30,6 @@ const MSIX_MASK_ALL: u16 = 1 << 14;
 /// MSI control.
 const MSI_ENABLE: u16 = 1;
 const MSI_MULTIPLE: u16 = 7 << 4;
-const MSI_WIDE: u16 = 1 << 7;
 
 fn errno(error: IrqError) -> Errno {
     match error {
@@ -61,9 +60,9 @@ pub(super) struct Vector {
 impl Vector {
     const EMPTY: Vector = Vector { trigger: None, msi: None };
 
-    fn new(trigger: Trigger) -> Result<Vector> {
+    fn new(function: &Function, trigger: Trigger) -> Result<Vector> {
         let target = trigger.clone();
-        let msi = irq::alloc_msi(Arc::new(move || target.signal(1))).map_err(errno)?;
+        let msi = irq::alloc_msi(function.message_source(), Arc::new(move || target.signal(1))).map_err(errno)?;
         Ok(Vector { trigger: Some(trigger), msi: Some(msi) })
     }
 
@@ -158,26 +157,16 @@ impl Drop for Line {
 
 /// Turns MSI on with one vector.
 pub(super) fn enable_msi(f: &Function, trigger: Trigger) -> Result<Vector> {
-    let vector = Vector::new(trigger)?;
+    let vector = Vector::new(f, trigger)?;
     program_msi(f, &vector);
     Ok(vector)
 }
 
 /// Writes the message where the function sends it, and turns it on.
 pub(super) fn program_msi(f: &Function, vector: &Vector) {
-    let (Some(at), Some(msi)) = (f.msi, &vector.msi) else { return };
-    let a = f.address;
-    let control = config::read16(a, at + 2) & !(MSI_ENABLE | MSI_MULTIPLE);
-    config::write16(a, at + 2, control);
-    config::write32(a, at + 4, msi.address as u32);
-    let data = if control & MSI_WIDE != 0 {
-        config::write32(a, at + 8, (msi.address >> 32) as u32);
-        at + 12
-    } else {
-        at + 8
-    };
-    config::write16(a, data, msi.data as u16);
-    config::write16(a, at + 2, control | MSI_ENABLE);
+    if let Some(msi) = &vector.msi {
+        f.write_msi(msi.address, msi.data);
+    }
 }
 
 /// Turns MSI off.
@@ -254,7 +243,7 @@ impl Table {
         self.function.change_command(0, command::MEMORY);
         for (i, trigger) in (start..).zip(triggers) {
             let vector = match trigger {
-                Some(trigger) => Vector::new(trigger)?,
+                Some(trigger) => Vector::new(&self.function, trigger)?,
                 None => Vector::EMPTY,
             };
             let slot = self.vectors.get_mut(i).ok_or(Errno::EINVAL)?;

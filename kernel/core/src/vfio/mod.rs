@@ -76,11 +76,11 @@ pub trait Backend: Send + Sync {
     fn open(&self) -> Result;
     /// The driver is gone: the device is quiet when this returns.
     fn close(&self);
-    /// Attaches the device to an address space, or to another one, or to none.
+    /// Attaches the device to an address space of the iommufd `owner`, or to another one, or to none.
     ///
     /// # Errors
-    /// `ENODEV` for a device that does no DMA.
-    fn attach(&self, ioas: Option<&Arc<Ioas>>) -> Result;
+    /// `ENODEV` for a device that does no DMA, `EBUSY` when its group has another owner, `ENOMEM`, `EIO`.
+    fn attach(&self, ioas: Option<&Arc<Ioas>>, owner: usize) -> Result;
     /// Reads from a region; at least one byte, at most `buf`. The range lies within the region.
     ///
     /// # Errors
@@ -230,7 +230,27 @@ pub fn init() -> Result {
             register(Arc::new(pci::PciBackend::new(function.clone())), device)?;
         }
     }
-    platform::init()
+    platform::init()?;
+    crate::pci::watch_slots();
+    Ok(())
+}
+
+/// Gives a function that has come its file, if drivers may have it.
+///
+/// # Errors
+/// `ENOSPC` when there are too many devices, and those of registration.
+pub fn add(function: &Arc<crate::pci::Function>) -> Result {
+    match function.device.get() {
+        Some(device) if function.is_drivable() => register(Arc::new(pci::PciBackend::new(function.clone())), device),
+        _ => Ok(()),
+    }
+}
+
+/// Takes a function from its driver, whose file answers `ENODEV` from then on. Its mappings of the registers fault.
+pub fn remove(function: &crate::pci::Function) {
+    if let Some(device) = function.device.get() {
+        file::Node::retire(device);
+    }
 }
 
 /// Gives `device` a VFIO file.

@@ -11,7 +11,7 @@ use ursa_hal::{PAGE_SIZE, PhysAddr};
 use super::config::{Config, Effect};
 use super::irq::{self, Irqs, Line, Table};
 use super::{Backend, IrqAction, IrqData, Region, SetIrqs};
-use crate::iommu::Ioas;
+use crate::iommu::{Attached, Ioas};
 use crate::mm::MemoryObject;
 use crate::pci::config::{self, command, reg};
 use crate::pci::{BARS, Bar, BarKind, Function};
@@ -25,7 +25,8 @@ const READ_WRITE: u32 = abi::REGION_INFO_FLAG_READ | abi::REGION_INFO_FLAG_WRITE
 struct Open {
     config: Config,
     irqs: Irqs,
-    attached: bool,
+    /// The address space that the function is in.
+    attached: Option<Attached>,
     ports: [Option<PortRange>; BARS],
     /// What was mapped of each BAR, uncached and write-combining.
     memory: [[Option<Arc<MemoryObject>>; 2]; BARS],
@@ -77,7 +78,7 @@ impl PciBackend {
             Irqs::Msi(vector) => irq::program_msi(&self.function, vector),
             Irqs::Msix(table) => table.program(),
         }
-        if open.attached {
+        if open.attached.is_some() {
             self.function.change_command(0, before & command::MASTER);
         }
         Ok(())
@@ -246,7 +247,7 @@ impl Backend for PciBackend {
         *open = Some(Open {
             config: Config::new(f),
             irqs: Irqs::Off,
-            attached: false,
+            attached: None,
             ports,
             memory: [const { [const { None }; 2] }; BARS],
         });
@@ -257,6 +258,8 @@ impl Backend for PciBackend {
         let Some(mut open) = self.open.lock().take() else { return };
         // In this order: nothing new is started, nothing under way arrives, nobody is interrupted, nobody reaches the registers.
         self.function.stop_bus_master();
+        // A function that goes on all the same reaches nothing any more.
+        open.attached = None;
         irq::disable_msi(&self.function);
         open.irqs = Irqs::Off;
         for object in open.memory.iter().flatten().flatten() {
@@ -267,13 +270,20 @@ impl Backend for PciBackend {
         self.function.change_command(command::IO | command::MASTER, command::INTX_DISABLE);
     }
 
-    fn attach(&self, ioas: Option<&Arc<Ioas>>) -> Result {
+    fn attach(&self, ioas: Option<&Arc<Ioas>>, owner: usize) -> Result {
         let mut open = self.open.lock();
         let open = open.as_mut().ok_or(Errno::EINVAL)?;
         if ioas.is_none() {
             self.function.stop_bus_master();
         }
-        open.attached = ioas.is_some();
+        // Between two spaces it reaches nothing.
+        open.attached = None;
+        let Some(ioas) = ioas else { return Ok(()) };
+        let attached = ioas.attach(&self.function, owner);
+        if attached.is_err() {
+            self.function.stop_bus_master();
+        }
+        open.attached = Some(attached?);
         Ok(())
     }
 
@@ -309,7 +319,7 @@ impl Backend for PciBackend {
         let mut open = self.open.lock();
         let open = open.as_mut().ok_or(Errno::EINVAL)?;
         if index == abi::PCI_CONFIG_REGION {
-            if open.config.write(&self.function, offset as u16, data, open.attached) == Effect::Reset {
+            if open.config.write(&self.function, offset as u16, data, open.attached.is_some()) == Effect::Reset {
                 // The write itself has no answer to a function that cannot be reset.
                 let _ = self.reset_open(open);
             }

@@ -155,7 +155,7 @@ impl Backend for Keyboard {
         drop(open);
     }
 
-    fn attach(&self, ioas: Option<&Arc<Ioas>>) -> Result {
+    fn attach(&self, ioas: Option<&Arc<Ioas>>, _owner: usize) -> Result {
         // There is no DMA to have a space for.
         if ioas.is_some() { Err(Errno::ENODEV) } else { Ok(()) }
     }
@@ -270,7 +270,7 @@ impl Backend for FrameBuffer {
         console::resume();
     }
 
-    fn attach(&self, ioas: Option<&Arc<Ioas>>) -> Result {
+    fn attach(&self, ioas: Option<&Arc<Ioas>>, _owner: usize) -> Result {
         if ioas.is_some() { Err(Errno::ENODEV) } else { Ok(()) }
     }
 

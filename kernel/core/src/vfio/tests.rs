@@ -12,21 +12,21 @@ use crate::pci::config::{self, command, reg};
 use crate::pci::{Function, functions};
 
 /// The functions that drivers may have.
-fn drivable() -> impl Iterator<Item = &'static Arc<Function>> {
-    functions().iter().filter(|f| f.is_drivable())
+fn drivable() -> impl Iterator<Item = Arc<Function>> {
+    functions().into_iter().filter(|f| f.is_drivable())
 }
 
 ktest! {
     fn vfio_config_does_not_move_bars() {
         for f in drivable() {
-            let mut shadow = Config::new(f);
+            let mut shadow = Config::new(&f);
             for i in 0..6u16 {
                 let at = reg::BAR + 4 * i;
                 let before = config::read32(f.address, at);
-                assert_eq!(shadow.write(f, at, &[0xff; 4], true), Effect::None);
+                assert_eq!(shadow.write(&f, at, &[0xff; 4], true), Effect::None);
                 assert_eq!(config::read32(f.address, at), before, "{} BAR {i} moved", f.address);
                 let mut size = [0; 4];
-                shadow.read(f, at, &mut size);
+                shadow.read(&f, at, &mut size);
                 let size = u32::from_le_bytes(size);
                 match f.bars[usize::from(i)] {
                     Some(bar) if bar.len <= 1 << 31 => {
@@ -42,14 +42,14 @@ ktest! {
     fn vfio_config_masters_the_bus_only_attached() {
         for f in drivable() {
             let old = config::read16(f.address, reg::COMMAND);
-            let mut shadow = Config::new(f);
+            let mut shadow = Config::new(&f);
             let wanted = (command::MASTER | command::MEMORY).to_le_bytes();
-            shadow.write(f, reg::COMMAND, &wanted, false);
+            shadow.write(&f, reg::COMMAND, &wanted, false);
             assert_eq!(config::read16(f.address, reg::COMMAND) & command::MASTER, 0, "{}", f.address);
             // Its neighbour's half of a wider write does not turn it on either.
-            shadow.write(f, reg::COMMAND, &[6, 0, 0, 0], false);
+            shadow.write(&f, reg::COMMAND, &[6, 0, 0, 0], false);
             assert_eq!(config::read16(f.address, reg::COMMAND) & command::MASTER, 0, "{}", f.address);
-            shadow.write(f, reg::COMMAND, &wanted, true);
+            shadow.write(&f, reg::COMMAND, &wanted, true);
             assert_ne!(config::read16(f.address, reg::COMMAND) & command::MASTER, 0, "{}", f.address);
             config::write16(f.address, reg::COMMAND, old);
         }
@@ -58,9 +58,9 @@ ktest! {
     fn vfio_config_keeps_messages_to_the_kernel() {
         for f in drivable() {
             let Some(msix) = f.msix else { continue };
-            let mut shadow = Config::new(f);
+            let mut shadow = Config::new(&f);
             let before = config::read32(f.address, msix.at);
-            shadow.write(f, msix.at + 2, &0x8000u16.to_le_bytes(), true);
+            shadow.write(&f, msix.at + 2, &0x8000u16.to_le_bytes(), true);
             assert_eq!(config::read32(f.address, msix.at), before, "{} turned MSI-X on", f.address);
         }
     }

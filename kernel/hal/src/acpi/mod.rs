@@ -4,6 +4,7 @@
 //! that everything later works on plain byte slices. Interpreting AML is the user-space `acpid`'s business.
 //! Locking: none; the list is fixed after boot.
 
+pub mod dmar;
 pub mod parse;
 
 use alloc::boxed::Box;

@@ -19,6 +19,7 @@ const LEVEL: u32 = 1 << 15;
 const ACTIVE_LOW: u32 = 1 << 13;
 
 struct IoApic {
+    id: u8,
     gsi_base: u32,
     lines: u32,
     /// The select/window pair is one register pair for the whole chip.
@@ -46,7 +47,7 @@ pub(super) fn init() {
     let mut lines = Lines { chips: Vec::new(), overrides: Vec::new() };
     for entry in crate::acpi::madt().into_iter().flat_map(crate::acpi::parse::madt) {
         match entry {
-            Madt::IoApic { address, gsi_base, .. } => {
+            Madt::IoApic { id, address, gsi_base } => {
                 let Some(mmio) = crate::mm::mmio(PhysAddr(address), 4096, CacheMode::Uncached) else { continue };
                 let count = (read(&mmio, INDEX_VERSION) >> 16 & 0xff) + 1;
                 for i in 0..count {
@@ -54,7 +55,7 @@ pub(super) fn init() {
                     write(&mmio, INDEX_TABLE + 2 * i + 1, 0);
                 }
                 crate::debug!("I/O APIC at {address:#x}: GSI {gsi_base}..{}", gsi_base.saturating_add(count));
-                lines.chips.push(IoApic { gsi_base, lines: count, mmio: IrqLock::new(mmio) });
+                lines.chips.push(IoApic { id, gsi_base, lines: count, mmio: IrqLock::new(mmio) });
             }
             Madt::Override { irq, gsi, active_low, level } => lines.overrides.push((
                 irq,
@@ -71,6 +72,11 @@ pub(super) fn init() {
 fn find(gsi: u32) -> Option<(&'static IoApic, u32)> {
     let chip = LINES.get()?.chips.iter().find(|c| gsi.checked_sub(c.gsi_base).is_some_and(|i| i < c.lines))?;
     Some((chip, INDEX_TABLE + 2 * (gsi - chip.gsi_base)))
+}
+
+/// The ids of the I/O APICs.
+pub(crate) fn ids() -> Vec<u8> {
+    LINES.get().map_or(Vec::new(), |l| l.chips.iter().map(|c| c.id).collect())
 }
 
 /// Whether some I/O APIC serves `gsi`.
@@ -96,16 +102,15 @@ pub(super) fn route(gsi: u32, vector: u8, trigger: Trigger, polarity: Polarity, 
     let Some((chip, index)) = find(gsi) else { return };
     // 8 bits of destination without interrupt remapping; the boot CPU can always be reached.
     let dest = if apic_id < 255 { apic_id } else { crate::smp::apic_id(0) };
-    let mut low = MASKED | u32::from(vector);
-    if trigger == Trigger::Level {
-        low |= LEVEL;
-    }
+    let unmapped = || (u32::from(vector) | if trigger == Trigger::Level { LEVEL } else { 0 }, dest << 24);
+    let (mut low, high) = crate::iommu::remap_line(vector, dest, trigger, chip.id).unwrap_or_else(unmapped);
+    low |= MASKED;
     if polarity == Polarity::Low {
         low |= ACTIVE_LOW;
     }
     let m = chip.mmio.lock();
     write(&m, index, MASKED);
-    write(&m, index + 1, dest << 24);
+    write(&m, index + 1, high);
     write(&m, index, low);
 }
 

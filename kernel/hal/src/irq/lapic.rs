@@ -90,6 +90,11 @@ pub(super) fn init() {
     init_cpu();
 }
 
+/// Whether the APICs are in x2APIC mode.
+pub(crate) fn is_x2apic() -> bool {
+    matches!(mode(), Mode::X2Apic)
+}
+
 /// Enables this CPU's APIC with everything masked but NMI.
 pub(crate) fn init_cpu() {
     // SAFETY: enabling the APIC (and x2APIC mode where `init` chose it) is legal from the state firmware or INIT leaves.

@@ -99,6 +99,9 @@ pub(crate) fn init() {
     lapic::init();
     ioapic::init();
     let _ = COUNTS.set(PerCpu::new(|_| [const { AtomicU32::new(0) }; 256]));
+    // Before anything is routed, so that no interrupt ever goes unmapped.
+    crate::iommu::init();
+    crate::iommu::enable_reports();
 }
 
 /// Called by the interrupt entry code with interrupts off, for every vector from 0x20 on.
@@ -252,6 +255,7 @@ fn release(v: u8, id: u64) {
         if let Line::Gsi { gsi, .. } = slot.line {
             ioapic::set_masked(gsi, true);
         }
+        crate::iommu::unmap_interrupt(v);
         slot.line = Line::Free;
     }
     drop(slot);
@@ -276,20 +280,35 @@ pub struct Msi {
     pub data: u32,
 }
 
-/// Allots a message interrupt that calls `handler`.
+/// Allots a message interrupt that calls `handler`, for the function that messages of `source` come from: where interrupts are
+/// remapped, nobody else can send it.
 ///
 /// # Errors
 /// [`IrqError::NoVector`].
-pub fn alloc_msi(handler: Handler) -> Result<Msi, IrqError> {
+pub fn alloc_msi(source: crate::pci::Address, handler: Handler) -> Result<Msi, IrqError> {
+    let (mut msi, apic_id) = new_msi(handler)?;
+    if let Some((address, data)) = crate::iommu::remap_message(msi.vector, apic_id, source) {
+        (msi.address, msi.data) = (address, data);
+    }
+    Ok(msi)
+}
+
+/// A message interrupt of an IOMMU itself, which is not remapped.
+pub(crate) fn alloc_msi_unmapped(handler: Handler) -> Result<Msi, IrqError> {
+    new_msi(handler).map(|(msi, _)| msi)
+}
+
+fn new_msi(handler: Handler) -> Result<(Msi, u32), IrqError> {
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let vector = {
         let _allot = ALLOT.lock();
         allot(Line::Msi)?
     };
     SLOTS[(vector - vector::DEVICE_FIRST) as usize].lock().handlers.push((id, handler));
-    // MSI addresses hold 8 bits of APIC id without interrupt remapping; CPU 0 is always among them.
+    // Addresses hold 8 bits of APIC id without interrupt remapping; CPU 0 is always among them.
     let dest = [pick_cpu(), 0].into_iter().map(crate::smp::apic_id).find(|id| *id < 255).unwrap_or(0);
-    Ok(Msi { vector, id, address: 0xfee0_0000 | u64::from(dest) << 12, data: u32::from(vector) })
+    let msi = Msi { vector, id, address: 0xfee0_0000 | u64::from(dest) << 12, data: u32::from(vector) };
+    Ok((msi, dest))
 }
 
 impl Msi {
