@@ -64,6 +64,7 @@ pub fn start(args: &[Vec<u8>], stdin: Arc<File>) -> Result {
         vm: AddressSpace::empty(),
         executable: None,
         rlimits,
+        cgroup: fs::cgroup::root().clone(),
         exit_signal: SIGCHLD as i32,
         has_subreaper: false,
         dumpable: 1,
@@ -94,8 +95,10 @@ pub fn start(args: &[Vec<u8>], stdin: Arc<File>) -> Result {
     let body = Box::new(move || body(own, &tell));
     let task = sched::new_task("helper", Some(thread.clone()), Some(fpu), body).ok_or(Errno::ENOMEM)?;
     thread.set_task(&task);
+    let mut news = fs::cgroup::News::default();
     {
         let _tree = tree_lock();
+        fs::cgroup::join(&process, None, None, &mut news)?;
         let mut threads = process.threads.lock();
         threads.list.push(thread.clone());
         threads.live = 1;
@@ -105,6 +108,7 @@ pub fn start(args: &[Vec<u8>], stdin: Arc<File>) -> Result {
         parent.links.lock().children.insert(process.pid(), process.clone());
         process.number().publish_process(&process);
     }
+    news.tell();
     sched::wake_new(&task);
     started.wait.wait_killable(|| *started.result.lock())?
 }
