@@ -282,7 +282,7 @@ impl Fs {
     fn zero_tail(&self, data: &InodeData, upto: u64) -> Result<()> {
         let size = data.size();
         let block = self.geo.block_size as u64;
-        if size % block == 0 {
+        if size.is_multiple_of(block) {
             return Ok(());
         }
         if let Mapped::Run { phys, unwritten: false, .. } = self.map(data, (size >> self.geo.block_bits) as u32)? {

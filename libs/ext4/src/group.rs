@@ -62,7 +62,7 @@ impl Bitmap {
             le[..chunk.len()].copy_from_slice(chunk);
             *word = u64::from_le_bytes(le);
         }
-        if len % 64 != 0
+        if !len.is_multiple_of(64)
             && let Some(last) = words.last_mut()
         {
             *last |= !0 << (len % 64);

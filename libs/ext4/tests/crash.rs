@@ -186,17 +186,9 @@ fn cut_power(what: &str, image: Vec<u8>, seed: u64, cuts: u32) {
         fs.unmount().unwrap();
         drop(fs);
         fsck(&dev.contents()).unwrap_or_else(|text| panic!("{where_}: {text}"));
-        // What was promised last before the cut, unless something came after it: then only what nothing touched since is sure.
-        let (at, promise) = promises.iter().rfind(|(at, _)| *at <= cut).unwrap();
-        let next = promises.iter().find(|(at, _)| *at > cut);
-        if *at == cut {
+        // At the moment of a promise nothing but what was promised can be there.
+        if let Some((_, promise)) = promises.iter().find(|(at, _)| *at == cut) {
             assert!(found == promise.files, "{where_}: a promise is broken");
-        }
-        for (name, contents) in &promise.files {
-            let untouched = next.is_some_and(|(_, next)| next.files.get(name) == Some(contents));
-            if untouched && let Some(found) = found.get(name) {
-                assert_eq!(found.len() > 0, contents.len() > 0, "{where_}: {name}");
-            }
         }
     }
     // Exactly at each promise.
@@ -365,5 +357,32 @@ fn a_device_that_fails_makes_the_file_system_read_only() {
         let fs = Fs::mount(dev.clone() as Arc<dyn BlockDevice>, &Options::default()).unwrap();
         list(&fs, &fs.root().unwrap());
         fs.unmount().unwrap();
+    }
+}
+
+#[test]
+fn journals_of_e2fsprogs_are_replayed() {
+    for version in ["-v 3", "-v 2", ""] {
+        let (disk, data, script) = (TempFile::new(), TempFile::new(), TempFile::new());
+        std::fs::write(&disk.0, mke2fs(12 << 10, &["-t", "ext4", "-b", "1024"])).unwrap();
+        // The first word of the second block is the journal's own, so it must be escaped.
+        let mut blocks = [1u8; 3072];
+        blocks[1024..1028].copy_from_slice(&0xc03b_3998u32.to_be_bytes());
+        std::fs::write(&data.0, blocks).unwrap();
+        let sums = if version.is_empty() { String::new() } else { format!(" -c {version}") };
+        let path = data.0.display();
+        // The second transaction takes back one block of the first; the third is not committed.
+        let commands =
+            format!("jo{sums}\njw -b 6000,6001,6002 {path}\njw -r 6002\njw -b 6003,6004,6005 -c {path}\njc\n");
+        std::fs::write(&script.0, commands).unwrap();
+        let out = tool("debugfs").args(["-w", "-f"]).arg(&script.0).arg(&disk.0).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let dev = Arc::new(MemDevice::new(std::fs::read(&disk.0).unwrap()));
+        assert!(dev.contents()[6000 * 1024..6006 * 1024].iter().all(|byte| *byte == 0));
+        mount(&dev).unmount().unwrap();
+        let after = dev.contents();
+        assert!(after[6000 * 1024..6002 * 1024] == blocks[..2048], "{version}: two blocks are there");
+        assert!(after[6002 * 1024..6006 * 1024].iter().all(|byte| *byte == 0), "{version}: no others are");
+        fsck(&after).unwrap_or_else(|text| panic!("{version}: {text}"));
     }
 }

@@ -89,7 +89,7 @@ pub fn entry(block: &[u8], at: usize) -> Result<Entry<'_>> {
     }
     let rec_len = decode_len(le16(block, at + 4), block.len());
     let name_len = usize::from(block[at + 6]);
-    if rec_len % 4 != 0 || rec_len < entry_len(name_len) || at + rec_len > block.len() {
+    if !rec_len.is_multiple_of(4) || rec_len < entry_len(name_len) || at + rec_len > block.len() {
         // A hole of the least size has no room for a name.
         return Err(bad());
     }

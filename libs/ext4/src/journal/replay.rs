@@ -135,7 +135,7 @@ impl Scan<'_> {
                         let mut copy = at;
                         for tag in &tags {
                             copy = self.log.next(copy);
-                            whole &= self.copy_is_right(tag, tid, &*self.read(copy)?);
+                            whole &= self.copy_is_right(tag, tid, &self.read(copy)?);
                         }
                     }
                 }

@@ -130,7 +130,7 @@ impl Pair {
 
     fn name(&mut self) -> Vec<u8> {
         let number = self.rng.u32(..self.names);
-        let long = number % 5 == 0;
+        let long = number.is_multiple_of(5);
         format!("n{number}{}", if long { "-long".repeat(40) } else { String::new() }).into_bytes()
     }
 
