@@ -195,6 +195,11 @@ impl Backend for Loop {
         }
         self.work.lock().push_back(request);
         self.wake.wake_all();
+        if self.bound.lock().is_none() {
+            // Unbound since we looked: its task may have ended before this came.
+            let left = core::mem::take(&mut *self.work.lock());
+            drop(left);
+        }
     }
 
     fn ioctl(&self, f: &File, cmd: u32, arg: usize) -> Result<i64> {

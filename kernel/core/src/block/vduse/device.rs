@@ -389,7 +389,7 @@ impl Device {
         if state.published && !state.ending {
             ursa_hal::info!("vduse: {}: the server is gone, {left} requests wait for the next", self.name);
         }
-        drop(state);
+        // Before anybody else can connect.
         *self.messages.lock() = super::server::Messages::default();
     }
 
