@@ -11,13 +11,13 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`mod@tables`] | page tables, both formats |
+//! | [`mod@tables`] | page tables |
 //! | [`mod@domain`] | [`Domain`], [`Attachment`] |
 //! | [`mod@vtd`] | Intel's VT-d |
 //!
 //! Boot options: `iommu=off` leaves IOMMUs alone; `intremap=off` leaves interrupts unmapped.
 //! Locking: the list of attachments (`SpinLock`) → a domain's state (`SpinLock`) → a unit's registers (`IrqLock`).
-//! References: Intel VT-d 4.1; AMD I/O Virtualization Technology 3.07.
+//! Reference: Intel VT-d 4.1.
 
 mod domain;
 mod tables;

@@ -1,4 +1,4 @@
-//! Page tables of I/O address spaces, in the formats of VT-d (second level) and AMD-Vi (version 1).
+//! Page tables of I/O address spaces, in the format of VT-d's second level.
 //!
 //! A leaf owns one reference to each frame it maps. What is unmapped goes in two steps, so that no page is freed while a device may
 //! still reach it: [`Tables::hide`] makes the leaves not present and keeps their addresses, the caller flushes the IOMMUs, and
@@ -33,37 +33,35 @@ pub struct Rights {
 pub(super) enum Format {
     /// VT-d's second level: bit 0 read, 1 write, 7 large.
     Intel,
-    /// AMD-Vi's version 1: bit 0 present, 9 to 11 level of the next table (0: a page), 60 coherent, 61 read, 62 write.
-    Amd,
 }
 
 impl Format {
-    fn table(self, at: u64, level: u32) -> u64 {
+    fn table(self, at: u64) -> u64 {
         match self {
             Format::Intel => at | 3,
-            // `level` is that of the entry; the table below is one less.
-            Format::Amd => at | 1 | u64::from(level - 1) << 9 | 3 << 61,
         }
     }
     fn leaf(self, at: u64, level: u32, rights: Rights) -> u64 {
         let (read, write) = (u64::from(rights.read), u64::from(rights.write));
         match self {
             Format::Intel => at | read | write << 1 | if level > 1 { 1 << 7 } else { 0 },
-            Format::Amd => at | 1 | 1 << 60 | read << 61 | write << 62,
         }
     }
     fn present(self, entry: u64) -> bool {
-        entry & if self == Format::Intel { 3 } else { 1 } != 0
+        match self {
+            Format::Intel => entry & 3 != 0,
+        }
     }
     fn hidden(self, entry: u64) -> u64 {
-        entry & !if self == Format::Intel { 3 } else { 1 | 3 << 61 }
+        match self {
+            Format::Intel => entry & !3,
+        }
     }
     /// Whether an entry of `level` that is not 0 maps memory, present or hidden, rather than a table.
     fn is_leaf(self, entry: u64, level: u32) -> bool {
         level == 1
             || match self {
                 Format::Intel => entry & 1 << 7 != 0,
-                Format::Amd => entry >> 9 & 7 == 0,
             }
     }
 }
@@ -189,7 +187,7 @@ impl Tables {
             table = if value == 0 {
                 let below = self.new_table()?.into_raw().as_u64();
                 self.count_up(table);
-                self.write(entry, self.shape.format.table(below, here));
+                self.write(entry, self.shape.format.table(below));
                 below
             } else if self.shape.format.is_leaf(value, here) {
                 return None;

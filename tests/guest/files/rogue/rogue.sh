@@ -13,14 +13,14 @@ refused "read the passwords" $b cat /etc/shadow
 refused "read another's memory" $b dd if=/proc/1/mem bs=1 count=1
 refused "read another's root" $b ls /proc/1/root/
 refused "kill init" $b kill -CONT 1
-refused "kill other drivers" $b kill -CONT -1
+refused "kill the device manager" $b kill -CONT "$($b pidof ursa-devd)"
 refused "make a device" $b mknod /dev/vfio0 c 511 0
 refused "make a device in its root" $b mknod /vfio0 c 511 0
 refused "write to its root" $b touch /x
 refused "write to its view" $b touch /opt/rogue.sh
 refused "mount" $b mount -t proc proc /proc
 refused "leave its root" $b chroot /proc $b true
-refused "open the device manager" $b cat /dev/vfio/devices/vfio0
+refused "open a device" $b cat /dev/vfio/devices/vfio0
 refused "open memory" $b cat /dev/mem
 say "open: $($b ls /proc/self/fd | $b wc -l)"
 say end
