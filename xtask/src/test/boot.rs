@@ -1,14 +1,19 @@
-//! Boot tests: every way to start the kernel, on every size of machine it is made for.
+//! Boot tests: every way to start the kernel, on every size of machine it is made for, and starts that go wrong.
 //!
-//! Each boot runs the hal's own tests in the kernel (interrupts, clocks, all CPUs) and ends QEMU through its exit device, so that a
-//! boot counts only if the machine came up whole. The ISO is tried as CD and as disk.
+//! Most boots run the hal's own tests in the kernel (interrupts, clocks, all CPUs) and end QEMU through its exit device, so that a
+//! boot counts only if the machine came up whole. The ISO is tried as CD and as disk. Bad starts must say what is wrong.
+//! The rescue shell is typed into, and takes the machine down and up again.
 
 use super::Tally;
 use crate::build::{self, Profile};
+use crate::image::cpio;
+use crate::image::tree::Tree;
+use crate::machine::{self, Gpu, Kernel};
 use crate::{hosttools, iso, paths};
 use anyhow::{Context, Result};
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,27 +24,81 @@ const PASSED: i32 = crate::machine::EXIT_TESTS_DONE;
 /// QEMU's status after a panic, or a system that cannot start, with `panic=exit`.
 const PANICKED: i32 = 3;
 const TESTS: &str = "panic=exit ktest=ursa_hal::ktests::";
+/// QEMU's status when the guest has switched the machine off.
+const OFF: i32 = 0;
+/// How the rescue shell greets, and what its line begins with when a command has ended.
+const RESCUE: &str = "init: rescue shell;";
+const RESCUE_OPTIONS: &str = "init=/usr/sbin/ursa-init rescue";
 const OVMF: (&str, &str) = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd");
+
+/// What the machine boots besides the kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Archive {
+    /// Nothing; the tests in the kernel need none.
+    None,
+    /// An archive that ends in the middle of a file.
+    Damaged,
+    /// A sound archive with no program in it.
+    Empty,
+    /// The image `mini`, with Ursa's init.
+    Mini,
+}
 
 /// One boot.
 struct Case {
     name: &'static str,
-    /// Words for QEMU.
+    /// Words for QEMU; `ISO` and `RESCUE` stand for the discs.
     machine: &'static str,
-    /// The kernel's command line, for `-kernel`; boots through GRUB have it in the ISO.
+    /// The kernel's command line, for `-kernel`; boots through GRUB have it in the disc.
     append: Option<&'static str>,
+    archive: Archive,
     uefi: bool,
     status: i32,
-    /// What the log must hold.
-    says: &'static str,
+    /// What the log must hold, in this order.
+    says: &'static [&'static str],
+    /// What is typed into the rescue shell, each line when the shell greets once more.
+    typed: &'static [&'static str],
 }
 
 const fn pvh(name: &'static str, machine: &'static str, append: &'static str) -> Case {
-    Case { name, machine, append: Some(append), uefi: false, status: PASSED, says: "ktest: done" }
+    Case {
+        name,
+        machine,
+        append: Some(append),
+        archive: Archive::None,
+        uefi: false,
+        status: PASSED,
+        says: &["ktest: done"],
+        typed: &[],
+    }
 }
 
 const fn grub(name: &'static str, machine: &'static str, uefi: bool) -> Case {
-    Case { name, machine, append: None, uefi, status: PASSED, says: "loaded by GRUB" }
+    Case { append: None, uefi, says: &["loaded by GRUB"], ..pvh(name, machine, "") }
+}
+
+/// A start that must end with a message.
+const fn bad(
+    name: &'static str,
+    machine: &'static str,
+    append: &'static str,
+    archive: Archive,
+    says: &'static [&'static str],
+) -> Case {
+    Case { archive, status: PANICKED, says, ..pvh(name, machine, append) }
+}
+
+/// The rescue shell runs a command, resets the machine, greets again and switches it off.
+const fn rescue(name: &'static str, machine: &'static str, append: Option<&'static str>, uefi: bool) -> Case {
+    Case {
+        append,
+        archive: Archive::Mini,
+        uefi,
+        status: OFF,
+        says: &["the boot option \"rescue\" is given", RESCUE, "mended 42", "Ursa ", RESCUE],
+        typed: &["echo mended $((6 * 7)); reboot -f\n", "poweroff -f\n"],
+        ..pvh(name, machine, "")
+    }
 }
 
 const CASES: &[Case] = &[
@@ -54,14 +113,44 @@ const CASES: &[Case] = &[
         "panic=exit ktest=ursa_hal::ktests:: clocksource=hpet",
     ),
     pvh("boot_pvh_counted_time", "-M q35 -cpu max -smp 2 -m 512M -icount shift=0,sleep=off", TESTS),
-    Case {
-        name: "boot_without_archive_says_so",
-        machine: "-M q35 -cpu max -smp 2 -m 512M",
-        append: Some("panic=exit"),
-        uefi: false,
-        status: PANICKED,
-        says: "The system cannot start: there is no boot archive",
-    },
+    bad(
+        "boot_without_archive_says_so",
+        "-M q35 -cpu max -smp 2 -m 512M",
+        "panic=exit",
+        Archive::None,
+        &["The system cannot start: there is no boot archive"],
+    ),
+    bad(
+        "boot_with_an_unknown_option_says_so",
+        "-M q35 -cpu max -smp 1 -m 256M",
+        "panic=exit colour=blue user.space=its-own",
+        Archive::None,
+        &["boot option \"colour=blue\" is not known", "The system cannot start"],
+    ),
+    bad(
+        "boot_with_a_damaged_archive_says_so",
+        "-M q35 -cpu max -smp 2 -m 512M",
+        "panic=exit",
+        Archive::Damaged,
+        &["the boot archive is damaged", "The system cannot start: there is no first program"],
+    ),
+    bad(
+        "boot_without_a_first_program_says_so",
+        "-M q35 -cpu max -smp 2 -m 512M",
+        "panic=exit init=/sbin/mine",
+        Archive::Empty,
+        &["/sbin/mine cannot be started", "The system cannot start: there is no first program"],
+    ),
+    bad(
+        "boot_in_too_little_memory_says_so",
+        "-M q35 -cpu max -smp 1 -m 40M",
+        "panic=exit",
+        Archive::None,
+        &["The system cannot start: there is too little memory"],
+    ),
+    rescue("boot_rescue_shell_reboots_and_powers_off", "-M q35 -cpu max -smp 2 -m 1G", Some(RESCUE_OPTIONS), false),
+    rescue("boot_rescue_shell_on_bios", "-M pc -cpu max -smp 2 -m 1G -cdrom RESCUE", None, false),
+    rescue("boot_rescue_shell_on_uefi", "-M q35 -cpu max -smp 2 -m 1G -cdrom RESCUE", None, true),
     grub("boot_grub_bios_cd", "-M q35 -cpu max -smp 2 -m 1G -cdrom ISO", false),
     grub("boot_grub_bios_disk", "-M pc -cpu max -smp 2 -m 1G -drive file=ISO,format=raw,snapshot=on", false),
     grub("boot_grub_uefi_cd", "-M q35 -cpu max -smp 2 -m 1G -cdrom ISO", true),
@@ -78,13 +167,18 @@ pub fn run(filter: Option<&str>) -> Result<Tally> {
     hosttools::ensure(hosttools::QEMU)?;
     let kernel = build::kernel(Profile::Kernel, build::Noise::Warnings)?;
     let folder = tempfile::Builder::new().prefix("ursa-boot-").tempdir_in(paths::target())?;
-    let disc = folder.path().join("ursa.iso");
-    if chosen.iter().any(|c| c.append.is_none()) {
-        hosttools::ensure(hosttools::OVMF)?;
-        iso::make(&kernel, None, TESTS, &disc)?;
+    let mut files = Files { kernel, folder: folder.path().into(), mini: None };
+    if chosen.iter().any(|c| c.archive == Archive::Mini) {
+        files.mini = Some(mini(folder.path())?);
+    }
+    for (discs, archive, options) in [("ISO", None, TESTS), ("RESCUE", files.mini.as_deref(), RESCUE_OPTIONS)] {
+        if chosen.iter().any(|c| c.machine.contains(discs)) {
+            hosttools::ensure(hosttools::OVMF)?;
+            iso::make(&files.kernel, archive, options, &files.disc(discs))?;
+        }
     }
     for case in chosen {
-        match boot(case, &kernel, &disc, folder.path()) {
+        match boot(case, &files) {
             Ok(()) => {
                 println!("boot {} ... ok", case.name);
                 tally.count(true);
@@ -98,39 +192,104 @@ pub fn run(filter: Option<&str>) -> Result<Tally> {
     Ok(tally)
 }
 
-fn boot(case: &Case, kernel: &Path, disc: &Path, folder: &Path) -> Result<()> {
-    let log = folder.join("serial.log");
+/// What boots are made of.
+struct Files {
+    kernel: PathBuf,
+    folder: PathBuf,
+    mini: Option<PathBuf>,
+}
+
+impl Files {
+    fn disc(&self, name: &str) -> PathBuf {
+        self.folder.join(name).with_extension("iso")
+    }
+
+    /// The boot archive of a case.
+    fn archive(&self, archive: Archive) -> Result<Option<PathBuf>> {
+        let path = self.folder.join("boot.cpio");
+        let mut tree = Tree::default();
+        match archive {
+            Archive::None => return Ok(None),
+            Archive::Mini => return Ok(self.mini.clone()),
+            Archive::Empty => tree.file("etc/nothing", 0o644, Vec::new()),
+            Archive::Damaged => tree.file("etc/large", 0o644, vec![b'x'; 1 << 20]),
+        }
+        let mut out = BufWriter::new(File::create(&path)?);
+        cpio::write(&tree, &mut out)?;
+        out.into_inner()?;
+        if archive == Archive::Damaged {
+            File::options().write(true).open(&path)?.set_len(1 << 19)?;
+        }
+        Ok(Some(path))
+    }
+}
+
+/// The archive of the image `mini` with init and its services.
+fn mini(folder: &Path) -> Result<PathBuf> {
+    let options = machine::Options { init: true, ..machine::Options::of("mini", Kernel::Ursa) };
+    let boot = machine::Boot::prepare(&options, Gpu::None, folder)?;
+    boot.initrd().map(Path::to_path_buf).context("the image has no boot archive")
+}
+
+/// Whether `text` holds all of `parts`, one behind the other.
+fn says_in_order(text: &str, parts: &[&str]) -> bool {
+    let mut rest = text;
+    parts.iter().all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+fn boot(case: &Case, files: &Files) -> Result<()> {
+    let log = files.folder.join("serial.log");
+    let read_log = || fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let mut command = Command::new("qemu-system-x86_64");
     if !case.machine.contains("-icount") {
         command.args(["-accel", "tcg,thread=multi"]);
     }
-    command.args([
-        "-display",
-        "none",
-        "-no-reboot",
-        "-nic",
-        "none",
-        "-device",
-        "isa-debug-exit,iobase=0xf4,iosize=0x04",
-    ]);
-    command.arg("-serial").arg(format!("file:{}", log.display()));
-    let disc = disc.to_str().context("the target folder's name is not UTF-8")?;
-    command.args(case.machine.split(' ').map(|word| word.replace("ISO", disc)));
+    command.args(["-display", "none", "-nic", "none", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+    if case.typed.is_empty() {
+        // A machine that resets where it should not ends.
+        command.arg("-no-reboot");
+    }
+    command.args(["-monitor", "none", "-serial", "stdio"]);
+    for word in case.machine.split(' ') {
+        let mut word = word.to_owned();
+        for disc in ["ISO", "RESCUE"] {
+            word = word.replace(disc, &files.disc(disc).display().to_string());
+        }
+        command.arg(word);
+    }
     if let Some(append) = case.append {
-        command.arg("-kernel").arg(kernel).args(["-append", append]);
+        command.arg("-kernel").arg(&files.kernel).args(["-append", append]);
+        if let Some(archive) = files.archive(case.archive)? {
+            command.arg("-initrd").arg(archive);
+        }
     }
     if case.uefi {
         // Fresh variables for each boot: the firmware notes there what it booted from.
-        let variables = folder.join("variables.fd");
+        let variables = files.folder.join("variables.fd");
         fs::copy(OVMF.1, &variables)?;
         command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={}", OVMF.0));
         command.arg("-drive").arg(format!("if=pflash,format=raw,file={}", variables.display()));
     }
-    let mut child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start QEMU")?;
+    command.stdin(Stdio::piped()).stdout(File::create(&log)?).stderr(Stdio::null());
+    let mut child = command.spawn().context("cannot start QEMU")?;
+    let mut keyboard = child.stdin.take().context("QEMU has no standard input")?;
+    let mut typed = 0;
     let deadline = Instant::now() + TIME_LIMIT;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status.code();
+        }
+        if let Some(line) = case.typed.get(typed)
+            && read_log().matches(RESCUE).count() > typed
+        {
+            keyboard.write_all(line.as_bytes()).and_then(|()| keyboard.flush()).context("QEMU does not listen")?;
+            typed += 1;
         }
         if Instant::now() > deadline {
             child.kill()?;
@@ -139,8 +298,8 @@ fn boot(case: &Case, kernel: &Path, disc: &Path, folder: &Path) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    let text = fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    if status == Some(case.status) && text.contains(case.says) {
+    let text = read_log();
+    if status == Some(case.status) && says_in_order(&text, case.says) {
         return Ok(());
     }
     let skip = text.lines().count().saturating_sub(40);
@@ -148,7 +307,19 @@ fn boot(case: &Case, kernel: &Path, disc: &Path, folder: &Path) -> Result<()> {
     match status {
         None => anyhow::bail!("not done within {} seconds", TIME_LIMIT.as_secs()),
         Some(code) => {
-            anyhow::bail!("QEMU ended with {code} and not {}, or \"{}\" is not in the log", case.status, case.says)
+            anyhow::bail!("QEMU ended with {code} and not {}, or {:?} is not in the log", case.status, case.says)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_looked_for_in_their_order() {
+        assert!(says_in_order("one two one", &["one", "two", "one"]));
+        assert!(!says_in_order("one two", &["two", "one"]));
+        assert!(!says_in_order("one", &["one", "one"]));
     }
 }
