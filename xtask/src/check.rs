@@ -53,10 +53,11 @@ type Step = (&'static str, fn() -> Result<()>);
 
 /// `cargo xtask check`.
 pub fn run() -> Result<ExitCode> {
-    let steps: [Step; 6] = [
+    let steps: [Step; 7] = [
         ("format", format),
         ("sources", source::check),
         ("licences", licenses),
+        ("ABI coverage", crate::coverage::check),
         ("lints of the host's crates", host_lints),
         ("lints of the kernel's crates", kernel_lints),
         ("documentation", documentation),

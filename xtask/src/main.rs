@@ -13,6 +13,7 @@ mod bench;
 mod build;
 mod campaign;
 mod check;
+mod coverage;
 mod guest;
 mod hosttools;
 mod image;
@@ -54,6 +55,8 @@ enum Command {
     Campaign(campaign::Options),
     /// Measure Ursa beside Debian's kernel.
     Bench(bench::Options),
+    /// Write the page of system calls that Ursa has.
+    Coverage,
     /// Check format, lints, documentation, licences and the use of `unsafe`.
     Check,
     /// Run the tests.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Campaign(options) => campaign::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Check => check::run(),
+        Command::Coverage => coverage::run(),
         Command::Run(options) => run::run(options),
         Command::Vm(options) => vm::run(options),
         Command::Test(options) => test::run(&options),
