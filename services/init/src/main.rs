@@ -106,12 +106,11 @@ fn boot() -> Result<Down> {
 /// Replaces the supervisor by a shell on the console, so that a person can mend the system.
 fn rescue(reason: &str) -> ExitCode {
     eprintln!("init: {reason}\ninit: rescue shell; leave it with \"exec /sbin/init\" or \"poweroff -f\"");
-    let shells: [(&str, &[&str]); 4] = [
-        ("/bin/busybox", &["setsid", "cttyhack", "sh"]),
-        ("/bin/bash", &["-l"]),
-        ("/bin/sh", &[]),
-        ("/bin/busybox", &["sh"]),
-    ];
+    // The console becomes the terminal of a session's leader only. Ursa's first process is one; where it is not, it becomes one
+    // here, since busybox's `setsid` would go on in a child and end the first process.
+    let _ = rustix::process::setsid();
+    let shells: [(&str, &[&str]); 4] =
+        [("/bin/busybox", &["cttyhack", "sh"]), ("/bin/bash", &["-l"]), ("/bin/sh", &[]), ("/bin/busybox", &["sh"])];
     for (shell, arguments) in shells {
         // `exec` returns only when the shell could not be executed.
         let error = Command::new(shell).args(arguments).exec();
