@@ -94,6 +94,9 @@ fn finish(info: &'static BootInfo) {
     if let Err(errno) = scheme::init() {
         ursa_hal::error!("there are no schemes: {errno}");
     }
+    if let Err(errno) = mm::writeback::start() {
+        ursa_hal::error!("dirty pages are written on demand only: {errno}");
+    }
     if let Err(errno) = block::init() {
         ursa_hal::error!("disks cannot be served: {errno}");
     }

@@ -10,7 +10,7 @@ use ursa_hal::PAGE_SIZE;
 use super::{Claim, Op, Volume, ioctl};
 use crate::fs::file::seek_object;
 use crate::fs::{File, FileOps, Sink, Source};
-use crate::mm::{MapBacking, MapRequest};
+use crate::mm::{MapBacking, MapRequest, writeback};
 use crate::{Errno, Result};
 
 /// See the module documentation.
@@ -85,6 +85,7 @@ impl FileOps for BlockFile {
                 volume.object().write(pos, src)?
             }
         };
+        writeback::balance(volume.object());
         if f.flags() & uapi::O_DSYNC != 0 {
             let page = PAGE_SIZE as u64;
             volume.object().sync(pos / page, (pos + done as u64).div_ceil(page))?;

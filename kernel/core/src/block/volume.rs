@@ -82,6 +82,10 @@ impl Pager for VolumePager {
         let bytes = Self::bytes(&volume, first, frames)?;
         volume.transfer(Op::Write, first * PAGE, bytes, frames)
     }
+
+    fn backing(&self) -> usize {
+        self.0.upgrade().map_or(0, |volume| Arc::as_ptr(&volume.disk).addr())
+    }
 }
 
 impl Volume {

@@ -160,7 +160,8 @@ impl AddressSpace {
                 let window = ahead(vma, va);
                 let mut made = 0;
                 let frames = (0..window).map_while(|i| {
-                    let frame = Frame::alloc_zeroed()?;
+                    let frame = reclaim::try_alloc()?;
+                    frame.zero();
                     frame.set_tag(TAG_ANON);
                     made += 1;
                     Some((VirtAddr::new(va + i * PAGE), frame))
@@ -180,10 +181,10 @@ impl AddressSpace {
     /// Breaks copy on write: `old` is mapped read-only at `va` and others hold it, too.
     fn copy_page(&self, vma: &Vma, va: u64, old: Frame) -> Step {
         let from_zero = old.tag() == TAG_ZERO;
-        let Some(new) = (if from_zero { Frame::alloc_zeroed() } else { Frame::alloc() }) else {
-            return Step::NoMemory;
-        };
-        if !from_zero {
+        let Some(new) = reclaim::try_alloc() else { return Step::NoMemory };
+        if from_zero {
+            new.zero();
+        } else {
             new.copy_from(&old);
         }
         new.set_tag(TAG_ANON);
@@ -208,7 +209,7 @@ impl AddressSpace {
             WriteFault::Shared(frame) => self.copy_page(vma, va, frame),
             WriteFault::NotMapped => {
                 let index = vma.index_of(va);
-                let Some(new) = Frame::alloc() else { return Step::NoMemory };
+                let Some(new) = reclaim::try_alloc() else { return Step::NoMemory };
                 // Mapped under the tree's lock, so that truncation finds the copy or keeps it from being made.
                 let pages = object.pages.read();
                 if index >= object.size().div_ceil(PAGE) {
@@ -300,7 +301,7 @@ impl AddressSpace {
                 drop(pages);
                 return Step::Fetch(object.clone(), index);
             };
-            pages.set_mark(index, super::page_tree::Mark::Dirty, true);
+            object.mark_dirty(&mut pages, index);
             return match self.space.map(VirtAddr::new(va), frame, prot, Default::default()) {
                 Ok(()) => {
                     self.counters.add(PageKind::File, 1);

@@ -13,6 +13,7 @@
 //! | [`edit`] | splitting and merging under the mm lock |
 //! | [`fork`], [`exec`], [`remote`] | what process creation, `execve` and debuggers use |
 //! | [`account`], [`reclaim`], [`oom`] | who pays, what is freed, who ends |
+//! | [`writeback`] | when dirty page cache is written |
 //! | [`memfd`] | `memfd_create` |
 //! | [`syscall`] | the handlers |
 //!
@@ -41,6 +42,7 @@ pub mod space;
 pub mod syscall;
 mod tests;
 pub mod vma;
+pub mod writeback;
 
 use alloc::sync::Arc;
 

@@ -35,6 +35,8 @@ use crate::{Errno, Result};
 pub const MAX_SIZE: u64 = i64::MAX as u64;
 /// The most pages that one read-ahead asks a pager for (128 KiB, Linux's default).
 const READ_AHEAD_MAX: u64 = 32;
+/// The most pages that one call of a pager writes (1 MiB, as much as FUSE's largest request).
+const WRITE_RUN_MAX: usize = 256;
 /// The first window of a stream that may turn out to be sequential.
 const READ_AHEAD_START: u64 = 4;
 
@@ -66,6 +68,9 @@ pub trait Pager: Send + Sync {
     /// Makes `frames`, the pages from index `first` on, durable in the pager. `size` is the object's size in bytes: what lies beyond
     /// in the last page does not belong to the file.
     fn write_pages(&self, first: u64, frames: &[Frame], size: u64) -> Result;
+
+    /// Names what is behind the pager: objects with the same number are written by one task.
+    fn backing(&self) -> usize;
 }
 
 /// Where the pages of an object come from that shows pages of other objects (a device server's, by touch). Called without
@@ -112,6 +117,8 @@ pub struct MemoryObject {
     /// The page that a sequential reader would miss next.
     ahead_next: AtomicU64,
     ahead_window: AtomicU64,
+    /// When the first page became dirty, after none was.
+    dirty_since: AtomicU64,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -140,6 +147,7 @@ impl MemoryObject {
             cuts: AtomicU64::new(0),
             ahead_next: AtomicU64::new(0),
             ahead_window: AtomicU64::new(0),
+            dirty_since: AtomicU64::new(0),
         }
     }
 
@@ -218,6 +226,29 @@ impl MemoryObject {
         matches!(self.kind, Kind::Pager(_))
     }
 
+    /// Marks the page at `index` as newer than the pager's. `pages` is the object's own tree.
+    pub(super) fn mark_dirty(&self, pages: &mut PageTree, index: u64) {
+        if pages.dirty_len() == 0 {
+            self.dirty_since.store(ursa_hal::time::monotonic_ns(), Ordering::Relaxed);
+        }
+        if !pages.set_mark(index, Mark::Dirty, true) {
+            super::writeback::dirtied();
+        }
+    }
+
+    /// Since when pages are dirty (monotonic nanoseconds); `None`: none is.
+    pub(super) fn dirty_since(&self) -> Option<u64> {
+        (self.pages.read().dirty_len() > 0).then(|| self.dirty_since.load(Ordering::Relaxed))
+    }
+
+    /// See [`Pager::backing`].
+    pub(super) fn backing(&self) -> Option<usize> {
+        match &self.kind {
+            Kind::Pager(pager) => Some(pager.backing()),
+            _ => None,
+        }
+    }
+
     /// Whether mappings have to be found again. All kinds can be revoked, truncated or written back.
     pub(super) fn is_revocable(&self) -> bool {
         true
@@ -287,7 +318,7 @@ impl MemoryObject {
                     let frame = frame.clone();
                     drop(pages);
                     if write && self.tracks_dirty() {
-                        self.pages.write().set_mark(index, Mark::Dirty, true);
+                        self.mark_dirty(&mut self.pages.write(), index);
                     }
                     return Ok(frame);
                 }
@@ -381,8 +412,8 @@ impl MemoryObject {
             let mut pages = self.pages.write();
             self.size.fetch_max(end, Ordering::Release);
             let old = pages.insert(index, frame);
-            if matches!(self.kind, Kind::Pager(_)) {
-                pages.set_mark(index, Mark::Dirty, true);
+            if self.tracks_dirty() {
+                self.mark_dirty(&mut pages, index);
             }
             old
         };
@@ -533,9 +564,7 @@ impl MemoryObject {
             Some(frame) => {
                 let n = src.take_to_frame(&frame, within, len)?;
                 self.size.fetch_max(from + n as u64, Ordering::Release);
-                if self.tracks_dirty() {
-                    self.pages.write().set_mark(index, Mark::Dirty, true);
-                }
+                self.settle(index, &frame, within, n);
                 return Ok(n);
             }
             None if whole || self.is_shmem() || index >= self.size_pages() => super::reclaim::alloc()?,
@@ -543,6 +572,7 @@ impl MemoryObject {
                 let frame = self.get_page(index, true)?;
                 let n = src.take_to_frame(&frame, within, len)?;
                 self.size.fetch_max(from + n as u64, Ordering::Release);
+                self.settle(index, &frame, within, n);
                 return Ok(n);
             }
         };
@@ -567,10 +597,28 @@ impl MemoryObject {
             pages.insert(index, frame);
         }
         if self.tracks_dirty() {
-            pages.set_mark(index, Mark::Dirty, true);
+            self.mark_dirty(&mut pages, index);
         }
         self.size.fetch_max(from + n as u64, Ordering::Release);
         Ok(n)
+    }
+
+    /// Marks a page dirty after `len` bytes of `frame` have been stored; if the page was taken out of the tree before that (it
+    /// was clean), it is put back.
+    fn settle(&self, index: u64, frame: &Frame, within: usize, len: usize) {
+        if !self.tracks_dirty() {
+            return;
+        }
+        let mut pages = self.pages.write();
+        match pages.get(index) {
+            Some(present) if present.phys() == frame.phys() => {}
+            Some(present) => present.copy_range_from(within, frame, within, len),
+            None => {
+                pages.insert(index, frame.clone());
+                account::add_pages(PageKind::File, 1);
+            }
+        }
+        self.mark_dirty(&mut pages, index);
     }
 
     /// Brings the pages that are present up to date with `data`, which the pager's side has got at `offset` already. A read
@@ -757,49 +805,69 @@ impl MemoryObject {
 
     /// Writes the dirty pages of `first..end` to the pager and waits for it (`msync`, `fsync`, reclaim). Nothing to do for
     /// objects without one.
+    ///
+    /// # Errors
+    /// The pager's: then the pages are still dirty. `EINTR` for a thread that is to die.
     pub fn sync(&self, first: u64, end: u64) -> Result {
         let Kind::Pager(pager) = &self.kind else { return Ok(()) };
-        let mut at = first;
-        let mut result = Ok(());
-        while let Some((start, frames)) = self.take_dirty_run(at, end) {
-            let count = frames.len() as u64;
-            self.write_protect(start, start + count);
-            let written = pager.write_pages(start, &frames, self.size());
-            let mut pages = self.pages.write();
-            for index in start..start + count {
-                pages.set_mark(index, Mark::Writeback, false);
-                if written.is_err() {
-                    pages.set_mark(index, Mark::Dirty, true);
-                }
+        loop {
+            let mut at = first;
+            while let Some((start, frames)) = self.take_dirty_run(at, end) {
+                self.write_run(&**pager, start, &frames)?;
+                at = start + frames.len() as u64;
             }
-            drop(pages);
-            self.filled.wake_all();
-            if let Err(error) = written {
-                result = Err(error);
-                break;
+            // Pages that another caller is writing are part of the promise, too; one of them may have changed since, and a page
+            // is never on its way twice.
+            let mut again = false;
+            self.filled.wait_killable(|| {
+                let (mut busy, pages) = (false, self.pages.read());
+                pages.for_each_marked(Mark::Writeback, first, end, |index, _| {
+                    again |= pages.has_mark(index, Mark::Dirty);
+                    busy = true;
+                    true
+                });
+                (!busy).then_some(())
+            })?;
+            if !again {
+                return Ok(());
             }
-            at = start + count;
         }
-        // Pages that another caller is writing now are part of the promise, too.
-        self.filled.wait_until(|| {
-            let mut busy = false;
-            self.pages.read().for_each_marked(Mark::Writeback, first, end, |_, _| {
-                busy = true;
-                false
-            });
-            (!busy).then_some(())
-        });
-        result
     }
 
-    /// The next run of dirty pages, now marked as being written instead.
+    /// Writes pages that are marked as being written, and unmarks them.
+    fn write_run(&self, pager: &dyn Pager, start: u64, frames: &[Frame]) -> Result {
+        let count = frames.len() as u64;
+        self.write_protect(start, start + count);
+        let written = pager.write_pages(start, frames, self.size());
+        let mut pages = self.pages.write();
+        for (index, frame) in (start..).zip(frames) {
+            // One that was cut off meanwhile is another page, or none.
+            if pages.get(index).is_some_and(|present| present.phys() == frame.phys())
+                && pages.set_mark(index, Mark::Writeback, false)
+                && written.is_err()
+            {
+                pages.set_mark(index, Mark::Dirty, true);
+            }
+        }
+        drop(pages);
+        self.filled.wake_all();
+        if written.is_ok() {
+            super::writeback::progress(count);
+        }
+        written
+    }
+
+    /// The next run of dirty pages that nobody is writing, now marked as being written instead.
     fn take_dirty_run(&self, first: u64, end: u64) -> Option<(u64, Vec<Frame>)> {
         let mut pages = self.pages.write();
         let (mut start, mut frames) = (0, Vec::new());
         pages.for_each_marked(Mark::Dirty, first, end, |index, frame| {
+            if pages.has_mark(index, Mark::Writeback) {
+                return frames.is_empty();
+            }
             if frames.is_empty() {
                 start = index;
-            } else if index != start + frames.len() as u64 || frames.len() == READ_AHEAD_MAX as usize {
+            } else if index != start + frames.len() as u64 || frames.len() == WRITE_RUN_MAX {
                 return false;
             }
             frames.push(frame.clone());

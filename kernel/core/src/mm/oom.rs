@@ -17,6 +17,8 @@ use crate::time::Deadline;
 use crate::wait::{Mutex, WaitQueue};
 use crate::{Errno, Result};
 
+/// The `oom_score_adj` of a process that is never chosen.
+pub(super) const EXEMPT: i32 = -1000;
 /// The smallest and largest `oom_score_adj`.
 pub const SCORE_ADJ_RANGE: core::ops::RangeInclusive<i32> = -1000..=1000;
 

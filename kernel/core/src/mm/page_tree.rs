@@ -170,7 +170,9 @@ impl PageTree {
         let at = (index & MASK) as usize;
         frame.set_tag(super::TAG_OBJECT);
         let old = leaf.pages[at].replace(frame);
-        self.dirty -= (leaf.dirty >> at & 1) as usize;
+        let was_dirty = leaf.dirty >> at & 1;
+        self.dirty -= was_dirty as usize;
+        super::writeback::count(-(was_dirty as i64));
         leaf.present |= 1 << at;
         leaf.dirty &= !(1 << at);
         leaf.writeback &= !(1 << at);
@@ -201,6 +203,7 @@ impl PageTree {
         }
         self.len -= removed;
         self.dirty -= dirty;
+        super::writeback::count(-(dirty as i64));
     }
 
     /// Visits the pages of `start..end` in ascending order until `f` returns false.
@@ -229,6 +232,7 @@ impl PageTree {
         *word = *word & !(1 << at) | u64::from(on) << at;
         if mark == Mark::Dirty {
             self.dirty = self.dirty + usize::from(on) - usize::from(was);
+            super::writeback::count(i64::from(on) - i64::from(was));
         }
         was
     }
@@ -258,6 +262,12 @@ impl PageTree {
             run
         });
         (index < end).then_some(index)
+    }
+}
+
+impl Drop for PageTree {
+    fn drop(&mut self) {
+        super::writeback::count(-(self.dirty as i64));
     }
 }
 

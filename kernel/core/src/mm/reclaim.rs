@@ -33,10 +33,25 @@ pub(super) fn unregister(id: u64) {
     CACHES.lock().remove(&id);
 }
 
+/// Whether the running thread's pages may come from the kernel's reserve: others may wait for it to write their pages.
+fn may_use_reserve() -> bool {
+    crate::process::try_current().is_some_and(|thread| thread.vm().oom_score_adj() == super::oom::EXEMPT)
+}
+
+/// A frame with unspecified contents, if there is one. Never sleeps.
+pub(super) fn try_alloc() -> Option<Frame> {
+    Frame::alloc().or_else(|| if may_use_reserve() { Frame::alloc_kernel() } else { None })
+}
+
+/// Every pager-backed object that lives.
+pub(super) fn caches() -> Vec<Arc<MemoryObject>> {
+    CACHES.lock().values().filter_map(Weak::upgrade).collect()
+}
+
 /// A frame with unspecified contents. May sleep, reclaim, and end a process.
 pub fn alloc() -> Result<Frame> {
     loop {
-        match Frame::alloc() {
+        match try_alloc() {
             Some(frame) => return Ok(frame),
             None => make_room()?,
         }
@@ -55,13 +70,13 @@ pub fn alloc_zeroed() -> Result<Frame> {
 /// # Errors
 /// `ENOMEM` if the caller is the one to end, or nothing can be had.
 pub(super) fn make_room() -> Result {
-    if reclaim_caches(BATCH) > 0 {
+    if reclaim_caches(BATCH) > 0 || super::writeback::wait_for_progress() {
         return Ok(());
     }
     super::oom::out_of_memory()
 }
 
-/// Frees up to `target` pages of the page cache. Dirty pages are written back first.
+/// Frees up to `target` clean pages of the page cache.
 pub fn reclaim_caches(target: usize) -> usize {
     let mut freed = 0;
     let start = HAND.load(Relaxed);
@@ -85,7 +100,7 @@ pub fn reclaim_caches(target: usize) -> usize {
 /// # Errors
 /// The first error of a pager; the others are still written.
 pub fn sync_all() -> Result {
-    let objects: Vec<Arc<MemoryObject>> = CACHES.lock().values().filter_map(Weak::upgrade).collect();
+    let objects = caches();
     let mut result = Ok(());
     for object in objects {
         if let Err(error) = object.sync(0, u64::MAX) {

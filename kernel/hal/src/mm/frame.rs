@@ -280,7 +280,7 @@ impl Frame {
         Self::new(false)
     }
     /// As [`Frame::alloc`], for the kernel's own needs: may use the reserve.
-    pub(crate) fn alloc_kernel() -> Option<Self> {
+    pub fn alloc_kernel() -> Option<Self> {
         Self::new(true)
     }
     /// A frame full of zeroes.

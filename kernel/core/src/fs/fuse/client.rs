@@ -42,6 +42,7 @@ const OFFERED: InitFlags = InitFlags::ASYNC_READ
     .union(InitFlags::NO_OPEN_SUPPORT)
     .union(InitFlags::NO_OPENDIR_SUPPORT)
     .union(InitFlags::PARALLEL_DIROPS)
+    .union(InitFlags::WRITEBACK_CACHE)
     .union(InitFlags::MAX_PAGES)
     .union(InitFlags::INIT_EXT)
     .union(InitFlags::HAS_EXPIRE_ONLY);
@@ -250,6 +251,11 @@ impl Client {
             None if self.connection.is_aborted() => Some(Err(self.connection.gone())),
             None => None,
         })?
+    }
+
+    /// Whether written data stay in the page cache, and sizes and times are the kernel's to know (`WRITEBACK_CACHE`).
+    pub fn writes_back(&self) -> bool {
+        self.fs.terms.get().is_some_and(|terms| terms.flags.contains(InitFlags::WRITEBACK_CACHE))
     }
 
     /// Asks and waits.

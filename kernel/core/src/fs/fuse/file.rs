@@ -18,7 +18,7 @@ use super::node::Node;
 use crate::fs::file::seek_from;
 use crate::fs::inode::{Inode, SetAttr, inode_of};
 use crate::fs::{File, FileOps, Sink, Source};
-use crate::mm::{MAX_OBJECT_SIZE, MapBacking, MapFlags, MapRequest};
+use crate::mm::{MAX_OBJECT_SIZE, MapBacking, MapFlags, MapRequest, writeback};
 use crate::poll::{PollEvents, PollTable};
 use crate::scheme::{CallOptions, Message, OnKill, ReplySize};
 use crate::user::{self, UserAddr};
@@ -138,7 +138,38 @@ impl FuseFile {
         Ok(dst.done() - start)
     }
 
-    /// Writes through to the server; the inode's lock is held.
+    /// Whether `write(2)` ends in the page cache.
+    fn writes_back(&self) -> bool {
+        !self.is_direct() && self.client.writes_back()
+    }
+
+    /// Takes set-ID bits away, which servers do not do by themselves unless that was agreed on.
+    fn drop_set_id(inode: &Arc<Inode>) -> Result {
+        let mode = inode.mode();
+        if mode & (uapi::S_ISUID | uapi::S_ISGID) != 0 && !Client::keeps_set_id() {
+            let gone = uapi::S_ISUID | if mode & uapi::S_IXGRP != 0 { uapi::S_ISGID } else { 0 };
+            let change = SetAttr { mode: Some(mode & !gone & 0o7777), ..SetAttr::default() };
+            inode.ops().setattr(inode, &change)?;
+        }
+        Ok(())
+    }
+
+    /// After a write, without locks: waits if too much is dirty, and writes at once what was opened so.
+    fn wrote(&self, f: &File, inode: &Arc<Inode>, node: &Node, pos: u64, done: usize) -> Result {
+        if !self.writes_back() {
+            return Ok(());
+        }
+        let object = node.object(inode);
+        if f.flags() & uapi::O_DSYNC != 0 {
+            let page = PAGE_SIZE as u64;
+            object.sync(pos / page, (pos + done as u64).div_ceil(page))?;
+            return self.fsync(f, f.flags() & uapi::O_SYNC != uapi::O_SYNC);
+        }
+        writeback::balance(object);
+        Ok(())
+    }
+
+    /// Writes to the server, or into the page cache; the inode's lock is held.
     fn write_locked(&self, f: &File, inode: &Arc<Inode>, node: &Node, src: &mut Source<'_>, pos: u64) -> Result<usize> {
         if src.remaining() == 0 {
             return Ok(0);
@@ -146,12 +177,11 @@ impl FuseFile {
         if pos >= MAX_OBJECT_SIZE {
             return Err(Errno::EFBIG);
         }
-        // Servers do not take set-ID bits away by themselves unless that was agreed on.
-        let mode = inode.mode();
-        if mode & (uapi::S_ISUID | uapi::S_ISGID) != 0 && !Client::keeps_set_id() {
-            let gone = uapi::S_ISUID | if mode & uapi::S_IXGRP != 0 { uapi::S_ISGID } else { 0 };
-            let change = SetAttr { mode: Some(mode & !gone & 0o7777), ..SetAttr::default() };
-            inode.ops().setattr(inode, &change)?;
+        Self::drop_set_id(inode)?;
+        if self.writes_back() {
+            let done = node.object(inode).write(pos, src)?;
+            node.written(inode);
+            return Ok(done);
         }
         let most = self.client.terms()?.max_write;
         let mut done = 0;
@@ -199,10 +229,11 @@ impl FuseFile {
         if !self.handle.writes() {
             return Ok(());
         }
-        match node_of(f)?.1.cached() {
-            Some(object) => object.sync(0, u64::MAX),
-            None => Ok(()),
+        let (inode, node) = node_of(f)?;
+        if let Some(object) = node.cached() {
+            object.sync(0, u64::MAX)?;
         }
+        node.flush_times(inode, Some(self.handle.fh))
     }
 }
 
@@ -213,8 +244,10 @@ impl FileOps for FuseFile {
             return self.read_direct(f, node, dst, pos);
         }
         let object = node.object(inode);
-        let checks = self.client.terms()?.flags.contains(InitFlags::AUTO_INVAL_DATA);
-        if checks || pos.saturating_add(dst.remaining() as u64) > object.size() {
+        let flags = self.client.terms()?.flags;
+        let beyond = pos.saturating_add(dst.remaining() as u64) > object.size();
+        // With a write-back cache nobody knows the size better.
+        if !self.client.writes_back() && (flags.contains(InitFlags::AUTO_INVAL_DATA) || beyond) {
             node.renew(inode)?;
         }
         object.read(pos, dst)
@@ -222,16 +255,25 @@ impl FileOps for FuseFile {
 
     fn write(&self, f: &File, src: &mut Source<'_>, pos: u64) -> Result<usize> {
         let (inode, node) = node_of(f)?;
-        let _guard = inode.lock.write();
-        self.write_locked(f, inode, node, src, pos)
+        let done = {
+            let _guard = inode.lock.write();
+            self.write_locked(f, inode, node, src, pos)?
+        };
+        self.wrote(f, inode, node, pos, done)?;
+        Ok(done)
     }
 
     fn append(&self, f: &File, src: &mut Source<'_>) -> Result<(u64, usize)> {
         let (inode, node) = node_of(f)?;
-        let _guard = inode.lock.write();
-        node.renew(inode)?;
-        let end = inode.size.load(Ordering::Acquire);
-        let n = self.write_locked(f, inode, node, src, end)?;
+        let (end, n) = {
+            let _guard = inode.lock.write();
+            if !self.writes_back() {
+                node.renew(inode)?;
+            }
+            let end = inode.size.load(Ordering::Acquire);
+            (end, self.write_locked(f, inode, node, src, end)?)
+        };
+        self.wrote(f, inode, node, end, n)?;
         Ok((end + n as u64, n))
     }
 

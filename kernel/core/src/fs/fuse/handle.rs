@@ -166,7 +166,11 @@ impl Shared {
 impl Pager for Shared {
     fn read_pages(&self, first: u64, frames: &[Frame]) -> Result<usize> {
         let terms = self.client.terms()?;
-        let handle = self.find(Handle::reads)?;
+        // Writing a part of a page reads the rest, through a handle that may only write: servers with a write-back cache allow it.
+        let handle = match self.find(Handle::reads) {
+            Err(_) if self.client.writes_back() => self.find(Handle::writes)?,
+            found => found?,
+        };
         let count = frames.len().min(terms.max_read / PAGE_SIZE).max(1);
         let size = count * PAGE_SIZE;
         let offset = first.checked_mul(PAGE_SIZE as u64).ok_or(Errno::EFBIG)?;
@@ -224,5 +228,9 @@ impl Pager for Shared {
         }
         self.valid_until.store(0, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn backing(&self) -> usize {
+        Arc::as_ptr(&self.client.connection).addr()
     }
 }

@@ -13,8 +13,9 @@
 //!
 //! Names and attributes are cached for as long as the server said ([`Entry::valid_until`](super::inode::Entry),
 //! `Node::refresh`); data are cached in the inode's memory object until the file is opened without `FOPEN_KEEP_CACHE`,
-//! changes at the server (`AUTO_INVAL_DATA`) or is called back. `write(2)` goes through to the server before it returns;
-//! stores through shared mappings are written at `msync`, `fsync`, `close` and reclaim.
+//! changes at the server (`AUTO_INVAL_DATA`) or is called back. `write(2)` goes through to the server before it returns,
+//! or with `WRITEBACK_CACHE` ends in the page cache: then sizes and times of files are the kernel's to know. Dirty pages are
+//! written at `msync`, `fsync`, `close` and by the tasks of [`crate::mm::writeback`].
 //!
 //! Without `allow_other` only the mounting user is served, the superuser neither: a server could hold any caller up for
 //! ever. Without `default_permissions` the server decides who may do what.
@@ -34,13 +35,15 @@ mod node;
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt::Write;
 
-use fuse_abi::{Opcode, ROOT_ID, StatfsOut};
+use fuse_abi::{Opcode, ROOT_ID, StatfsOut, SyncfsIn};
 use linux_uapi::raw::general as uapi;
+use ursa_hal::sync::SpinLock;
 
 use self::client::{Client, FuseFs};
 use self::node::Node;
 use super::inode::{FileKind, FileSystem, FsStat, SbFlags, SuperBlock, SuperBlockParams, SuperOps};
 use super::path::{LookupFlags, lookup_at};
+use crate::block::{Claim, disk::volume_of};
 use crate::process::current;
 use crate::scheme::{CallOptions, Connection, Message, ReplySize, ServerFile};
 use crate::{Errno, Result};
@@ -127,10 +130,16 @@ impl FileSystem for FuseType {
     fn mount_subtype(&self, subtype: &[u8], source: &[u8], flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>> {
         let subtype = core::str::from_utf8(subtype).map_err(|_| Errno::EINVAL)?;
         let options = parse_options(data, self.block)?;
-        if self.block && lookup_at(uapi::AT_FDCWD, source, LookupFlags::FOLLOW)?.inode()?.kind != FileKind::BlockDevice
-        {
-            return Err(Errno::ENOTBLK);
-        }
+        let claim = if self.block {
+            let at = lookup_at(uapi::AT_FDCWD, source, LookupFlags::FOLLOW)?;
+            let device = at.inode()?;
+            if device.kind != FileKind::BlockDevice {
+                return Err(Errno::ENOTBLK);
+            }
+            Some(Claim::new(&volume_of(device.rdev)?)?)
+        } else {
+            None
+        };
         let file = current().file(options.fd)?;
         let server = file.ops::<ServerFile>().ok_or(Errno::EINVAL)?;
         let fs = Arc::new(FuseFs::new(options));
@@ -138,7 +147,8 @@ impl FileSystem for FuseType {
         let client = Client { connection: connection.clone(), fs };
         let params =
             SuperBlockParams { fs_name: self.name, magic: MAGIC, attributes_expire: true, cache_negative: true, flags };
-        let ops = FuseSuper { client: client.clone(), subtype: Box::from(subtype), block: self.block };
+        let claim = SpinLock::new(claim);
+        let ops = FuseSuper { client: client.clone(), subtype: Box::from(subtype), block: self.block, claim };
         let sb = SuperBlock::new(params, Box::new(ops));
         sb.set_root(Node::root(&client, &sb, options.rootmode));
         // From here on the descriptor's last close ends the connection, and so does the end of the super block.
@@ -153,6 +163,8 @@ pub(super) struct FuseSuper {
     client: Client,
     subtype: Box<str>,
     block: bool,
+    /// The device, until the last mount is gone.
+    claim: SpinLock<Option<Claim>>,
 }
 
 impl SuperOps for FuseSuper {
@@ -176,12 +188,18 @@ impl SuperOps for FuseSuper {
         })
     }
 
-    fn sync(&self, _sb: &SuperBlock, _wait: bool) -> Result {
+    fn sync(&self, _sb: &SuperBlock, wait: bool) -> Result {
         let mut result = Ok(());
         for inode in self.client.fs.all_inodes() {
-            if let Some(object) = inode.ops_as::<Node>().and_then(Node::cached) {
-                result = object.sync(0, u64::MAX).and(result);
+            let Some(node) = inode.ops_as::<Node>() else { continue };
+            if let Some(object) = node.cached() {
+                result = object.sync(0, u64::MAX).and_then(|()| node.flush_times(&inode, None)).and(result);
             }
+        }
+        // A user's server must not be able to hold sync(2) up.
+        if wait && self.client.fs.options.user_id == 0 && self.client.fs.is_started() {
+            let message = || Message::new(Opcode::Syncfs, ROOT_ID).with(&SyncfsIn::default());
+            result = self.client.try_call(Opcode::Syncfs, ReplySize::NONE, message).map(drop).and(result);
         }
         result
     }
@@ -214,6 +232,8 @@ impl SuperOps for FuseSuper {
     }
 
     fn shutdown(&self, _sb: &SuperBlock) {
+        let claim = self.claim.lock().take();
+        drop(claim);
         let connection = &self.client.connection;
         if self.block && self.client.fs.is_started() {
             let hook = Box::new(|connection: &Arc<Connection>, _: &Result<Vec<u8>>| connection.abort());

@@ -60,6 +60,8 @@ pub struct Node {
     ino: AtomicU64,
     block_size: AtomicU32,
     object: Once<Arc<MemoryObject>>,
+    /// The kernel's times are newer than the server's.
+    times_changed: AtomicBool,
     pending: SpinLock<Option<Pending>>,
 }
 
@@ -99,6 +101,7 @@ impl Node {
             ino: AtomicU64::new(id),
             block_size: AtomicU32::new(4096),
             object: Once::new(),
+            times_changed: AtomicBool::new(false),
             pending: SpinLock::new(None),
         }
     }
@@ -172,9 +175,9 @@ impl Node {
     /// Takes pages out of the cache. Stores through mappings reach the server first.
     pub fn drop_pages(object: &MemoryObject, first: u64, end: u64) {
         if object.resident_pages() > 0 {
-            // One that cannot be written stays dirty no longer than its page.
+            // One that cannot be written stays, and stays dirty.
             let _ = object.sync(first, end);
-            object.revoke(first, end);
+            object.drop_clean(first, end);
         }
     }
 
@@ -187,23 +190,27 @@ impl Node {
             if self.version.load(Ordering::Acquire) > version {
                 return;
             }
+            let (first, changed) = (self.version.load(Ordering::Acquire) == 0, *seen != mtime);
             self.version.store(self.client().fs.next_version(), Ordering::Release);
-            let (first, changed) = (*seen == Time::default(), *seen != mtime);
             *seen = mtime;
             inode.set_mode(attr.mode);
             inode.set_owner(attr.uid, attr.gid);
             inode.set_nlink(attr.nlink);
+            // With a write-back cache the server's size and times lag behind, once the file is in use.
+            let ours = !first && self.is_ours(inode);
             inode.update_times(|times| {
                 times.atime = time(attr.atime, attr.atimensec);
-                times.mtime = mtime;
-                times.ctime = time(attr.ctime, attr.ctimensec);
+                if !ours {
+                    times.mtime = mtime;
+                    times.ctime = time(attr.ctime, attr.ctimensec);
+                }
             });
             inode.blocks.store(attr.blocks, Ordering::Relaxed);
             self.ino.store(attr.ino, Ordering::Relaxed);
             self.block_size.store(if attr.blksize != 0 { attr.blksize } else { 4096 }, Ordering::Relaxed);
-            let resized = self.resize(inode, attr.size);
+            let resized = !ours && self.resize(inode, attr.size);
             self.shared.valid_until.store(deadline(valid.0, valid.1), Ordering::Relaxed);
-            !first && (changed || resized)
+            !first && !ours && (changed || resized)
         };
         if stale
             && let Some(object) = self.cached()
@@ -223,6 +230,51 @@ impl Node {
             let _ = object.set_size(size);
         }
         old != size
+    }
+
+    /// Whether size and times are the kernel's to know.
+    fn is_ours(&self, inode: &Inode) -> bool {
+        inode.kind == FileKind::Regular && self.client().writes_back()
+    }
+
+    /// The page cache has taken a write; the inode's lock is held.
+    pub fn written(&self, inode: &Inode) {
+        let _attributes = self.attributes.lock();
+        self.version.store(self.client().fs.next_version(), Ordering::Release);
+        if let Some(object) = self.cached() {
+            inode.size.fetch_max(object.size(), Ordering::AcqRel);
+        }
+        inode.touch_modified();
+        self.times_changed.store(true, Ordering::Release);
+    }
+
+    /// Tells the server the times of what was written, after the data.
+    ///
+    /// # Errors
+    /// The server's; it is told again next time.
+    pub fn flush_times(&self, inode: &Inode, handle: Option<u64>) -> Result {
+        if !self.times_changed.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let times = inode.times();
+        let mut valid = SetattrValid::MTIME | SetattrValid::CTIME;
+        let mut body = SetattrIn {
+            mtime: times.mtime.sec as u64,
+            mtimensec: times.mtime.nsec,
+            ctime: times.ctime.sec as u64,
+            ctimensec: times.ctime.nsec,
+            ..SetattrIn::default()
+        };
+        if let Some(fh) = handle {
+            valid |= SetattrValid::FH;
+            body.fh = fh;
+        }
+        body.valid = valid.bits();
+        let told = self.call(self.message(Opcode::Setattr).with(&body), ReplySize::of::<AttrOut>());
+        if told.is_err() {
+            self.times_changed.store(true, Ordering::Release);
+        }
+        told.map(drop)
     }
 
     /// The server has taken a write up to `end`.
@@ -547,6 +599,13 @@ impl InodeOps for Node {
         if valid.is_empty() {
             return Ok(());
         }
+        if let Some(size) = change.size
+            && self.is_ours(inode)
+            && let Some(object) = self.cached()
+        {
+            // What is on its way beyond the new end would make the file longer again. An error is fsync's to tell.
+            let _ = object.sync(size / ursa_hal::PAGE_SIZE as u64, u64::MAX);
+        }
         body.valid = valid.bits();
         let reply = self.call(self.message(Opcode::Setattr).with(&body), ReplySize::of::<AttrOut>())?;
         let (out, _) = reply.read::<AttrOut>()?;
@@ -558,6 +617,18 @@ impl InodeOps for Node {
         let version = self.client().fs.next_version();
         self.version.store(version, Ordering::Release);
         self.believe(inode, &out.attr, (out.attr_valid, out.attr_valid_nsec), version);
+        if self.is_ours(inode) {
+            let _attributes = self.attributes.lock();
+            if let Some(size) = change.size {
+                self.resize(inode, size);
+                inode.touch_modified();
+            }
+            if let Some(mtime) = change.mtime {
+                inode.update_times(|times| times.mtime = mtime);
+                self.times_changed.store(false, Ordering::Release);
+            }
+            inode.touch_changed();
+        }
         Ok(())
     }
 

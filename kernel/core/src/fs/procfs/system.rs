@@ -106,7 +106,7 @@ fn meminfo(out: &mut Text) -> Result {
         ("SwapFree:", 0),
         ("Zswap:", 0),
         ("Zswapped:", 0),
-        ("Dirty:", 0),
+        ("Dirty:", mm::writeback::dirty_pages() * ursa_hal::PAGE_SIZE as u64),
         ("Writeback:", 0),
         ("AnonPages:", anon),
         ("Mapped:", file),
