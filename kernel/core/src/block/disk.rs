@@ -353,7 +353,12 @@ impl Disk {
         let whole = self.volume(0)?;
         let end = start.checked_add(sectors).ok_or(Errno::EINVAL)?;
         let block = u64::from(self.limits.logical_block) / SECTOR;
-        if number == 0 || number > PARTITIONS_MAX || sectors == 0 || end > whole.sectors() || start % block != 0 {
+        if number == 0
+            || number > PARTITIONS_MAX
+            || sectors == 0
+            || end > whole.sectors()
+            || !start.is_multiple_of(block)
+        {
             return Err(Errno::EINVAL);
         }
         if self.volumes.lock().contains_key(&number) {

@@ -75,7 +75,7 @@ impl Batch {
 
     fn finish(&self, result: Result) {
         if let Err(error) = result {
-            let _ = self.error.compare_exchange(0, error.raw() as u32, SeqCst, SeqCst);
+            let _ = self.error.compare_exchange(0, error.raw(), SeqCst, SeqCst);
         }
         if self.pending.fetch_sub(1, SeqCst) == 1 {
             self.done.wake_all();
@@ -129,7 +129,7 @@ impl Request {
     }
 
     /// The end of it.
-    pub fn complete(mut self: Box<Self>, result: Result) {
+    pub fn complete(mut self, result: Result) {
         self.end(result);
     }
 

@@ -394,7 +394,7 @@ fn process_info(thread: &Thread, vm: &AddressSpace) -> Result<PrPsInfo> {
         state: 0,
         state_name: b'R',
         zombie: 0,
-        nice: nice as i8,
+        nice,
         pad: 0,
         flags: 0,
         uid,

@@ -149,11 +149,12 @@ impl Slot {
                 super::remove(function);
             }
             self.power(false);
-        } else if known.is_empty() && present {
-            if let Err(error) = self.come() {
-                ursa_hal::warn!("PCI {a}: what is in its slot cannot be used: {error}");
-                self.power(false);
-            }
+        } else if known.is_empty()
+            && present
+            && let Err(error) = self.come()
+        {
+            ursa_hal::warn!("PCI {a}: what is in its slot cannot be used: {error}");
+            self.power(false);
         }
     }
 

@@ -221,7 +221,7 @@ impl<T> Ports<T> {
         let chosen = fits.clone().all(|c| c.reuse_port).then(|| hash(from) % count);
         let claim = match chosen {
             Some(index) => fits.clone().nth(index as usize),
-            None => fits.last(),
+            None => fits.clone().next_back(),
         };
         claim.and_then(|c| c.owner.upgrade())
     }

@@ -568,6 +568,6 @@ fn change_neighbour(adds: bool, body: &[u8]) -> Result {
         return if interface.neighbours.remove(ip) { Ok(()) } else { Err(Errno::ENOENT) };
     }
     let mac = attributes.mac(NDA_LLADDR)?.ok_or(Errno::EINVAL)?;
-    link::set_neighbour(&interface, ip, mac, u32::from(state) & nl::NUD_PERMANENT as u32 != 0);
+    link::set_neighbour(&interface, ip, mac, u32::from(state) & nl::NUD_PERMANENT != 0);
     Ok(())
 }
