@@ -170,11 +170,11 @@ fn address_body(address: &Address) -> Vec<u8> {
 }
 
 /// The body of `RTM_NEWROUTE`.
-fn route_body(route: &Route) -> Vec<u8> {
+fn route_body(route: &Route, flags: u32) -> Vec<u8> {
     let table = if route.table > 255 { 0 } else { route.table as u8 };
     let mut body =
         alloc::vec![family(route.destination), route.prefix, 0, 0, table, route.protocol, route.scope, route.kind];
-    body.extend_from_slice(&0u32.to_ne_bytes());
+    body.extend_from_slice(&flags.to_ne_bytes());
     put_u32(&mut body, RTA_TABLE, route.table);
     if route.prefix > 0 {
         put_ip(&mut body, RTA_DST, route.destination);
@@ -248,7 +248,7 @@ pub fn notify_address(address: &Address, kind: u16) {
 /// A route came or went.
 pub fn notify_route(route: &Route, kind: u16) {
     let group = if route.destination.is_ipv4() { GROUP_V4_ROUTE } else { GROUP_V6_ROUTE };
-    notify(group, kind, &route_body(route));
+    notify(group, kind, &route_body(route, 0));
 }
 
 /// The interface that a request names, by index or by name.
@@ -290,7 +290,7 @@ pub fn handle(socket: &Netlink, request: &NlMsgHdr, body: &[u8]) -> Result {
         }
         GETROUTE => {
             let route = look_up(body)?;
-            socket.answer(socket.message(request, NEWROUTE.into(), 0, &route_body(&route)));
+            socket.answer(socket.message(request, NEWROUTE.into(), 0, &route_body(&route, nl::RTM_F_CLONED)));
             Ok(())
         }
         NEWLINK | SETLINK => change_link(body, request.kind == NEWLINK && flags & nl::NLM_F_CREATE != 0),
@@ -326,7 +326,7 @@ fn dump(kind: u16, wanted: u8, body: &[u8]) -> Result<(u16, Vec<Vec<u8>>)> {
             let fits = routes.filter(|r| {
                 is_wanted(r.destination) && (table == 0 || r.table == table) && index.is_none_or(|i| r.index == i)
             });
-            Ok((NEWROUTE, fits.map(|r| route_body(&r)).collect()))
+            Ok((NEWROUTE, fits.map(|r| route_body(&r, 0)).collect()))
         }
         GETNEIGH => {
             let index = if body.len() >= 12 { number_at(4) } else { 0 };
