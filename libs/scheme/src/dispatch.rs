@@ -133,7 +133,9 @@ pub(crate) fn dispatch<S: DeviceServer + ?Sized>(message: &[u8], server: &mut S,
     let Ok(request) = Request::parse(message) else {
         // Without a header there is nobody to answer; with one whose length is wrong there is.
         return match fuse_abi::InHeader::read_from_prefix(message) {
-            Ok((header, _)) if header.unique != 0 => Dispatched::Reply(Encoded::failed(header.unique, Errno::IO)),
+            Ok((header, _)) if header.unique != 0 => {
+                Dispatched::Reply(Encoded::failed(header.unique & !UNIQUE_RESEND, Errno::IO))
+            }
             _ => Dispatched::Nothing,
         };
     };
