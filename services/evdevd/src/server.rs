@@ -221,11 +221,12 @@ impl Server {
         published.device.disconnect();
         let clients: Vec<ClientId> = published.device.clients().collect();
         self.fail_waiting(id);
-        let _ = self.channel.unpublish(EVENTS + id);
-        let _ = self.channel.unpublish(INPUTS + id);
+        // The readers first: who no longer finds the node does not read "try again" from the file either.
         for client in &clients {
             self.push(id, *client);
         }
+        let _ = self.channel.unpublish(EVENTS + id);
+        let _ = self.channel.unpublish(INPUTS + id);
         self.forget(id);
     }
 
