@@ -34,6 +34,7 @@ pub mod path;
 pub mod permission;
 pub mod procfs;
 pub mod registry;
+pub mod sigio;
 pub mod syscall;
 pub mod sysfs;
 pub mod tmpfs;

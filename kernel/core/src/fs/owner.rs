@@ -3,8 +3,11 @@
 //! References: fcntl(2), "Managing signals".
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 
-use ursa_hal::sync::SpinLock;
+use ursa_hal::sync::{Once, SpinLock};
+
+use super::sigio::Watch;
 
 /// The kind of receiver of `F_SETOWN_EX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,26 +35,58 @@ pub struct Owner {
     pub euid: u32,
 }
 
+impl Owner {
+    const NOBODY: Self = Owner { kind: OwnerKind::Pid, id: 0, signal: 0, uid: 0, euid: 0 };
+}
+
+/// An owner that its file shares with whoever signals it, so that signalling never holds the file open.
+pub type SharedOwner = Arc<SpinLock<Owner>>;
+
 /// An open file's owner; nothing is allocated until one is set.
-pub struct FileOwner(SpinLock<Option<Box<Owner>>>);
+pub struct FileOwner {
+    owner: Once<SharedOwner>,
+    /// While the file has `O_ASYNC`.
+    watch: SpinLock<Option<Box<Watch>>>,
+}
 
 impl FileOwner {
     /// Nobody.
     pub const fn new() -> Self {
-        Self(SpinLock::new(None))
+        Self { owner: Once::new(), watch: SpinLock::new(None) }
     }
 
-    /// The present owner.
+    /// The present owner, if one was ever set; its `id` may be 0 again.
     pub fn get(&self) -> Option<Owner> {
-        self.0.lock().as_deref().copied()
+        self.owner.get().map(|owner| *owner.lock())
+    }
+
+    /// The owner, nobody at first.
+    pub fn shared(&self) -> &SharedOwner {
+        self.owner.call_once(|| Arc::new(SpinLock::new(Owner::NOBODY)))
     }
 
     /// Changes the owner, starting from nobody.
     pub fn update(&self, change: impl FnOnce(&mut Owner)) {
-        let mut owner = self.get().unwrap_or(Owner { kind: OwnerKind::Pid, id: 0, signal: 0, uid: 0, euid: 0 });
-        change(&mut owner);
-        let boxed = Box::new(owner);
-        *self.0.lock() = Some(boxed);
+        change(&mut self.shared().lock());
+    }
+
+    /// Makes the calling process the owner if nobody is.
+    pub fn claim_for_current_process(&self) {
+        let thread = crate::process::current();
+        let (uid, euid) = thread.with_cred(|cred| (cred.uid, cred.euid));
+        self.update(|owner| {
+            if owner.id == 0 {
+                *owner = Owner { kind: OwnerKind::Pid, id: thread.process().pid(), uid, euid, ..*owner };
+            }
+        });
+    }
+
+    /// Begins or ends to tell the owner of the file's readiness.
+    pub fn set_watch(&self, watch: Option<Watch>) {
+        let watch = watch.map(Box::new);
+        let former = core::mem::replace(&mut *self.watch.lock(), watch);
+        // Leaves wait queues: outside the lock.
+        drop(former);
     }
 }
 

@@ -238,8 +238,11 @@ impl FileOps for TtyFile {
         self.tty.ioctl(f, cmd, arg)
     }
 
-    fn set_fasync(&self, _f: &Arc<File>, _on: bool) -> Result {
-        // O_ASYNC is accepted; SIGIO is not sent (CAVEATS.md).
+    fn set_fasync(&self, f: &Arc<File>, on: bool) -> Result {
+        // A terminal tells who asked, unless somebody else is named.
+        if on {
+            f.owner.claim_for_current_process();
+        }
         Ok(())
     }
 

@@ -375,7 +375,10 @@ impl FileOps for Master {
         }
     }
 
-    fn set_fasync(&self, _f: &Arc<File>, _on: bool) -> Result {
+    fn set_fasync(&self, f: &Arc<File>, on: bool) -> Result {
+        if on {
+            f.owner.claim_for_current_process();
+        }
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::{
         file::{FileMode, SETFL_MASK},
         lock::{Lock, OFFSET_MAX, Owner as LockOwner},
         owner::OwnerKind,
-        permission,
+        permission, sigio,
     },
     process::{self, Pid, current},
     syscall::Cx,
@@ -66,7 +66,7 @@ pub fn sys_fcntl(_cx: &mut Cx<'_>, fd: i32, cmd: u32, arg: u64) -> Result<i64> {
         _ => {}
     }
     match cmd {
-        uapi::F_SETFL => set_flags(&file, arg as u32).map(|()| 0),
+        uapi::F_SETFL => set_flags(&file, fd, arg as u32).map(|()| 0),
         uapi::F_GETLK => get_lock(&file, arg, LockOwner::Posix(files.lock_owner())).map(|()| 0),
         uapi::F_SETLK => set_lock(&file, &files, fd, arg, LockOwner::Posix(files.lock_owner()), false).map(|()| 0),
         uapi::F_SETLKW => set_lock(&file, &files, fd, arg, LockOwner::Posix(files.lock_owner()), true).map(|()| 0),
@@ -151,8 +151,15 @@ pub fn sys_fcntl(_cx: &mut Cx<'_>, fd: i32, cmd: u32, arg: u64) -> Result<i64> {
     }
 }
 
+/// Begins or ends to signal the file's owner; `fd` is what the signal will tell.
+fn set_async(file: &alloc::sync::Arc<File>, fd: i32, on: bool) -> Result {
+    file.file_ops().set_fasync(file, on)?;
+    file.owner.set_watch(if on { Some(sigio::watch(file, fd)?) } else { None });
+    Ok(())
+}
+
 /// `F_SETFL`: changes what may change, tells the object.
-fn set_flags(file: &alloc::sync::Arc<File>, new: u32) -> Result {
+fn set_flags(file: &alloc::sync::Arc<File>, fd: i32, new: u32) -> Result {
     let old = file.flags();
     if new & uapi::O_NOATIME != 0 && old & uapi::O_NOATIME == 0 {
         let owner =
@@ -162,7 +169,7 @@ fn set_flags(file: &alloc::sync::Arc<File>, new: u32) -> Result {
         }
     }
     if (old ^ new) & uapi::FASYNC != 0 {
-        match file.file_ops().set_fasync(file, new & uapi::FASYNC != 0) {
+        match set_async(file, fd, new & uapi::FASYNC != 0) {
             // Files without asynchronous readiness keep the flag all the same.
             Ok(()) | Err(Errno::ENOTTY) => {}
             Err(e) => return Err(e),
@@ -325,7 +332,7 @@ pub fn sys_ioctl(_cx: &mut Cx<'_>, fd: i32, cmd: u32, arg: usize) -> Result<i64>
         ioc::FIOASYNC => {
             let on = UserPtr::<i32>::new(arg as u64).read()? != 0;
             if on != (file.flags() & uapi::FASYNC != 0) {
-                file.file_ops().set_fasync(&file, on)?;
+                set_async(&file, fd, on)?;
                 file.update_flags(uapi::FASYNC, if on { uapi::FASYNC } else { 0 });
             }
             Ok(0)

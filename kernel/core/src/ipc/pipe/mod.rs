@@ -331,6 +331,10 @@ impl FileOps for PipeEnd {
         events
     }
 
+    fn set_fasync(&self, _f: &Arc<File>, _on: bool) -> Result {
+        Ok(())
+    }
+
     fn ioctl(&self, _f: &File, cmd: u32, arg: usize) -> Result<i64> {
         match cmd {
             linux_uapi::raw::ioctl::FIONREAD => {

@@ -675,7 +675,7 @@ impl SocketOps for Netlink {
         self.leave();
         let left = self.queue.lock().close();
         drop(left);
-        self.write_queue.wake_all();
+        self.write_queue.wake_events(PollEvents::WRITABLE);
     }
 
     fn as_any(&self) -> &dyn Any {
