@@ -3,7 +3,7 @@
 //! For Ursa these are cpio archives one behind the other, as the kernel's `-initrd`; later entries replace earlier ones.
 //! For Linux the programs and added files are the initramfs, and the agent lays them over the root disk.
 
-use crate::build::Programs;
+use crate::build::{Program, Programs};
 use crate::image::tree::{Inode, Kind, Tree};
 use crate::image::{Image, cpio};
 use crate::paths;
@@ -39,18 +39,55 @@ impl FromStr for Addition {
     }
 }
 
+/// The boot archive for a root on a disk: the boot set, and a shell for rescue. It holds nothing of the root.
+pub fn write_boot_set(image: &Image, programs: &Programs, output: &Path) -> Result<()> {
+    let mut tree = Tree::default();
+    programs.all.iter().filter(|program| program.install.boot).try_for_each(|program| add(&mut tree, "", program))?;
+    let root = Tree::from_tar(&image.tar())?;
+    let busybox = root.read("usr/bin/busybox")?.context("the rescue shell needs the package busybox-static")?;
+    tree.file("usr/bin/busybox", 0o755, busybox);
+    for folder in ["bin", "sbin"] {
+        tree.symlink(folder, &format!("usr/{folder}"));
+    }
+    for folder in ["dev", "proc", "run", "sys", "sysroot"] {
+        tree.folder(folder, 0o755, 0, 0);
+    }
+    crate::image::add_busybox_links(&mut tree)?;
+    add_character(&mut tree, "dev/console", 0o600, 5, 1);
+    add_character(&mut tree, "dev/null", 0o666, 1, 3);
+    tree.symlink("init", "/usr/sbin/ursa-init");
+    write(&tree, output)
+}
+
+fn write(tree: &Tree, output: &Path) -> Result<()> {
+    let staging = tempfile::NamedTempFile::new_in(output.parent().context("an archive has a folder")?)?;
+    let mut writer = BufWriter::new(staging.as_file());
+    cpio::write(tree, &mut writer)?;
+    writer.into_inner().map_err(|e| e.into_error())?;
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    staging.as_file().set_permissions(readable)?;
+    staging.persist(output).with_context(|| format!("cannot write {}", output.display()))?;
+    Ok(())
+}
+
+/// Adds a program with its links and files.
+fn add(tree: &mut Tree, prefix: &str, program: &Program) -> Result<()> {
+    let to = &program.install.install;
+    add_program(tree, &Path::new(prefix).join(to), &program.binary)?;
+    for link in &program.install.links {
+        tree.symlink(Path::new(prefix).join(link), &format!("/{}", to.display()));
+    }
+    for (file, to) in &program.install.files {
+        tree.file(Path::new(prefix).join(to), 0o644, fs::read(program.folder.join(file))?);
+    }
+    Ok(())
+}
+
 /// The tree of programs and additions. `prefix` is where it begins: empty for Ursa, `add` in Linux's initramfs.
 pub fn overlay(programs: &Programs, additions: &[Addition], prefix: &str) -> Result<Tree> {
     let mut tree = Tree::default();
     for program in &programs.all {
-        let to = &program.install.install;
-        add_program(&mut tree, &Path::new(prefix).join(to), &program.binary)?;
-        for link in &program.install.links {
-            tree.symlink(Path::new(prefix).join(link), &format!("/{}", to.display()));
-        }
-        for (file, to) in &program.install.files {
-            tree.file(Path::new(prefix).join(to), 0o644, fs::read(program.folder.join(file))?);
-        }
+        add(&mut tree, prefix, program)?;
     }
     tree.add_from_host(&Path::new(prefix).join("usr/lib/ursa/services"), &paths::root().join("services/units"))?;
     for addition in additions {
@@ -75,9 +112,14 @@ pub fn add_character(tree: &mut Tree, name: &str, mode: u32, major: u32, minor: 
     tree.insert(name, Inode { kind: Kind::Character(major, minor), mode, uid: 0, gid: 0, mtime: 0, links: 1 });
 }
 
+/// What is laid over an image's root.
+pub fn root_overlay(image: &Image, programs: &Programs, additions: &[Addition]) -> Result<Tree> {
+    Ok(overlay(programs, additions, "")?.laid_over(&Tree::from_tar(&image.tar())?))
+}
+
 /// Writes Ursa's boot archive.
 pub fn write_for_ursa(image: &Image, programs: &Programs, additions: &[Addition], output: &Path) -> Result<()> {
-    let mut tree = overlay(programs, additions, "")?.laid_over(&Tree::from_tar(&image.tar())?);
+    let mut tree = root_overlay(image, programs, additions)?;
     // What the kernel starts if its command line does not say `init=/usr/sbin/ursa-init`: the least that runs a command.
     tree.symlink("init", "/usr/sbin/ursa-agent");
     let staging = tempfile::NamedTempFile::new_in(output.parent().context("an archive has a folder")?)?;

@@ -87,6 +87,9 @@ pub struct Program {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Install {
+    /// Whether it belongs to the boot set: what a root on a disk needs.
+    #[serde(default)]
+    pub boot: bool,
     /// The executable.
     pub install: PathBuf,
     /// Symbolic links to it.

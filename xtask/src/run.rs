@@ -1,8 +1,8 @@
 //! `cargo xtask run`: a login shell on this terminal, and a graphical session in a window.
 
 use crate::machine::accel::Accel;
-use crate::machine::{self, Boot, Gpu, Kernel, Options as MachineOptions};
-use crate::{hosttools, shell};
+use crate::machine::{self, Boot, Gpu, Kernel, Options as MachineOptions, Root};
+use crate::{hosttools, paths, shell};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use std::process::{Command, ExitCode};
@@ -36,6 +36,9 @@ pub struct Options {
     /// Kill a display or input server every few seconds: nothing but a short pause should be seen.
     #[arg(long, conflicts_with = "no_init")]
     chaos: bool,
+    /// With a root on disk: begin with a new one, instead of going on with that of the last run.
+    #[arg(long)]
+    fresh: bool,
     /// Leave Ursa's init out: the agent alone starts the shell.
     #[arg(long)]
     no_init: bool,
@@ -65,6 +68,17 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
     }
     if options.chaos {
         options.machine.append += " ursa.chaos";
+    }
+    if options.machine.root == Root::Disk {
+        let disks = paths::target().join("disks");
+        std::fs::create_dir_all(&disks)?;
+        let disk = disks.join(format!("{}.ext4", options.machine.image));
+        if options.fresh {
+            let _ = std::fs::remove_file(&disk);
+        }
+        let programs = crate::build::programs(crate::build::Noise::Failures)?;
+        machine::kept_root(&crate::image::get(&options.machine.image)?, &programs, &disk)?;
+        options.machine.root_file = Some(disk);
     }
     let boot = Boot::prepare(&options.machine, gpu, folder.path())?;
     let mut command = machine::command(&options.machine, &boot, gpu, Accel::choose(boot.kind())?);

@@ -32,6 +32,10 @@ const OPTIONS: &[&str] = &[
     "mask",
     "maxcpus",
     "root",
+    "rootfstype",
+    "rootflags",
+    "rootwait",
+    "rootdelay",
     "ro",
     "rw",
 ];

@@ -1,11 +1,11 @@
 //! `ext4d`: serves an ext4 file system over FUSE, on Ursa and on Linux.
 //!
 //! ```text
-//! ext4d [-o OPTIONS] [--threads N] [--stdin] [--live INO:COUNT,…] [--exit-at K:PHASE] DEVICE [MOUNTPOINT]
+//! ext4d [-o OPTIONS] [--threads N] [--stdin] [--lock] [--live INO:COUNT,…] [--exit-at K:PHASE] DEVICE [MOUNTPOINT]
 //! ```
 //!
 //! With a mount point it opens `/dev/fuse` and mounts itself there; with `--stdin` it serves a connection that somebody else
-//! made and mounted, its standard input. It stays in the foreground, says ready by `sd_notify(3)`, and ends when the file system is unmounted. Options: `ro`,
+//! made and mounted, its standard input; with `--lock` its memory is locked, as it must be where it serves the root. It stays in the foreground, says ready by `sd_notify(3)`, and ends when the file system is unmounted. Options: `ro`,
 //! `nowriteback` (every write comes at once), `resumable` (see [`requests`]), `commit=SECONDS`.
 //!
 //! A node's number is the inode's number and generation, so a successor understands what a dead server gave out. `--live`
@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use ext4::{FileDevice, Fs};
+use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::mount::{MountFlags, mount};
 
 use crate::requests::{ExitAt, Requests};
@@ -37,6 +38,7 @@ struct Arguments {
     device: PathBuf,
     mount_point: Option<PathBuf>,
     stdin: bool,
+    lock: bool,
     threads: usize,
     live: Vec<(u32, u64)>,
     exit_at: Option<ExitAt>,
@@ -46,14 +48,14 @@ struct Arguments {
     commit: Duration,
 }
 
-const USAGE: &str =
-    "usage: ext4d [-o OPTIONS] [--threads N] [--stdin] [--live INO:COUNT,…] [--exit-at K:PHASE] DEVICE [MOUNTPOINT]";
+const USAGE: &str = "usage: ext4d [-o OPTIONS] [--threads N] [--stdin] [--lock] [--live INO:COUNT,…] [--exit-at K:PHASE] DEVICE [MOUNTPOINT]";
 
 fn parse(words: impl Iterator<Item = String>) -> Result<Arguments> {
     let mut args = Arguments {
         device: PathBuf::new(),
         mount_point: None,
         stdin: false,
+        lock: false,
         threads: std::thread::available_parallelism().map_or(2, |count| count.get()).clamp(2, 8),
         live: Vec::new(),
         exit_at: None,
@@ -69,6 +71,7 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Arguments> {
         match word.as_str() {
             "-o" => options(&mut args, &value()?)?,
             "--stdin" => args.stdin = true,
+            "--lock" => args.lock = true,
             "--threads" => args.threads = value()?.parse::<usize>().context("--threads")?.clamp(1, 64),
             "--live" => {
                 for one in value()?.split(',').filter(|one| !one.is_empty()) {
@@ -137,6 +140,11 @@ fn connect(args: &Arguments, read_only: bool) -> Result<OwnedFd> {
 
 fn run() -> Result<()> {
     let args = parse(std::env::args().skip(1))?;
+    if args.lock
+        && let Err(errno) = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)
+    {
+        eprintln!("ext4d: memory is not locked: {errno}");
+    }
     let device = open_device(&args).with_context(|| args.device.display().to_string())?;
     let options = ext4::Options { read_only: args.read_only, live: args.live.clone(), ..ext4::Options::default() };
     let fs = Fs::mount(Arc::new(device), &options).with_context(|| args.device.display().to_string())?;

@@ -62,6 +62,11 @@ impl Jails {
         Jails { folder, mounted: false, made: BTreeMap::new(), begun: 0, uids: BTreeMap::new() }
     }
 
+    /// The root of the system is another from now on: jails that come later have their place there. Those that are made stay.
+    pub fn root_changed(&mut self) {
+        self.mounted = false;
+    }
+
     /// The user id of `name`: the same for every start, and nobody else's.
     fn uid(&mut self, name: &str) -> Result<u32> {
         if let Some(uid) = self.uids.get(name) {

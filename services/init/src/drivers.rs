@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::unit::Unit;
+use crate::unit::{Texts, Unit};
 
 /// A device that sysfs shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +74,16 @@ pub struct Driver {
 }
 
 impl Driver {
+    /// Whether it belongs to the boot set.
+    pub fn is_boot(&self) -> bool {
+        self.unit.boot
+    }
+
+    /// The `scheme.toml` that it names.
+    pub fn scheme(&self) -> Option<&Path> {
+        self.unit.scheme.as_deref()
+    }
+
     /// Reads one `driver.toml`.
     ///
     /// # Errors
@@ -102,16 +112,23 @@ impl Driver {
     }
 }
 
-/// Reads all drivers of a folder. Those that cannot be read are returned as messages.
-pub fn load(folder: &Path) -> (BTreeMap<String, Driver>, Vec<String>) {
-    let (mut drivers, mut problems) = (BTreeMap::new(), Vec::new());
+/// Reads the files of all drivers of a folder.
+pub fn read(folder: &Path) -> Texts {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    for entry in entries {
+    let text = |entry: fs::DirEntry| {
         let path = entry.path().join("driver.toml");
-        let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
-        let Ok(text) = fs::read_to_string(&path) else { continue };
-        match Driver::parse(&text) {
-            Ok(driver) => drop(drivers.insert(name, driver)),
+        let text = fs::read_to_string(&path).ok()?;
+        Some((entry.file_name().into_string().ok()?, (path, text)))
+    };
+    entries.filter_map(text).collect()
+}
+
+/// The drivers that these files describe; what is wrong with the others as messages.
+pub fn parse_all(texts: &Texts) -> (BTreeMap<String, Driver>, Vec<String>) {
+    let (mut drivers, mut problems) = (BTreeMap::new(), Vec::new());
+    for (name, (path, text)) in texts {
+        match Driver::parse(text) {
+            Ok(driver) => drop(drivers.insert(name.clone(), driver)),
             Err(error) => problems.push(format!("{}: {error:#}", path.display())),
         }
     }

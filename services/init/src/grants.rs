@@ -9,18 +9,19 @@ use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     io::ErrorKind,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
 use scheme::{Connection, Grant};
 
-use crate::unit::Unit;
+use crate::unit::{Served, Unit};
 
 /// More instances of one driver than this are a mistake.
 const INSTANCES_MAX: u32 = 64;
-const HEAPS: [&str; 2] = ["/dev/dma_heap/system", "/dev/dma_heap/contiguous"];
+const HEAPS: [&str; 2] = ["dev/dma_heap/system", "dev/dma_heap/contiguous"];
 
 /// Named descriptors, in the order in which they are passed.
 pub type Passed = Vec<(String, OwnedFd)>;
@@ -29,9 +30,19 @@ pub type Passed = Vec<(String, OwnedFd)>;
 #[derive(Default)]
 pub struct Grants {
     connections: BTreeMap<String, OwnedFd>,
+    /// Texts of `scheme.toml` files, by path: they were read when the units were.
+    schemes: BTreeMap<PathBuf, String>,
 }
 
+/// The standard input of a unit, among what is passed.
+pub const STDIN: &str = "stdin";
+
 impl Grants {
+    /// Takes the texts of `scheme.toml` files in.
+    pub fn learn(&mut self, schemes: BTreeMap<PathBuf, String>) {
+        self.schemes.extend(schemes);
+    }
+
     /// Opens what `unit` is to be given.
     ///
     /// # Errors
@@ -42,13 +53,17 @@ impl Grants {
             let fd = self.connection(name, path).with_context(|| format!("scheme {}", path.display()))?;
             passed.push(("scheme".to_owned(), fd));
         }
+        if let Some(served) = &unit.serves {
+            let fd = self.mounted(name, served).with_context(|| format!("mounting {}", served.source.display()))?;
+            passed.push((STDIN.to_owned(), fd));
+        }
         // A device is bound to an iommufd, also one that does no DMA.
         if unit.dma || unit.device.is_some() {
-            passed.push(("iommufd".to_owned(), open(Path::new("/dev/iommu"))?.into()));
+            passed.push(("iommufd".to_owned(), open(Path::new("dev/iommu"))?.into()));
         }
         for path in &unit.files {
             let file = path.file_name().and_then(|file| file.to_str()).context("files: not a file's path")?;
-            passed.push((file.to_owned(), open(path)?.into()));
+            passed.push((file.to_owned(), open(own_path(path))?.into()));
         }
         if unit.dma {
             for heap in HEAPS.map(Path::new) {
@@ -58,7 +73,7 @@ impl Grants {
         }
         if let Some(device) = &unit.device {
             let (bus, address) = device.split_once(':').context("device: no bus")?;
-            let node = device_node(Path::new("/sys"), bus, address)?;
+            let node = device_node(Path::new("sys"), bus, address)?;
             passed.push((format!("vfio:{address}"), open(&node)?.into()));
         }
         Ok(passed)
@@ -73,7 +88,10 @@ impl Grants {
         if let Some(kept) = self.connections.get(name) {
             return Ok(kept.try_clone()?);
         }
-        let grant = Grant::load(path)?;
+        let grant = match self.schemes.get(path) {
+            Some(text) => Grant::parse(text)?,
+            None => Grant::load(path)?,
+        };
         let connection = create(&grant)?;
         let fd = connection.as_fd().try_clone_to_owned()?;
         if grant.resumable {
@@ -81,6 +99,29 @@ impl Grants {
         }
         Ok(fd)
     }
+}
+
+impl Grants {
+    /// The connection of a file system, which is mounted when it is asked for the first time.
+    fn mounted(&mut self, name: &str, served: &Served) -> Result<OwnedFd> {
+        if let Some(kept) = self.connections.get(name) {
+            return Ok(kept.try_clone()?);
+        }
+        let fuse = open(Path::new("dev/fuse"))?;
+        let at = own_path(&served.at);
+        std::fs::create_dir_all(at).with_context(|| at.display().to_string())?;
+        let fd = fuse.as_raw_fd();
+        let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions");
+        let flags = if served.read_only { MsFlags::MS_NOATIME | MsFlags::MS_RDONLY } else { MsFlags::MS_NOATIME };
+        mount(Some(&served.source), at, Some(served.kind.as_str()), flags, Some(data.as_str()))?;
+        self.connections.insert(name.to_owned(), fuse.as_fd().try_clone_to_owned()?);
+        Ok(fuse.into())
+    }
+}
+
+/// A path as this process uses it: from its own folder ([`crate::system`]).
+fn own_path(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
 }
 
 /// Makes a connection; the second instance of a server is `NAME2`, and so on.
@@ -102,7 +143,7 @@ fn device_node(sys: &Path, bus: &str, address: &str) -> Result<PathBuf> {
         .with_context(|| format!("{} has no VFIO file", folder.display()))?
         .next()
         .with_context(|| format!("{} is empty", folder.display()))??;
-    Ok(Path::new("/dev/vfio/devices").join(entry.file_name()))
+    Ok(Path::new("dev/vfio/devices").join(entry.file_name()))
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -118,13 +159,13 @@ mod tests {
         let sys = tempfile::tempdir().unwrap();
         assert!(device_node(sys.path(), "pci", "0000:00:02.0").is_err());
         std::fs::create_dir_all(sys.path().join("bus/pci/devices/0000:00:02.0/vfio-dev/vfio7")).unwrap();
-        assert_eq!(device_node(sys.path(), "pci", "0000:00:02.0").unwrap(), Path::new("/dev/vfio/devices/vfio7"));
+        assert_eq!(device_node(sys.path(), "pci", "0000:00:02.0").unwrap(), Path::new("dev/vfio/devices/vfio7"));
     }
 
     #[test]
     fn what_cannot_be_opened_is_named() {
         let unit = Unit::parse("exec = ['/x']\nfiles = ['/nowhere/at/all']").unwrap();
         let error = Grants::default().open("x", &unit).unwrap_err();
-        assert!(format!("{error:#}").contains("/nowhere/at/all"), "{error:#}");
+        assert!(format!("{error:#}").contains("nowhere/at/all"), "{error:#}");
     }
 }

@@ -1,6 +1,9 @@
 //! `ursa-init`: the first process. It sets the system up, starts and watches the services, reaps orphans, and takes the
 //! system down in order.
 //!
+//! The root file system is the boot archive, or with `root=` a disk, whose driver and server are the *boot set*: they run from
+//! the boot archive, as this program does ([`root`], [`startup`]). What could wait for them, children do ([`helper`]).
+//!
 //! Run as process 1 it boots; under the names `initctl`, `poweroff`, `reboot` and `halt` it is the client of the running
 //! one. Services are TOML files ([mod@unit]), decisions are made in [`manager`], effects in [`supervisor`]. What goes wrong
 //! before services can run ends in a rescue shell on the console, never in a dead machine.
@@ -12,9 +15,12 @@ mod confine;
 mod control;
 mod drivers;
 mod grants;
+mod helper;
 mod manager;
 mod notify;
+mod root;
 mod spawn;
+mod startup;
 mod supervisor;
 mod system;
 mod uevent;
@@ -22,7 +28,7 @@ mod unit;
 
 use std::{
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode},
 };
 
@@ -30,9 +36,9 @@ use anyhow::Result;
 
 use system::Down;
 
-const RUN: &str = "/run/ursa";
-const DRIVERS: &str = "/usr/lib/ursa/drivers";
-const UNIT_FOLDERS: [&str; 2] = ["/etc/ursa/services", "/usr/lib/ursa/services"];
+const RUN: &str = "run/ursa";
+/// This program, as the first process finds it without looking at the root file system.
+const PROGRAM: &str = "proc/self/exe";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args();
@@ -43,6 +49,15 @@ fn main() -> ExitCode {
         let (error, status) = spawn::become_service();
         eprintln!("init: {}: {error:#}", arguments.get(1).map_or("service", String::as_str));
         return ExitCode::from(status as u8);
+    }
+    if arguments.first().is_some_and(|first| first == helper::HELPER_ARG) {
+        return match helper::run(arguments.into_iter().skip(1)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("init: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
     }
     if std::process::id() != 1 {
         return client(&name, &arguments);
@@ -63,7 +78,7 @@ fn client(name: &str, arguments: &[String]) -> ExitCode {
         _ if arguments.is_empty() => "status".to_owned(),
         _ => arguments.join(" "),
     };
-    match control::ask(&Path::new(RUN).join("init.sock"), &line) {
+    match control::ask(&Path::new("/").join(RUN).join("init.sock"), &line) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{name}: {error:#}");
@@ -74,37 +89,30 @@ fn client(name: &str, arguments: &[String]) -> ExitCode {
 
 /// Boots, supervises, and returns how the machine shall go down.
 fn boot() -> Result<Down> {
+    std::env::set_current_dir("/")?;
     let problems = system::set_up()?;
+    for message in &problems {
+        eprintln!("init: {message}");
+    }
     if system::has_option("rescue") {
         anyhow::bail!("the boot option \"rescue\" is given");
     }
-    let (mut units, broken) = unit::load(&UNIT_FOLDERS.map(Path::new));
-    let (drivers, broken_drivers) = drivers::load(Path::new(DRIVERS));
-    // On another kernel (Linux, in comparisons) the drivers are that kernel's.
-    let ours = Path::new("/dev/scheme").exists();
-    if ours {
-        units.extend(drivers::services(&drivers, &drivers::devices(Path::new("/sys"))));
+    // Pages of this program must not be what memory is waited for.
+    if let Err(errno) = rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE) {
+        eprintln!("init: memory is not locked: {errno}");
     }
-    for message in problems.iter().chain(&broken).chain(&broken_drivers) {
-        eprintln!("init: {message}");
-    }
-    if units.is_empty() {
-        anyhow::bail!("no service files in {}", UNIT_FOLDERS.join(" or "));
-    }
-    for word in system::option("mask").unwrap_or_default().split(',') {
-        units.remove(word);
-    }
-    let order = unit::start_order(&units)?;
-    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
-    let mut supervisor = supervisor::Supervisor::new(Path::new(RUN), program, units, order)?;
-    if ours && let Err(error) = supervisor.watch_devices(drivers) {
-        eprintln!("init: devices that are plugged in get no driver: {error:#}");
-    }
-    Ok(supervisor.run())
+    // On another kernel (Linux, in comparisons) the drivers and the root are that kernel's.
+    let ours = Path::new("dev/scheme").exists();
+    let mut supervisor = supervisor::Supervisor::new(Path::new(RUN), Path::new(PROGRAM).into(), ours)?;
+    supervisor.start()?;
+    supervisor.run()
 }
 
 /// Replaces the supervisor by a shell on the console, so that a person can mend the system.
 fn rescue(reason: &str) -> ExitCode {
+    // Back to the boot archive, and to signals.
+    let _ = rustix::process::chroot(".");
+    let _ = spawn::unblock_signals();
     eprintln!("init: {reason}\ninit: rescue shell; leave it with \"exec /sbin/init\" or \"poweroff -f\"");
     // The console becomes the terminal of a session's leader only. Ursa's first process is one; where it is not, it becomes one
     // here, since busybox's `setsid` would go on in a child and end the first process.

@@ -42,6 +42,12 @@ pub enum Event {
     Tick,
 }
 
+/// How a child ends that was to become a service and found that the unit's conditions do not hold: it counts as done. The status
+/// is none that programs use (they stay below 200), nor one of systemd.exec(5).
+pub const PASSED_OVER: ExitKind = ExitKind::Status(PASSED_OVER_STATUS);
+/// The status of [`PASSED_OVER`].
+pub const PASSED_OVER_STATUS: i32 = 250;
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitKind {
@@ -85,7 +91,7 @@ pub enum Action {
     Signal(Pid, Ending),
     /// Tell people.
     Log(String),
-    /// All services have stopped after [`Event::Shutdown`].
+    /// All services have stopped after [`Event::Shutdown`], but for the boot set.
     AllStopped,
 }
 
@@ -105,7 +111,7 @@ pub enum Ending {
 pub enum Spawned {
     /// The program runs as this process.
     Runs(Pid),
-    /// The unit's conditions do not hold: it counts as done without having run.
+    /// The kernel was not told the unit's option: it counts as done without having run.
     PassedOver,
     /// No process could be made, for this reason.
     Failed(String),
@@ -283,6 +289,24 @@ impl Manager {
         actions
     }
 
+    /// Takes more units in, in the order of their starts; those that are there already stay as they are.
+    pub fn add_all(&mut self, units: BTreeMap<String, Unit>, order: Vec<String>) {
+        for name in order {
+            let Some(unit) = units.get(&name) else { continue };
+            if !self.services.contains_key(&name) {
+                self.services.insert(name.clone(), Service::new(unit.clone()));
+                self.order.push(name);
+            }
+        }
+    }
+
+    /// Lets a service end by itself: it is not started again.
+    pub fn let_end(&mut self, name: &str) {
+        if let Some(service) = self.services.get_mut(name) {
+            service.wanted = false;
+        }
+    }
+
     /// Takes one event in.
     pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -332,7 +356,9 @@ impl Manager {
             }
             Event::Shutdown => {
                 self.shutting_down = true;
-                self.services.values_mut().for_each(|service| service.wanted = false);
+                // The boot set goes on, and is started again where it must: the root is still to be unmounted.
+                let others = self.services.values_mut().filter(|service| !service.unit.boot);
+                others.for_each(|service| service.wanted = false);
             }
             Event::Tick => {}
         }
@@ -347,10 +373,12 @@ impl Manager {
     fn settle(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.shutting_down {
             self.settle_shutdown(now, actions);
-            return;
         }
         for name in self.order.clone() {
             let service = &self.services[&name];
+            if self.shutting_down && !service.unit.boot {
+                continue;
+            }
             let due = match service.state {
                 State::Inactive => service.wanted,
                 State::Backoff { until } => until <= now,
@@ -388,6 +416,9 @@ impl Manager {
     /// A unit stops once everything that comes after it is down.
     fn settle_shutdown(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for name in self.order.clone().into_iter().rev() {
+            if self.services[&name].unit.boot {
+                continue;
+            }
             let needed = self.services.iter().any(|(_, other)| {
                 other.pid().is_some() && other.unit.after.iter().chain(&other.unit.requires).any(|on| *on == name)
             });
@@ -397,7 +428,10 @@ impl Manager {
             }
         }
         if !self.all_stopped_said
-            && self.services.values().all(|service| service.pid().is_none() && service.state != State::Spawning)
+            && self
+                .services
+                .values()
+                .all(|service| service.unit.boot || service.pid().is_none() && service.state != State::Spawning)
         {
             self.all_stopped_said = true;
             actions.push(Action::AllStopped);
@@ -435,6 +469,7 @@ impl Service {
         match state {
             State::Stopping { then: Then::Rest, .. } => actions.push(Action::Log(format!("{name}: stopped"))),
             State::Stopping { then: Then::Fail(reason), .. } => self.ended_badly(now, name, &reason, actions),
+            _ if how == PASSED_OVER => self.state = State::Done,
             State::Starting { .. } if self.unit.kind == Kind::Oneshot && how.is_success() => self.state = State::Done,
             State::Starting { .. } => {
                 self.ended_badly(now, name, &format!("ended before it was ready: {}", describe(how)), actions);

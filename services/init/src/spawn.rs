@@ -6,14 +6,14 @@
 
 use std::{
     ffi::CString,
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::PermissionsExt,
         unix::process::CommandExt,
     },
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    path::{Component, Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -25,7 +25,8 @@ use nix::{
 
 use crate::{
     confine::{self, Jail},
-    manager::Pid,
+    grants::STDIN,
+    manager::{PASSED_OVER_STATUS, Pid},
     unit::Unit,
 };
 
@@ -40,8 +41,8 @@ const UNIT_VARIABLE: &str = "URSA_INIT_UNIT";
 /// The first descriptor that a service receives, `SD_LISTEN_FDS_START`.
 const FIRST_FD: i32 = 3;
 
-/// Starts the unit's program with the `passed` descriptors from number 3 on, in `jail` if it is confined; returns the number of
-/// its process.
+/// Starts the unit's program with the `passed` descriptors from number 3 on (the one named [`STDIN`] is its standard input), in
+/// `jail` if it is confined; returns the number of its process.
 ///
 /// # Errors
 /// When no process can be made. A program that cannot be executed shows as an exit with status 203 to 206.
@@ -55,7 +56,12 @@ pub fn spawn(
 ) -> Result<Pid> {
     let mut command = Command::new(program);
     command.arg(CHILD_ARG).arg(name).env(UNIT_VARIABLE, toml::to_string(unit)?);
-    command.env("NOTIFY_SOCKET", notify).stdin(Stdio::null());
+    let stdin = match passed.iter().find(|(name, _)| name == STDIN) {
+        Some((_, fd)) => fd.try_clone()?,
+        None => File::open("dev/null").context("/dev/null")?.into(),
+    };
+    command.env("NOTIFY_SOCKET", Path::new("/").join(notify)).stdin(stdin);
+    let passed: Vec<&(String, OwnedFd)> = passed.iter().filter(|(name, _)| name != STDIN).collect();
     if let Some(ms) = unit.watchdog_ms {
         command.env("WATCHDOG_USEC", (ms * 1000).to_string());
     }
@@ -67,7 +73,7 @@ pub fn spawn(
         command.env("DEVPATH", path);
     }
     let mut mappings = Vec::new();
-    for (number, (_, fd)) in (FIRST_FD..).zip(passed) {
+    for (number, (_, fd)) in (FIRST_FD..).zip(&passed) {
         mappings.push(FdMapping { parent_fd: fd.try_clone()?, child_fd: number });
     }
     if !passed.is_empty() {
@@ -82,8 +88,10 @@ pub fn spawn(
 /// The path below `/sys` of `BUS:NAME`.
 fn device_path(device: &str) -> Option<PathBuf> {
     let (bus, name) = device.split_once(':')?;
-    let at = std::fs::canonicalize(Path::new("/sys/bus").join(bus).join("devices").join(name)).ok()?;
-    Some(Path::new("/").join(at.strip_prefix("/sys").ok()?))
+    // A link up to the root of sysfs and down again.
+    let link = std::fs::read_link(Path::new("sys/bus").join(bus).join("devices").join(name)).ok()?;
+    let down = link.components().filter(|part| matches!(part, Component::Normal(_)));
+    Some(Path::new("/").join(down.collect::<PathBuf>()))
 }
 
 /// The child's half: becomes the service. Returns only on failure, with the exit status that says in which step
@@ -103,10 +111,23 @@ pub fn become_service() -> (anyhow::Error, i32) {
     }
 }
 
+/// Takes back that the supervisor blocks what it reads from its signal descriptor: execve(2) keeps the mask.
+pub fn unblock_signals() -> Result<()> {
+    SigSet::empty().thread_set_mask().context("signal mask")
+}
+
 fn prepare(unit: &Unit) -> Result<Command> {
     rustix::process::setsid()?;
-    // The supervisor blocks what it reads from its signal descriptor, and execve(2) keeps the mask.
-    SigSet::empty().thread_set_mask().context("signal mask")?;
+    unblock_signals()?;
+    if unit.boot {
+        // The supervisor works in the boot archive, whatever its root is by now.
+        rustix::process::chroot(".").context("chroot")?;
+    }
+    rustix::process::chdir("/").context("chdir")?;
+    if unit.condition_path_exists.as_ref().is_some_and(|path| !path.exists()) {
+        // Not the supervisor's to see: the path may be on a file system whose server it has to restart.
+        std::process::exit(PASSED_OVER_STATUS);
+    }
     if let Some(adj) = unit.oom_score_adj {
         std::fs::write("/proc/self/oom_score_adj", adj.to_string()).context("oom_score_adj")?;
     }
@@ -172,5 +193,5 @@ fn drop_to(user: &User) -> Result<()> {
 
 /// Opens the console for people; `None` when there is none.
 pub fn console() -> Option<std::fs::File> {
-    OpenOptions::new().write(true).open("/dev/console").ok().filter(|file| rustix::termios::isatty(file.as_fd()))
+    OpenOptions::new().write(true).open("dev/console").ok().filter(|file| rustix::termios::isatty(file.as_fd()))
 }

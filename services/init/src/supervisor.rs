@@ -27,40 +27,48 @@ use crate::{
     control,
     drivers::{self, Driver},
     grants::Grants,
+    helper::Helper,
     manager::{Action, Ending, Event, ExitKind, Manager, Pid, Spawned, State},
     notify::{self, StoreRequest},
     spawn,
+    startup::Stage,
     system::Down,
     unit::Unit,
 };
 
 /// Everything that the loop owns.
 pub struct Supervisor {
-    manager: Manager,
-    program: PathBuf,
+    pub(crate) manager: Manager,
+    pub(crate) program: PathBuf,
     notify_path: PathBuf,
     notify: UnixDatagram,
     control: UnixListener,
     signals: SignalFd,
     stores: BTreeMap<String, Vec<(String, OwnedFd)>>,
-    grants: Grants,
-    jails: Jails,
-    going: Option<Down>,
-    stopped: bool,
+    pub(crate) grants: Grants,
+    pub(crate) jails: Jails,
+    pub(crate) going: Option<Down>,
     console: Option<std::fs::File>,
-    /// Where the kernel tells of devices, and who drives which; none where drivers are the kernel's.
-    hotplug: Option<(OwnedFd, BTreeMap<String, Driver>)>,
+    /// How far the system is, up or down.
+    pub(crate) stage: Stage,
+    pub(crate) helper: Option<Helper>,
+    /// Whether the kernel is Ursa, where drivers are processes.
+    pub(crate) ours: bool,
+    /// Where the kernel tells of devices; none where drivers are the kernel's.
+    uevents: Option<OwnedFd>,
+    /// Who drives which device.
+    pub(crate) drivers: BTreeMap<String, Driver>,
 }
 
 /// Signals that the loop takes in through a descriptor.
 const SIGNALS: [Signal; 5] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR, Signal::SIGUSR2];
 
 impl Supervisor {
-    /// Opens the sockets under `run` and takes the units in; nothing starts yet.
+    /// Opens the sockets under `run`; nothing starts yet.
     ///
     /// # Errors
     /// When a socket or the signal descriptor cannot be made.
-    pub fn new(run: &Path, program: PathBuf, units: BTreeMap<String, Unit>, order: Vec<String>) -> Result<Supervisor> {
+    pub fn new(run: &Path, program: PathBuf, ours: bool) -> Result<Supervisor> {
         std::fs::create_dir_all(run)?;
         let mask: SigSet = SIGNALS.into_iter().collect();
         mask.thread_block()?;
@@ -70,7 +78,7 @@ impl Supervisor {
         let notify = notify::bind(&notify_path).context("notification socket")?;
         let control = control::bind(&run.join("init.sock")).context("control socket")?;
         Ok(Supervisor {
-            manager: Manager::new(units, order),
+            manager: Manager::new(BTreeMap::new(), Vec::new()),
             program,
             notify_path,
             notify,
@@ -78,29 +86,29 @@ impl Supervisor {
             signals,
             stores: BTreeMap::new(),
             grants: Grants::default(),
-            jails: Jails::new(run.join("jail")),
+            jails: Jails::new(Path::new("/").join(run).join("jail")),
             going: None,
-            stopped: false,
             console: spawn::console(),
-            hotplug: None,
+            stage: Stage::Begin,
+            helper: None,
+            ours,
+            uevents: None,
+            drivers: BTreeMap::new(),
         })
     }
 
     /// Starts and stops drivers as devices come and go, from now on.
-    ///
-    /// # Errors
-    /// When the kernel's messages cannot be had.
-    pub fn watch_devices(&mut self, drivers: BTreeMap<String, Driver>) -> Result<()> {
-        self.hotplug = Some((crate::uevent::open().context("uevents")?, drivers));
-        // What came since the devices were listed.
+    pub fn watch_devices(&mut self) {
+        match crate::uevent::open() {
+            Ok(uevents) => self.uevents = Some(uevents),
+            Err(error) => self.say(&format!("devices that are plugged in get no driver: {error}")),
+        }
         self.match_drivers();
-        Ok(())
     }
 
     /// Looks which devices are there, starts drivers of new ones and stops those whose device is gone.
-    fn match_drivers(&mut self) {
-        let Some((_, drivers)) = &self.hotplug else { return };
-        let wanted = drivers::services(drivers, &drivers::devices(Path::new("/sys")));
+    pub(crate) fn match_drivers(&mut self) {
+        let wanted = drivers::services(&self.drivers, &drivers::devices(Path::new("sys")));
         let masked = crate::system::option("mask").unwrap_or_default();
         let running = |service: &crate::manager::Service| service.is_wanted();
         let services = self.manager.services();
@@ -122,10 +130,17 @@ impl Supervisor {
         }
     }
 
-    /// Runs until the system shall go down and all services have stopped; returns how.
-    pub fn run(mut self) -> Down {
+    /// Runs until the system shall go down and everything has ended; returns how.
+    ///
+    /// # Errors
+    /// The system cannot be started; why.
+    pub fn run(mut self) -> Result<Down> {
         self.feed(Event::Tick);
-        while !self.stopped {
+        loop {
+            self.advance()?;
+            if self.stage == Stage::Down {
+                return Ok(self.going.unwrap_or(Down::PowerOff));
+            }
             self.wait();
             self.take_signals();
             self.reap();
@@ -141,7 +156,7 @@ impl Supervisor {
                     control::answer(stream, &answer);
                 }
             }
-            if self.hotplug.as_ref().is_some_and(|(socket, _)| crate::uevent::device_changes(socket)) {
+            if self.going.is_none() && self.uevents.as_ref().is_some_and(crate::uevent::device_changes) {
                 self.match_drivers();
             }
             self.feed(Event::Tick);
@@ -152,10 +167,9 @@ impl Supervisor {
                 self.go(Down::PowerOff);
             }
         }
-        self.going.unwrap_or(Down::PowerOff)
     }
 
-    fn say(&mut self, line: &str) {
+    pub(crate) fn say(&mut self, line: &str) {
         if let Some(console) = &mut self.console {
             let _ = writeln!(console, "init: {line}\r");
         } else {
@@ -164,20 +178,25 @@ impl Supervisor {
     }
 
     fn wait(&self) {
-        let timeout = self.manager.next_deadline().map(|deadline| {
+        let deadlines = self.manager.next_deadline().into_iter().chain(self.stage.next_look());
+        let timeout = deadlines.min().map(|deadline| {
             // Rounded up: a wake-up just before the deadline would find nothing to do.
             let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
         let sources = [self.signals.as_fd(), self.notify.as_fd(), self.control.as_fd()];
-        let uevents = self.hotplug.as_ref().map(|(socket, _)| socket.as_fd());
+        let more = self.uevents.as_ref().map(AsFd::as_fd).into_iter();
+        let more = more.chain(self.helper.as_ref().and_then(Helper::output));
         let mut fds: Vec<PollFd<'_>> =
-            sources.into_iter().chain(uevents).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+            sources.into_iter().chain(more).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
         // An interruption is an event like any other: the caller looks at everything in any case.
         let _ = poll(&mut fds, timeout.as_ref());
     }
 
     fn take_signals(&mut self) {
+        if let Some(helper) = &mut self.helper {
+            helper.listen();
+        }
         while let Ok(Some(info)) = self.signals.read_signal() {
             match Signal::try_from(info.ssi_signo as i32) {
                 Ok(Signal::SIGINT) => self.go(Down::Reboot), // Ctrl-Alt-Del
@@ -207,6 +226,13 @@ impl Supervisor {
                 // A stop, which a child that made us its tracer reports unasked.
                 (None, None) => continue,
             };
+            if self.helper.as_ref().is_some_and(|helper| helper.pid == pid)
+                && let Some(helper) = self.helper.take()
+            {
+                let (task, answer) = (helper.task, helper.finish(how));
+                self.helped(task, answer);
+                continue;
+            }
             // What the service left behind in its process group goes with it.
             if self.manager.service_of(pid).is_some() {
                 let _ = killpg(unistd::Pid::from_raw(pid), Signal::SIGKILL);
@@ -215,7 +241,7 @@ impl Supervisor {
         }
     }
 
-    fn feed(&mut self, event: Event) {
+    pub(crate) fn feed(&mut self, event: Event) {
         let now = Instant::now();
         let mut actions: VecDeque<Action> = self.manager.handle(now, event).into();
         while let Some(action) = actions.pop_front() {
@@ -237,7 +263,7 @@ impl Supervisor {
                     }
                 }
                 Action::Log(line) => self.say(&line),
-                Action::AllStopped => self.stopped = true,
+                Action::AllStopped => self.services_stopped(),
             }
         }
         let over = |name: &str| self.manager.is_over(name);
@@ -248,9 +274,7 @@ impl Supervisor {
     /// Starts a unit's program, if its conditions hold.
     fn spawn(&mut self, name: &str) -> Result<Spawned> {
         let unit = &self.manager.services()[name].unit;
-        let path_missing = unit.condition_path_exists.as_ref().is_some_and(|path| !path.exists());
-        let option_missing = unit.condition_option.as_ref().is_some_and(|word| !crate::system::has_option(word));
-        if path_missing || option_missing {
+        if unit.condition_option.as_ref().is_some_and(|word| !crate::system::has_option(word)) {
             return Ok(Spawned::PassedOver);
         }
         let mut passed = self.grants.open(name, unit)?;
@@ -258,7 +282,7 @@ impl Supervisor {
             passed.push((fd_name.clone(), fd.try_clone()?));
         }
         let jail = match unit.confined {
-            true => Some(self.jails.make(name, unit, &self.notify_path).context("its jail")?),
+            true => Some(self.jails.make(name, unit, &Path::new("/").join(&self.notify_path)).context("its jail")?),
             false => None,
         };
         spawn::spawn(&self.program, name, unit, &self.notify_path, &passed, jail.as_ref()).map(Spawned::Runs)

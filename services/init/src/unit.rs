@@ -38,6 +38,22 @@ pub enum Restart {
     Always,
 }
 
+/// A file system that a unit serves over FUSE. It is mounted before the unit starts, receives the connection as standard input, and
+/// says ready when it can serve.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Served {
+    /// The device, as `/proc/mounts` shows it.
+    pub source: PathBuf,
+    /// Where it is mounted.
+    pub at: PathBuf,
+    /// The type: `fuse.NAME`.
+    pub kind: String,
+    /// It is mounted read-only.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
 /// One service as its file describes it.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -119,6 +135,12 @@ pub struct Unit {
     /// How much memory a confined unit may lock and pin for its device, in MiB.
     #[serde(default = "default_memlock_mib")]
     pub memlock_mib: u64,
+    /// It belongs to the boot set: it runs from the boot archive, which is its root folder, and goes on until the root file system is
+    /// unmounted, since that needs it.
+    #[serde(default)]
+    pub boot: bool,
+    /// The file system that it serves.
+    pub serves: Option<Served>,
     /// The kernel's OOM score adjustment, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
     /// The system goes down when this unit ends or fails for good: for sessions that are the purpose of the boot.
@@ -184,6 +206,9 @@ impl Unit {
         {
             bail!("{} is not an absolute path", path.display());
         }
+        if unit.confined && unit.serves.is_some() {
+            bail!("a confined unit serves no file system");
+        }
         if unit.oom_score_adj.is_some_and(|adj| !(-1000..=1000).contains(&adj)) {
             bail!("oom-score-adj is outside -1000..=1000");
         }
@@ -197,25 +222,39 @@ impl Unit {
     }
 }
 
+/// Texts of files, by the name that each stands for, with their paths.
+pub type Texts = BTreeMap<String, (PathBuf, String)>;
+
 /// Reads all service files of the given folders; the first folder that has a name wins.
 ///
 /// Files that cannot be read are returned as messages beside the good ones: one broken file must not stop the boot.
-pub fn load(folders: &[&Path]) -> (BTreeMap<String, Unit>, Vec<String>) {
-    let mut units = BTreeMap::new();
-    let mut problems = Vec::new();
+pub fn read(folders: &[&Path]) -> (Texts, Vec<String>) {
+    let (mut texts, mut problems) = (Texts::new(), Vec::new());
     for folder in folders {
         let Ok(entries) = std::fs::read_dir(folder) else { continue };
         let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         paths.sort();
-        for path in paths.iter().filter(|path| path.extension().is_some_and(|ext| ext == "toml")) {
-            let Some(name) = path.file_stem().and_then(|stem| stem.to_str()) else { continue };
-            if units.contains_key(name) {
+        for path in paths.into_iter().filter(|path| path.extension().is_some_and(|ext| ext == "toml")) {
+            let Some(name) = path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned) else { continue };
+            if texts.contains_key(&name) {
                 continue;
             }
-            match std::fs::read_to_string(path).map_err(Into::into).and_then(|text| Unit::parse(&text)) {
-                Ok(unit) => drop(units.insert(name.to_owned(), unit)),
-                Err(error) => problems.push(format!("{}: {error:#}", path.display())),
+            match std::fs::read_to_string(&path) {
+                Ok(text) => drop(texts.insert(name, (path, text))),
+                Err(error) => problems.push(format!("{}: {error}", path.display())),
             }
+        }
+    }
+    (texts, problems)
+}
+
+/// The units that these files describe; what is wrong with the others as messages.
+pub fn parse_all(texts: &Texts) -> (BTreeMap<String, Unit>, Vec<String>) {
+    let (mut units, mut problems) = (BTreeMap::new(), Vec::new());
+    for (name, (path, text)) in texts {
+        match Unit::parse(text) {
+            Ok(unit) => drop(units.insert(name.clone(), unit)),
+            Err(error) => problems.push(format!("{}: {error:#}", path.display())),
         }
     }
     (units, problems)

@@ -21,7 +21,7 @@ mod accounts;
 pub mod apt;
 mod bootstrap;
 pub mod cpio;
-mod disk;
+pub mod disk;
 pub mod linux;
 mod lock;
 mod recipe;
@@ -197,7 +197,7 @@ fn remove_older(name: &str, current: &PathBuf) -> Result<()> {
 }
 
 /// Links every applet of the tree's busybox that no other program provides.
-fn add_busybox_links(tree: &mut tree::Tree) -> Result<()> {
+pub fn add_busybox_links(tree: &mut tree::Tree) -> Result<()> {
     let Some(program) = tree.read("usr/bin/busybox")? else { bail!("busybox-links needs the package busybox-static") };
     // Under another name it would take that name for an applet's.
     let folder = tempfile::tempdir()?;

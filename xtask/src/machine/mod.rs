@@ -5,7 +5,7 @@
 
 use crate::archive::{self, Addition};
 use crate::build::{self, Profile};
-use crate::image::linux::Linux;
+use crate::image::{linux::Linux, tree::Tree};
 use crate::{image, paths};
 use anyhow::Result;
 use clap::ValueEnum;
@@ -79,6 +79,17 @@ pub enum Iommu {
     Intel,
 }
 
+/// Where Ursa's root file system is.
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Root {
+    /// In memory: the boot archive is all of it.
+    #[default]
+    Memory,
+    /// On a virtio disk, which `virtio-blkd` and `ext4d` serve.
+    Disk,
+}
+
 /// What a person may choose about a machine.
 #[derive(clap::Args, Debug, Clone)]
 #[group(skip)]
@@ -92,6 +103,12 @@ pub struct Options {
     /// How our kernel is built.
     #[arg(long, value_enum, default_value_t = Profile::Kernel)]
     pub profile: Profile,
+    /// Where Ursa's root file system is. With `disk` the machine boots through Ursa's init; changes are lost at its end.
+    #[arg(long, value_enum, default_value_t = Root::Memory)]
+    pub root: Root,
+    /// The root disk to use, which keeps what is written: raw, or qcow2 by its ending.
+    #[arg(skip)]
+    pub root_file: Option<PathBuf>,
     /// Put a host file or folder into the guest.
     #[arg(long = "add", value_name = "HOST:GUEST")]
     pub additions: Vec<Addition>,
@@ -143,6 +160,8 @@ impl Options {
             image: image.into(),
             kernel,
             profile: Profile::Kernel,
+            root: Root::Memory,
+            root_file: None,
             additions: Vec::new(),
             smp: 2,
             mem: "4G".into(),
@@ -159,13 +178,21 @@ impl Options {
     }
 }
 
+/// The root disk of a machine.
+#[derive(Debug)]
+struct RootDisk {
+    file: PathBuf,
+    /// Whether what the machine writes stays.
+    keep: bool,
+}
+
 /// Files to boot from.
 #[derive(Debug)]
 pub struct Boot {
     kind: Kernel,
     kernel: PathBuf,
     initrd: Option<PathBuf>,
-    disk: Option<PathBuf>,
+    root: Option<RootDisk>,
     /// Further disks.
     disks: Vec<PathBuf>,
     append: String,
@@ -177,8 +204,25 @@ impl Boot {
         let programs = build::programs(build::Noise::Failures)?;
         let image = image::get(&options.image)?;
         let disks = disks(&options.disks, folder)?;
-        let first = if options.init { "init=/usr/sbin/ursa-init ursa.agent=ttyS1" } else { "" };
+        let on_disk = options.root == Root::Disk || options.root_file.is_some();
+        let first = if options.init || on_disk { "init=/usr/sbin/ursa-init ursa.agent=ttyS1" } else { "" };
         match options.kernel {
+            Kernel::Ursa if on_disk => {
+                let kernel = build::kernel(options.profile, build::Noise::Failures)?;
+                let initrd = folder.join("boot.cpio");
+                archive::write_boot_set(&image, &programs, &initrd)?;
+                let root = match &options.root_file {
+                    Some(file) => RootDisk { file: file.clone(), keep: true },
+                    None => RootDisk { file: fresh_root(&image, &programs, &options.additions, folder)?, keep: false },
+                };
+                // By name a further disk could be mistaken for it.
+                let place = match root.file.extension().is_some_and(|ending| ending == "qcow2") {
+                    true => "/dev/vda".to_owned(),
+                    false => format!("UUID={}", image::disk::uuid(&root.file)?),
+                };
+                let append = format!("root={place} {first} {}", options.append);
+                Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), root: Some(root), disks, append })
+            }
             Kernel::Ursa => {
                 let kernel = build::kernel(options.profile, build::Noise::Failures)?;
                 let initrd = if options.additions.is_empty() {
@@ -189,7 +233,7 @@ impl Boot {
                     path
                 };
                 let append = format!("{first} {}", options.append);
-                Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), disk: None, disks, append })
+                Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), root: None, disks, append })
             }
             Kernel::Linux => {
                 let linux = Linux::get()?;
@@ -212,15 +256,19 @@ impl Boot {
                     "console=ttyS0,115200 quiet loglevel=4 mitigations=off {tsc} panic=-1 {first} {}",
                     options.append
                 );
-                let disk = Some(image.disk()?);
-                Ok(Boot { kind: Kernel::Linux, kernel: linux.kernel(), initrd: Some(initrd), disk, disks, append })
+                let root = match &options.root_file {
+                    Some(file) => RootDisk { file: file.clone(), keep: true },
+                    None => RootDisk { file: image.disk()?, keep: false },
+                };
+                let (kind, kernel, initrd) = (Kernel::Linux, linux.kernel(), Some(initrd));
+                Ok(Boot { kind, kernel, initrd, root: Some(root), disks, append })
             }
         }
     }
 
     /// Our kernel alone, for tests that it holds itself.
     pub fn kernel_only(kernel: PathBuf, append: String) -> Boot {
-        Boot { kind: Kernel::Ursa, kernel, initrd: None, disk: None, disks: Vec::new(), append }
+        Boot { kind: Kernel::Ursa, kernel, initrd: None, root: None, disks: Vec::new(), append }
     }
 
     /// The kernel's file.
@@ -267,20 +315,64 @@ fn disks(wanted: &[String], folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// The archive of an image and this checkout's programs without additions, kept beside the image while neither changes.
 fn standard_archive(image: &image::Image, programs: &build::Programs) -> Result<PathBuf> {
+    cached(image, programs, "cpio", |path| archive::write_for_ursa(image, programs, &[], path))
+}
+
+/// A root disk with an image, this checkout's programs and additions; kept beside the image where there are no additions.
+fn fresh_root(
+    image: &image::Image,
+    programs: &build::Programs,
+    additions: &[Addition],
+    folder: &Path,
+) -> Result<PathBuf> {
+    let base = image.disk()?;
+    let derive = |path: &Path| image::disk::derive(&base, &archive::root_overlay(image, programs, additions)?, path);
+    if additions.is_empty() {
+        return cached(image, programs, "ext4", derive);
+    }
+    let path = folder.join("root.ext4");
+    derive(&path)?;
+    Ok(path)
+}
+
+/// A root disk at `path` that stays from run to run. It is made when it is not there; the programs on it become those of this checkout.
+pub fn kept_root(image: &image::Image, programs: &build::Programs, path: &Path) -> Result<()> {
+    let (key, stamp) = (programs_key(programs)?, path.with_extension("programs"));
+    if !path.exists() {
+        let fresh = fresh_root(image, programs, &[], path)?;
+        image::disk::derive(&fresh, &Tree::default(), path)?;
+    } else if std::fs::read_to_string(&stamp).ok().as_ref() != Some(&key) {
+        image::disk::lay_over(path, &archive::root_overlay(image, programs, &[])?)?;
+    }
+    Ok(std::fs::write(&stamp, key)?)
+}
+
+/// What tells this checkout's programs, units and their files from others.
+fn programs_key(programs: &build::Programs) -> Result<String> {
     let mut hash = Sha256::new();
     let overlay = archive::overlay(programs, &[], "")?;
     for (name, _, _) in overlay.entries() {
         hash.update(name.as_os_str().as_encoded_bytes());
         hash.update(overlay.read(name)?.unwrap_or_default());
     }
-    let key: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    Ok(hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A file made of an image and programs, kept beside the image while neither changes.
+fn cached(
+    image: &image::Image,
+    programs: &build::Programs,
+    ending: &str,
+    make: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let key = programs_key(programs)?;
     let folder = image.folder().join("boot");
     std::fs::create_dir_all(&folder)?;
     let _lock = paths::lock(&folder)?;
-    let path = folder.join(format!("{key}.cpio"));
+    let path = folder.join(format!("{key}.{ending}"));
     if !path.exists() {
         remove_stale(&folder)?;
-        archive::write_for_ursa(image, programs, &[], &path)?;
+        make(&path)?;
     }
     Ok(path)
 }
@@ -310,18 +402,20 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
     if let Some(initrd) = &boot.initrd {
         command.arg("-initrd").arg(initrd);
     }
-    if let Some(disk) = &boot.disk {
-        command.arg("-drive");
-        command.arg(format!("file={},if=virtio,format=raw,snapshot=on,cache=unsafe", disk.display()));
-    }
     let virtio = options.virtio();
     // Before the devices that it serves.
     if options.iommu == Iommu::Intel {
         command.args(["-device", "intel-iommu,intremap=on"]);
     }
     let modern = if virtio.is_empty() { ",disable-legacy=on" } else { virtio };
+    let format = |disk: &Path| if disk.extension().is_some_and(|ending| ending == "qcow2") { "qcow2" } else { "raw" };
+    if let Some(RootDisk { file, keep }) = &boot.root {
+        let fate = if *keep { "discard=unmap" } else { "snapshot=on,cache=unsafe" };
+        command.args(["-drive", &format!("file={},if=none,id=root,format={},{fate}", file.display(), format(file))]);
+        command.args(["-device", &format!("virtio-blk-pci,drive=root,serial=root{modern}")]);
+    }
     for (number, disk) in boot.disks.iter().enumerate() {
-        let format = if disk.extension().is_some_and(|ending| ending == "qcow2") { "qcow2" } else { "raw" };
+        let format = format(disk);
         command.arg("-drive");
         command.arg(format!("file={},if=none,id=disk{number},format={format},discard=unmap", disk.display()));
         command.arg("-device");

@@ -9,17 +9,17 @@
 //! ```
 
 use crate::archive::Addition;
-use crate::machine::{Gpu, Iommu, Kernel};
+use crate::machine::{Gpu, Iommu, Kernel, Root};
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use guest_protocol::Status;
 use serde::Deserialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 /// A file of cases, and the machine they share.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct File {
     /// The file's name without its ending.
     #[serde(skip)]
@@ -38,6 +38,9 @@ pub struct File {
     /// Whether to boot through Ursa's init.
     #[serde(default)]
     pub init: bool,
+    /// Where Ursa's root file system is.
+    #[serde(default)]
+    pub root: Root,
     /// Words for the kernel's command line.
     #[serde(default)]
     pub append: String,
@@ -59,8 +62,14 @@ pub struct File {
     /// Files to put in, relative to the checkout.
     #[serde(default)]
     pub add: Vec<String>,
+    /// Variables for all its commands.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Other files whose cases are run on this machine too, before its own.
+    #[serde(default)]
+    pub cases_of: Vec<String>,
     /// The cases.
-    #[serde(rename = "case")]
+    #[serde(rename = "case", default)]
     pub cases: Vec<Case>,
 }
 
@@ -221,6 +230,14 @@ pub fn load() -> Result<Vec<File>> {
         files.push(file);
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
+    let own: BTreeMap<String, Vec<Case>> = files.iter().map(|file| (file.name.clone(), file.cases.clone())).collect();
+    for file in &mut files {
+        let mut cases = Vec::new();
+        for other in &file.cases_of {
+            cases.extend(own.get(other).with_context(|| format!("{}: there is no {other}", file.name))?.clone());
+        }
+        file.cases.splice(0..0, cases);
+    }
     Ok(files)
 }
 

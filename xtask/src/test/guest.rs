@@ -8,7 +8,7 @@ use super::{Tally, unit};
 use crate::guest::{agent_of, show_log};
 use crate::machine::link::{Link, Outcome, Output, Request};
 use crate::machine::qmp::Qmp;
-use crate::machine::{Boot, Gpu, Kernel, Machine, Options};
+use crate::machine::{Boot, Kernel, Machine, Options};
 use crate::toolchain::host_cargo;
 use crate::vm::{input, screen};
 use anyhow::{Context, Result};
@@ -67,6 +67,7 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
         mem: file.mem.clone(),
         cpu: file.cpu.clone(),
         init: file.init,
+        root: file.root,
         net: file.net,
         disks: file.disks.clone(),
         append: file.append.clone(),
@@ -80,7 +81,7 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
     for batch in std::iter::once(shared).chain(alone.into_iter().map(|case| vec![case])) {
         let mut rest = batch.as_slice();
         while !rest.is_empty() {
-            let done = run_batch(&options, &boot, file.gpu, rest, |case, problem, time| {
+            let done = run_batch(&options, &boot, file, rest, |case, problem, time| {
                 let name = format!("{} {}", kernel.name(), full(case));
                 tally.count(problem.is_none());
                 match problem {
@@ -107,23 +108,23 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
 fn run_batch(
     options: &Options,
     boot: &Boot,
-    gpu: Gpu,
+    file: &File,
     cases: &[&Case],
     mut report: impl FnMut(&Case, Option<String>, Duration),
 ) -> Result<usize> {
     let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
-    let machine = Machine::start(options, boot, gpu, folder.path(), false)?;
+    let machine = Machine::start(options, boot, file.gpu, folder.path(), false)?;
     let mut link = agent_of(&machine)?;
     for (number, case) in cases.iter().enumerate() {
         let start = Instant::now();
         let (mut problem, mut usable) = (None, true);
         for action in &case.input {
             if problem.is_none() {
-                (problem, usable) = act(&machine, &mut link, folder.path(), case, action)?;
+                (problem, usable) = act(&machine, &mut link, folder.path(), file, case, action)?;
             }
         }
         if problem.is_none() {
-            (problem, usable) = run_case(&machine, &mut link, case)?;
+            (problem, usable) = run_case(&machine, &mut link, file, case)?;
         }
         if problem.is_none() {
             problem = wait_for_screen(folder.path(), case)?;
@@ -144,6 +145,7 @@ fn act(
     machine: &Machine,
     link: &mut Link<&UnixStream>,
     folder: &Path,
+    file: &File,
     case: &Case,
     action: &str,
 ) -> Result<(Option<String>, bool)> {
@@ -157,7 +159,7 @@ fn act(
             stderr_has: Vec::new(),
             ..case.clone()
         };
-        let (problem, usable) = run_case(machine, link, &waiting)?;
+        let (problem, usable) = run_case(machine, link, file, &waiting)?;
         return Ok((problem.map(|problem| format!("{action:?}: {problem}")), usable));
     }
     let mut qmp = Qmp::connect(&folder.join("qmp.sock"))?;
@@ -196,7 +198,12 @@ fn screen_complaint(folder: &Path, case: &Case) -> Result<Option<String>> {
 }
 
 /// Runs one case: what is wrong with it, and whether the machine can take another.
-fn run_case(machine: &Machine, link: &mut Link<&UnixStream>, case: &Case) -> Result<(Option<String>, bool)> {
+fn run_case(
+    machine: &Machine,
+    link: &mut Link<&UnixStream>,
+    file: &File,
+    case: &Case,
+) -> Result<(Option<String>, bool)> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let mut collect = |output, data: &[u8]| match output {
         Output::Stdout => stdout.extend_from_slice(data),
@@ -204,7 +211,7 @@ fn run_case(machine: &Machine, link: &mut Link<&UnixStream>, case: &Case) -> Res
     };
     let request = Request {
         argv: ["bash", "-c", &case.run].map(|word| word.as_bytes().to_vec()).to_vec(),
-        env: Vec::new(),
+        env: file.env.iter().map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes())).collect(),
         user: case.user.clone(),
         cwd: Some("/tmp".into()),
         stdin: case.stdin.clone().map(|text| Box::new(Cursor::new(text)) as Box<dyn std::io::Read + Send>),

@@ -50,7 +50,8 @@ pub fn start(args: &[Vec<u8>], stdin: Arc<File>) -> Result {
     own.extend_from_slice(args);
     let parent = lookup_pid(1).ok_or(Errno::ESRCH)?;
     let number = PidNumber::allocate()?;
-    let root = fs::mount::root().ok_or(Errno::ENOENT)?;
+    // As the first process sees it, which may have gone from the boot archive to a disk.
+    let root = parent.threads().first().ok_or(Errno::ESRCH)?.fs().root();
     let session = Session::new(number.clone());
     let group = ProcessGroup::new(number.clone(), session);
     let rlimits = Rlimits::initial(fork::threads_max() as u64);
@@ -83,7 +84,7 @@ pub fn start(args: &[Vec<u8>], stdin: Arc<File>) -> Result {
         name,
         cred: Arc::new(Credentials::root()),
         files,
-        fs: FsContext::new(root.root_path(), UMASK),
+        fs: FsContext::new(root, UMASK),
         signals: ThreadSignals::new(),
         personality: 0,
         timer_slack_ns: DEFAULT_SLACK_NS,

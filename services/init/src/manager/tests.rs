@@ -175,3 +175,40 @@ fn deadlines_are_what_the_caller_waits_for() {
     let bench = Bench::new(&[("app", "watchdog-ms = 1000"), ("slow", "type = 'notify'\nstart-timeout-ms = 500")]);
     assert_eq!(bench.manager.next_deadline(), Some(bench.now + Duration::from_millis(500)));
 }
+
+#[test]
+fn a_unit_whose_conditions_do_not_hold_counts_as_started() {
+    let mut bench = Bench::new(&[("bus", "type = 'notify'\nrestart = 'always'"), ("app", "requires = ['bus']")]);
+    bench.send(Event::Exited(bench.pid("bus"), PASSED_OVER));
+    assert_eq!(*bench.state("bus"), State::Done);
+    assert!(matches!(bench.state("app"), State::Running { .. }));
+}
+
+#[test]
+fn the_boot_set_outlives_the_others_and_is_restarted_meanwhile() {
+    let mut bench = Bench::new(&[("disk", "boot = true\nrestart = 'always'"), ("app", "after = ['disk']")]);
+    let app = bench.pid("app");
+    bench.send(Event::Shutdown);
+    assert_eq!(bench.signals, [(app, Ending::Term)]);
+    bench.send(Event::Exited(app, ExitKind::Signal(15)));
+    assert!(bench.all_stopped);
+    bench.send(Event::Exited(bench.pid("disk"), ExitKind::Signal(9)));
+    bench.after(100);
+    let disk = bench.pid("disk");
+    bench.manager.let_end("disk");
+    bench.send(Event::Exited(disk, ExitKind::Status(0)));
+    assert_eq!(*bench.state("disk"), State::Inactive);
+}
+
+#[test]
+fn units_that_come_later_start_and_known_ones_stay() {
+    let mut bench = Bench::new(&[("disk", "")]);
+    let disk = bench.pid("disk");
+    let unit = |rest: &str| Unit::parse(&format!("exec = ['/bin/x']\n{rest}")).unwrap();
+    let units =
+        BTreeMap::from([("app".to_owned(), unit("after = ['disk']")), ("disk".to_owned(), unit("after = ['app']"))]);
+    bench.manager.add_all(units, vec!["disk".into(), "app".into()]);
+    bench.send(Event::Tick);
+    assert_eq!(bench.pid("disk"), disk);
+    assert!(matches!(bench.state("app"), State::Running { .. }));
+}
