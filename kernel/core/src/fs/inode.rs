@@ -28,6 +28,7 @@ use linux_uapi::raw::general as uapi;
 use ursa_hal::sync::SpinLock;
 
 use super::{
+    acl::Acls,
     dentry::Dentry,
     file::{File, FileOps},
     lock::InodeLocks,
@@ -351,6 +352,8 @@ pub struct Inode {
     pub marks: Marks,
     /// The dentry of a directory whose names the file system may call back.
     pub alias: SpinLock<Weak<Dentry>>,
+    /// Access control lists, where [`SuperBlock::acls`].
+    pub acls: Acls,
     /// What device, FIFO and socket code hangs on the inode: a FIFO's pipe, a bound socket.
     pub special: SpinLock<Option<Arc<dyn Any + Send + Sync>>>,
 }
@@ -380,6 +383,7 @@ impl Inode {
             locks: InodeLocks::new(),
             marks: Marks::new(),
             alias: SpinLock::new(Weak::new()),
+            acls: Acls::default(),
             special: SpinLock::new(None),
         })
     }
@@ -648,6 +652,10 @@ pub trait SuperOps: Any + Send + Sync {
     fn decides_permissions(&self) -> bool {
         false
     }
+    /// Whether its files have access control lists, which the VFS keeps.
+    fn has_acls(&self) -> bool {
+        false
+    }
     /// `umount -f`: lets go of what cannot be reached any more, so that nobody waits for it.
     fn force_end(&self, sb: &SuperBlock) {}
     /// The last mount is gone.
@@ -670,6 +678,8 @@ pub struct SuperBlock {
     pub attributes_expire: bool,
     /// See [`SuperOps::decides_permissions`].
     pub own_permissions: bool,
+    /// See [`SuperOps::has_acls`].
+    pub acls: bool,
     /// Names that do not exist are remembered. Not worth it where asking the file system is as cheap as the cache.
     pub cache_negative: bool,
     /// `SB_*`.
@@ -714,6 +724,7 @@ impl SuperBlock {
             name_max: 255,
             attributes_expire: params.attributes_expire,
             own_permissions: ops.decides_permissions(),
+            acls: ops.has_acls(),
             cache_negative: params.cache_negative,
             flags: AtomicU32::new(params.flags.bits()),
             writers: AtomicU32::new(0),

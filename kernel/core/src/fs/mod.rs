@@ -12,6 +12,7 @@
 //!
 //! A system call decodes its arguments in `fs::syscall`, finds a [`File`] or a [`Path`], and calls one method.
 
+pub mod acl;
 pub mod anon;
 pub mod cgroup;
 pub mod context;

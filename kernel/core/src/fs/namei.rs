@@ -11,6 +11,7 @@ use core::sync::atomic::Ordering;
 use linux_uapi::raw::general as uapi;
 
 use super::{
+    acl,
     dentry::{self, Dentry},
     inode::{Entry, FileKind, Inode, NewInode, RenameSide},
     mount,
@@ -39,9 +40,13 @@ fn child(dir: &Path, inode: &Arc<Inode>, name: &[u8]) -> Result<Option<Arc<Dentr
     lookup_child_locked(&dir.dentry, inode, dentry::hash_name(name), name)
 }
 
-/// Owner, group and mode of a new file in `dir`, umask and set-group-ID directory applied.
+/// Owner, group and mode of a new file in `dir`: umask or default access control list, and set-group-ID directory applied.
 pub fn new_inode(dir: &Inode, mode: u32, rdev: u32, cred: &Credentials) -> NewInode {
-    let mut mode = mode;
+    let mut mode = if mode & uapi::S_IFMT == uapi::S_IFLNK {
+        mode
+    } else {
+        acl::inherited_mode(dir, mode).unwrap_or_else(|| mode & !current().fs().umask())
+    };
     let mut gid = cred.fsgid;
     if dir.mode() & uapi::S_ISGID != 0 {
         gid = dir.gid();
@@ -69,6 +74,13 @@ pub fn cache_new(dir: &Path, name: &[u8], entry: Entry) -> Result<Arc<Dentry>> {
     Ok(dir.dentry.add_child(hash, name, Some(inode), entry.valid_until))
 }
 
+/// Gives what was just made in `dir` what it inherits.
+pub fn inherit(dir: &Inode, entry: &Entry) {
+    if let Some(made) = &entry.inode {
+        acl::inherit(dir, made);
+    }
+}
+
 /// Makes a name by `make`, with everything around it.
 fn create_with(
     start: &Start,
@@ -90,6 +102,7 @@ fn create_with(
     dir.mount.check_writable()?;
     permission::may_create(inode, cred)?;
     let entry = make(inode, &name, &dir)?;
+    inherit(inode, &entry);
     cache_new(&dir, &name, entry)?;
     notify::dir_event(inode, mask::CREATE, &name, is_dir, 0);
     Ok(())
@@ -102,7 +115,7 @@ fn create_with(
 pub fn mkdir(start: &Start, path: &[u8], mode: u32) -> Result {
     let thread = current();
     let cred = thread.cred();
-    let mode = uapi::S_IFDIR | mode & 0o1777 & !thread.fs().umask();
+    let mode = uapi::S_IFDIR | mode & 0o1777;
     create_with(start, path, true, &cred, |dir, name, _| {
         if dir.nlink() >= u32::MAX - 1 {
             return Err(Errno::EMLINK);
@@ -125,7 +138,7 @@ pub fn mknod(start: &Start, path: &[u8], mode: u32, rdev: u32) -> Result {
         Some(kind) => kind,
     };
     let device = matches!(kind, FileKind::CharDevice | FileKind::BlockDevice);
-    let mode = mode & (uapi::S_IFMT | 0o7777 & !thread.fs().umask());
+    let mode = mode & (uapi::S_IFMT | 0o7777);
     create_with(start, path, false, &cred, |dir, name, _| {
         // A character device 0:0 is overlayfs's whiteout, which anybody may make.
         let whiteout = kind == FileKind::CharDevice && rdev == 0;

@@ -9,7 +9,7 @@ use linux_uapi::raw::general as uapi;
 use ursa_hal::sync::Once;
 
 use super::{
-    anon,
+    acl, anon,
     dentry::{self, Dentry},
     dev::{self, CharDevice},
     file::{File, FileMode, FileOps},
@@ -249,8 +249,9 @@ fn find_or_create(
     }
     dir.mount.check_writable()?;
     permission::may_create(inode, cred)?;
-    let mode = uapi::S_IFREG | req.mode & !current().fs().umask();
+    let mode = uapi::S_IFREG | req.mode;
     let entry = inode.ops().create_open(inode, name, &namei::new_inode(inode, mode, 0, cred), req.flags)?;
+    namei::inherit(inode, &entry);
     let dentry = namei::cache_new(dir, name, entry)?;
     notify::dir_event(inode, mask::CREATE, name, false, 0);
     Ok((dentry, true))
@@ -259,8 +260,9 @@ fn find_or_create(
 fn open_tmpfile(dir: &Path, inode: &Arc<Inode>, req: &OpenRequest, cred: &Credentials) -> Result<Arc<File>> {
     dir.mount.check_writable()?;
     permission::check(inode, MAY_WRITE | MAY_EXEC, cred)?;
-    let mode = uapi::S_IFREG | req.mode & !current().fs().umask();
+    let mode = uapi::S_IFREG | req.mode;
     let made = inode.ops().tmpfile(inode, &namei::new_inode(inode, mode, 0, cred))?;
+    acl::inherit(inode, &made);
     made.linkable.store(req.flags & uapi::O_EXCL == 0, Ordering::Relaxed);
     let name = alloc::format!("#{}", made.ino);
     let dentry = Dentry::new_detached(&dir.dentry, name.as_bytes(), made.clone(), true);

@@ -54,7 +54,7 @@ pub fn check(inode: &Inode, mask: u32, cred: &Credentials) -> Result {
 #[inline]
 pub fn check_search(inode: &Inode, cred: &Credentials) -> Result {
     // Most directories let everybody search.
-    if inode.mode() & 0o111 == 0o111 && !inode.sb.attributes_expire {
+    if inode.mode() & 0o111 == 0o111 && !inode.sb.attributes_expire && !inode.acls.any() {
         return Ok(());
     }
     check(inode, MAY_EXEC, cred)
@@ -62,8 +62,13 @@ pub fn check_search(inode: &Inode, cred: &Credentials) -> Result {
 
 fn check_mode(inode: &Inode, mask: u32, cred: &Credentials) -> Result {
     let mode = inode.mode();
-    let bits = if cred.fsuid == inode.uid() {
+    let owner = cred.fsuid == inode.uid();
+    // Without group bits the list's mask is empty: the list denies, or it says what the other bits say.
+    let list = if owner || mode & 0o070 == 0 { None } else { inode.acls.access() };
+    let bits = if owner {
         mode >> 6
+    } else if let Some(list) = list {
+        if list.allows(mask, inode.gid(), cred) { 7 } else { 0 }
     } else if mode & 0o070 != (mode & 0o007) << 3 && cred.in_group(inode.gid()) {
         mode >> 3
     } else {

@@ -8,7 +8,7 @@ use super::{at_flags, resolve};
 use crate::{
     Errno, Result,
     fs::{
-        File,
+        File, acl,
         file::FileMode,
         inode::{FileKind, Inode, SetAttr, Time},
         mount::Mount,
@@ -38,6 +38,7 @@ fn chmod(inode: &Arc<Inode>, mount: Option<&Arc<Mount>>, mode: u32) -> Result {
     }
     let _guard = inode.lock.write();
     inode.ops().setattr(inode, &SetAttr { mode: Some(mode), ..SetAttr::default() })?;
+    acl::mode_changed(inode, mode);
     notify::inode_event(inode, mask::ATTRIB);
     Ok(())
 }

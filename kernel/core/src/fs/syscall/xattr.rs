@@ -11,6 +11,7 @@ use super::{at_flags, resolve};
 use crate::{
     Errno, Result,
     fs::{
+        acl,
         inode::{FileKind, Inode},
         mount::Mount,
         notify::{self, mask},
@@ -74,6 +75,14 @@ fn check(target: &Target, name: &[u8], write: bool) -> Result {
         }
         return Ok(());
     }
+    if acl::is_kept(inode, name) {
+        // Who sees the file sees its lists.
+        return if write && !permission::owner_or_capable(inode, &current().cred()) {
+            Err(Errno::EPERM)
+        } else {
+            Ok(())
+        };
+    }
     if name.starts_with(b"system.") {
         return Err(Errno::EOPNOTSUPP);
     }
@@ -96,6 +105,11 @@ fn check(target: &Target, name: &[u8], write: bool) -> Result {
     permission::check(inode, if write { MAY_WRITE } else { MAY_READ }, &cred)
 }
 
+fn set_acl(target: &Target, name: &[u8], value: &[u8]) -> Result {
+    let cred = current().cred();
+    acl::set(&target.inode, name, value, cred.in_group(target.inode.gid()) || cred.has_cap(Cap::Fsetid))
+}
+
 fn set(target: &Target, name: UserAddr, value: UserAddr, size: usize, flags: u32) -> Result {
     if flags & !(uapi::XATTR_CREATE | uapi::XATTR_REPLACE) != 0 {
         return Err(Errno::EINVAL);
@@ -108,7 +122,11 @@ fn set(target: &Target, name: UserAddr, value: UserAddr, size: usize, flags: u32
     user::read_bytes(value, &mut data)?;
     check(target, &name, true)?;
     let _guard = target.inode.lock.write();
-    target.inode.ops().setxattr(&target.inode, &name, &data, flags)?;
+    if acl::is_kept(&target.inode, &name) {
+        set_acl(target, &name, &data)?;
+    } else {
+        target.inode.ops().setxattr(&target.inode, &name, &data, flags)?;
+    }
     notify::inode_event(&target.inode, mask::ATTRIB);
     Ok(())
 }
@@ -116,7 +134,11 @@ fn set(target: &Target, name: UserAddr, value: UserAddr, size: usize, flags: u32
 fn get(target: &Target, name: UserAddr, value: UserAddr, size: usize) -> Result<usize> {
     let name = read_name(name)?;
     check(target, &name, false)?;
-    let data = target.inode.ops().getxattr(&target.inode, &name)?;
+    let data = if acl::is_kept(&target.inode, &name) {
+        acl::get(&target.inode, &name)?
+    } else {
+        target.inode.ops().getxattr(&target.inode, &name)?
+    };
     if size == 0 {
         return Ok(data.len());
     }
@@ -129,6 +151,7 @@ fn get(target: &Target, name: UserAddr, value: UserAddr, size: usize) -> Result<
 
 fn list(target: &Target, out: UserAddr, size: usize) -> Result<usize> {
     let mut names = target.inode.ops().listxattr(&target.inode)?;
+    acl::append_names(&target.inode, &mut names);
     if !capable(Cap::SysAdmin) {
         let mut visible = Vec::with_capacity(names.len());
         for name in names.split_inclusive(|b| *b == 0).filter(|n| !n.starts_with(b"trusted.")) {
@@ -153,7 +176,11 @@ fn remove(target: &Target, name: UserAddr) -> Result {
     let name = read_name(name)?;
     check(target, &name, true)?;
     let _guard = target.inode.lock.write();
-    target.inode.ops().removexattr(&target.inode, &name)?;
+    if acl::is_kept(&target.inode, &name) {
+        set_acl(target, &name, &[])?;
+    } else {
+        target.inode.ops().removexattr(&target.inode, &name)?;
+    }
     notify::inode_event(&target.inode, mask::ATTRIB);
     Ok(())
 }

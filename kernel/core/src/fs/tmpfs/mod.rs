@@ -133,6 +133,10 @@ impl Tmpfs {
 }
 
 impl SuperOps for Tmpfs {
+    fn has_acls(&self) -> bool {
+        true
+    }
+
     fn statfs(&self, _sb: &SuperBlock) -> Result<FsStat> {
         let max = self.max_pages.load(Ordering::Relaxed);
         let used = self.charge.pages();

@@ -266,7 +266,7 @@ pub(super) fn open(name: &[u8], request: &OpenRequest, limits: Option<Limits>) -
             None if !creates => return Err(Errno::ENOENT),
             None => {
                 permission::may_create(dir, &cred)?;
-                let mode = uapi::S_IFREG | request.mode & 0o777 & !thread.fs().umask();
+                let mode = uapi::S_IFREG | request.mode & 0o777;
                 let new = namei::new_inode(dir, mode, 0, &cred);
                 let directory = dir.ops_as::<Directory>().ok_or(Errno::EIO)?;
                 let limits = limits.unwrap_or_else(Limits::default_for_new);
