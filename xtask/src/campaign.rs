@@ -1,14 +1,18 @@
 //! `cargo xtask campaign NAME`: what takes too long for every day.
 //!
 //! A campaign is a file of `tests/guest` with all its cases, the long ones too. Its result is printed as a row for
-//! `docs/results.md`.
+//! `docs/results.md`. One is none of a file: `power-cuts` switches machines off while they write.
 
 use crate::machine::Kernel;
 use crate::shell;
-use crate::test::{Tally, cases, guest};
+use crate::test::{Tally, cases, guest, power};
 use anyhow::{Result, bail};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
+
+/// The campaign of machines that are switched off, and its length.
+const POWER_CUTS: &str = "power-cuts";
+const ROUNDS: u32 = 50;
 
 /// Options of `campaign`.
 #[derive(clap::Args, Debug)]
@@ -27,10 +31,18 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         for file in files.iter().filter(|file| file.cases.iter().any(|case| case.long)) {
             println!("{} ({} cases)", file.name, file.cases.len());
         }
+        println!("{POWER_CUTS} ({ROUNDS} rounds)");
         return Ok(ExitCode::SUCCESS);
     };
-    let Some(file) = files.iter().find(|file| file.name == *name) else { bail!("there is no tests/guest/{name}.toml") };
     let date = shell::output(Command::new("date").args(["-u", "+%F"]))?;
+    if name == POWER_CUTS {
+        let start = Instant::now();
+        let passed = power::report(ROUNDS);
+        let (minutes, result) = (start.elapsed().as_secs_f64() / 60.0, if passed { "passed" } else { "failed" });
+        println!("\n| {date} | `cargo xtask campaign {name}` | {ROUNDS} rounds, {result} | {minutes:.0} min |");
+        return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let Some(file) = files.iter().find(|file| file.name == *name) else { bail!("there is no tests/guest/{name}.toml") };
     let mut failed = 0;
     let mut rows = String::new();
     for &kernel in &options.kernel {

@@ -101,6 +101,11 @@ impl Machine {
         &self.agent
     }
 
+    /// QEMU's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// All the console has printed.
     pub fn console(&self) -> String {
         String::from_utf8_lossy(&self.console.lock().unwrap_or_else(|e| e.into_inner())).into_owned()

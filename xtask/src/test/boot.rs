@@ -9,7 +9,7 @@ use crate::build::{self, Profile};
 use crate::image::cpio;
 use crate::image::tree::Tree;
 use crate::machine::{self, Gpu, Kernel};
-use crate::{hosttools, iso, paths};
+use crate::{archive, hosttools, image, iso, paths, shell};
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -42,6 +42,23 @@ enum Archive {
     Empty,
     /// The image `mini`, with Ursa's init.
     Mini,
+    /// The boot set for a root on a disk.
+    BootSet,
+}
+
+/// What is on the disk that is to be the root.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RootDisk {
+    /// There is no disk.
+    None,
+    /// Nothing.
+    Zeros,
+    /// The mark of a file system that nobody serves.
+    Xfs,
+    /// An ext4 whose superblock has a wrong byte.
+    Damaged,
+    /// A partition with an ext4 that holds no files.
+    Partition,
 }
 
 /// One boot.
@@ -52,6 +69,7 @@ struct Case {
     /// The kernel's command line, for `-kernel`; boots through GRUB have it in the disc.
     append: Option<&'static str>,
     archive: Archive,
+    root: RootDisk,
     uefi: bool,
     status: i32,
     /// What the log must hold, in this order.
@@ -66,6 +84,7 @@ const fn pvh(name: &'static str, machine: &'static str, append: &'static str) ->
         machine,
         append: Some(append),
         archive: Archive::None,
+        root: RootDisk::None,
         uefi: false,
         status: PASSED,
         says: &["ktest: done"],
@@ -98,6 +117,18 @@ const fn rescue(name: &'static str, machine: &'static str, append: Option<&'stat
         says: &["the boot option \"rescue\" is given", RESCUE, "mended 42", "Ursa ", RESCUE],
         typed: &["echo mended $((6 * 7)); reboot -f\n", "poweroff -f\n"],
         ..pvh(name, machine, "")
+    }
+}
+
+/// A root that cannot be used: a message, and the rescue shell, in which the machine is switched off.
+const fn no_root(name: &'static str, append: &'static str, root: RootDisk, says: &'static [&'static str]) -> Case {
+    Case {
+        archive: Archive::BootSet,
+        root,
+        status: OFF,
+        says,
+        typed: &["poweroff -f\n"],
+        ..pvh(name, "-M q35 -cpu max -smp 2 -m 512M", append)
     }
 }
 
@@ -148,6 +179,42 @@ const CASES: &[Case] = &[
         Archive::None,
         &["The system cannot start: there is too little memory"],
     ),
+    no_root(
+        "boot_without_the_root_disk_says_so",
+        "init=/usr/sbin/ursa-init root=/dev/vda1 rootwait=2",
+        RootDisk::None,
+        &["root=/dev/vda1 has not appeared; there is no disk at all", RESCUE],
+    ),
+    no_root(
+        "boot_from_an_empty_disk_says_so",
+        "init=/usr/sbin/ursa-init root=/dev/vda",
+        RootDisk::Zeros,
+        &["/dev/vda: it cannot be the root: there is no file system that is known", RESCUE],
+    ),
+    no_root(
+        "boot_from_a_foreign_file_system_says_so",
+        "init=/usr/sbin/ursa-init root=/dev/vda",
+        RootDisk::Xfs,
+        &["/dev/vda cannot be the root: nobody serves the file system xfs", RESCUE],
+    ),
+    no_root(
+        "boot_from_a_damaged_superblock_says_so",
+        "init=/usr/sbin/ursa-init root=/dev/vda",
+        RootDisk::Damaged,
+        &["ext4d: /dev/vda", "the root file system is not served: ended before it was ready", RESCUE],
+    ),
+    no_root(
+        "boot_from_a_partition_that_is_not_there_says_so",
+        "init=/usr/sbin/ursa-init root=/dev/vda2 rootwait=3",
+        RootDisk::Partition,
+        &["root=/dev/vda2 has not appeared; there are vda, vda1", RESCUE],
+    ),
+    no_root(
+        "boot_from_a_root_without_a_system_says_so",
+        "init=/usr/sbin/ursa-init root=PARTUUID=12345678-01 ro",
+        RootDisk::Partition,
+        &["the root is ext4 on /dev/vda1", "the system cannot be loaded", RESCUE],
+    ),
     rescue("boot_rescue_shell_reboots_and_powers_off", "-M q35 -cpu max -smp 2 -m 1G", Some(RESCUE_OPTIONS), false),
     rescue("boot_rescue_shell_on_bios", "-M pc -cpu max -smp 2 -m 1G -cdrom RESCUE", None, false),
     rescue("boot_rescue_shell_on_uefi", "-M q35 -cpu max -smp 2 -m 1G -cdrom RESCUE", None, true),
@@ -167,7 +234,12 @@ pub fn run(filter: Option<&str>) -> Result<Tally> {
     hosttools::ensure(hosttools::QEMU)?;
     let kernel = build::kernel(Profile::Kernel, build::Noise::Warnings)?;
     let folder = tempfile::Builder::new().prefix("ursa-boot-").tempdir_in(paths::target())?;
-    let mut files = Files { kernel, folder: folder.path().into(), mini: None };
+    let mut files = Files { kernel, folder: folder.path().into(), mini: None, boot_set: None };
+    if chosen.iter().any(|c| c.archive == Archive::BootSet) {
+        let path = folder.path().join("boot-set.cpio");
+        archive::write_boot_set(&image::get("mini")?, &build::programs(build::Noise::Warnings)?, &path)?;
+        files.boot_set = Some(path);
+    }
     if chosen.iter().any(|c| c.archive == Archive::Mini) {
         files.mini = Some(mini(folder.path())?);
     }
@@ -197,6 +269,7 @@ struct Files {
     kernel: PathBuf,
     folder: PathBuf,
     mini: Option<PathBuf>,
+    boot_set: Option<PathBuf>,
 }
 
 impl Files {
@@ -211,6 +284,7 @@ impl Files {
         match archive {
             Archive::None => return Ok(None),
             Archive::Mini => return Ok(self.mini.clone()),
+            Archive::BootSet => return Ok(self.boot_set.clone()),
             Archive::Empty => tree.file("etc/nothing", 0o644, Vec::new()),
             Archive::Damaged => tree.file("etc/large", 0o644, vec![b'x'; 1 << 20]),
         }
@@ -222,6 +296,46 @@ impl Files {
         }
         Ok(Some(path))
     }
+}
+
+impl RootDisk {
+    /// The disk's file, if there is one.
+    fn make(self, folder: &Path) -> Result<Option<PathBuf>> {
+        use std::os::unix::fs::FileExt;
+        if self == RootDisk::None {
+            return Ok(None);
+        }
+        let path = folder.join("root.img");
+        let file = File::create(&path)?;
+        file.set_len(32 << 20)?;
+        match self {
+            RootDisk::None | RootDisk::Zeros => {}
+            RootDisk::Xfs => file.write_all_at(b"XFSB", 0)?,
+            RootDisk::Damaged => {
+                mke2fs(&path, 0)?;
+                // The number of blocks.
+                file.write_all_at(&[0xff; 4], 1024 + 4)?;
+            }
+            RootDisk::Partition => {
+                mke2fs(&path, 1 << 20)?;
+                // MBR: the disk's number, one Linux partition from sector 2048 to the end, the mark.
+                file.write_all_at(&0x1234_5678u32.to_le_bytes(), 440)?;
+                let sectors: u32 = (31 << 20) / 512;
+                let entry = [&[0, 0, 0, 0, 0x83, 0, 0, 0], &2048u32.to_le_bytes()[..], &sectors.to_le_bytes()].concat();
+                file.write_all_at(&entry, 446)?;
+                file.write_all_at(&[0x55, 0xaa], 510)?;
+            }
+        }
+        Ok(Some(path))
+    }
+}
+
+fn mke2fs(disk: &Path, offset: u64) -> Result<()> {
+    hosttools::ensure(hosttools::IMAGE)?;
+    let program = shell::find_program("mke2fs").unwrap_or_else(|| "/usr/sbin/mke2fs".into());
+    let mut command = Command::new(program);
+    command.args(["-q", "-F", "-t", "ext4", "-E", &format!("offset={offset}")]).arg(disk).arg("30M");
+    shell::run_quietly(&mut command)
 }
 
 /// The archive of the image `mini` with init and its services.
@@ -268,6 +382,10 @@ fn boot(case: &Case, files: &Files) -> Result<()> {
         if let Some(archive) = files.archive(case.archive)? {
             command.arg("-initrd").arg(archive);
         }
+    }
+    if let Some(disk) = case.root.make(&files.folder)? {
+        command.arg("-drive").arg(format!("file={},if=none,id=root,format=raw", disk.display()));
+        command.args(["-device", "virtio-blk-pci,drive=root,disable-legacy=on"]);
     }
     if case.uefi {
         // Fresh variables for each boot: the firmware notes there what it booted from.

@@ -65,7 +65,7 @@ pub struct File {
     /// Variables for all its commands.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Other files whose cases are run on this machine too, before its own.
+    /// Other files whose cases are run on this machine too, in its campaign.
     #[serde(default)]
     pub cases_of: Vec<String>,
     /// The cases.
@@ -234,9 +234,10 @@ pub fn load() -> Result<Vec<File>> {
     for file in &mut files {
         let mut cases = Vec::new();
         for other in &file.cases_of {
-            cases.extend(own.get(other).with_context(|| format!("{}: there is no {other}", file.name))?.clone());
+            let of = own.get(other).with_context(|| format!("{}: there is no {other}", file.name))?;
+            cases.extend(of.iter().map(|case| Case { long: true, ..case.clone() }));
         }
-        file.cases.splice(0..0, cases);
+        file.cases.extend(cases);
     }
     Ok(files)
 }

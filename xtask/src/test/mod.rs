@@ -1,6 +1,6 @@
 //! `cargo xtask test`: host unit tests, tests inside the kernel, boots, and tests in guests.
 //!
-//! The kinds run one after the other ([mod@unit], [`ktest`], [`boot`], [`guest`]); all of them run even if one fails, and the
+//! The kinds run one after the other ([mod@unit], [`ktest`], [`boot`] with [`power`], [`guest`]); all of them run even if one fails, and the
 //! last line counts them together.
 
 use crate::machine::Kernel;
@@ -13,6 +13,7 @@ mod boot;
 pub mod cases;
 pub mod guest;
 mod ktest;
+pub mod power;
 mod unit;
 
 /// Options of `test`.
@@ -102,7 +103,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     };
     run(Kind::Unit, "unit tests on the host", &mut || unit::run(filter));
     run(Kind::Ktest, "tests inside the kernel", &mut || ktest::run(filter));
-    run(Kind::Boot, "boots", &mut || boot::run(filter));
+    run(Kind::Boot, "boots", &mut || {
+        let mut tally = boot::run(filter)?;
+        tally.add(power::run(filter));
+        Ok(tally)
+    });
     run(Kind::Guest, "tests in guests", &mut || guest::run(filter, &kernels, options.missing));
     let skipped = if total.skipped == 0 { String::new() } else { format!(", {} skipped", total.skipped) };
     println!("{} passed, {} failed{skipped}", total.passed, total.failed);
