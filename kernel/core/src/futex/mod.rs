@@ -4,8 +4,8 @@
 //! each holds its waiters in order of arrival. The rule that loses no wake-up: a waiter compares the word and enters its bucket
 //! under the bucket's lock, a waker changes the word before and looks into the bucket under that lock after.
 //!
-//! Modules: [`ops`] (wait, wake, requeue, wake-op, waitv), [`pi`] (priority inheritance), [`robust`] (what a dying thread
-//! held), [`syscall`].
+//! Modules: [`ops`] (wait, wake, requeue, wake-op, waitv), [`pi`] (priority inheritance), [`requeue_pi`] (from a plain word to a
+//! PI futex), [`robust`] (what a dying thread held), [`syscall`].
 //!
 //! Locking: bucket locks are spin locks, taken two at a time in index order. User memory is touched under them with page
 //! faults off ([`ursa_hal::user::nofault`]); on a fault the lock is dropped, the page brought in, and the operation tried again.
@@ -13,6 +13,7 @@
 
 mod ops;
 mod pi;
+mod requeue_pi;
 mod robust;
 pub mod syscall;
 
@@ -46,8 +47,17 @@ struct Waiter {
     /// The bucket that holds it, or [`GONE`]. Changes under that bucket's lock.
     bucket: AtomicUsize,
     woken: AtomicBool,
-    /// Set for waits for the ownership of a PI futex.
-    pi: Option<pi::Claim>,
+    kind: Kind,
+}
+
+/// What a waiter waits for.
+enum Kind {
+    /// A wake-up.
+    Plain,
+    /// The ownership of a PI futex.
+    Owner(pi::Claim),
+    /// To be moved to a PI futex, and then its ownership.
+    Requeue(requeue_pi::Move),
 }
 
 const GONE: usize = usize::MAX;
@@ -134,15 +144,28 @@ fn fault_in_writable(addr: UserAddr) -> Result {
 }
 
 impl Waiter {
-    fn new(key: FutexKey, bitset: u32, pi: Option<pi::Claim>) -> Arc<Waiter> {
+    fn new(key: FutexKey, bitset: u32, kind: Kind) -> Arc<Waiter> {
         Arc::new(Waiter {
             bucket: AtomicUsize::new(GONE),
             key: SpinLock::new(key),
             bitset,
             task: sched::current_task(),
             woken: AtomicBool::new(false),
-            pi,
+            kind,
         })
+    }
+
+    /// The claim on the PI futex that it waits for now. Changes under the bucket's lock.
+    fn claim(&self) -> Option<&pi::Claim> {
+        match &self.kind {
+            Kind::Plain => None,
+            Kind::Owner(claim) => Some(claim),
+            Kind::Requeue(planned) => planned.claim_if_moved(),
+        }
+    }
+
+    fn is_plain(&self) -> bool {
+        matches!(self.kind, Kind::Plain)
     }
 
     fn is_on(&self, key: &FutexKey) -> bool {

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use ursa_hal::user::{self, RmwOp};
 
-use super::{ANY, GONE, Queue, Waiter, bucket_of, fault_in, fault_in_writable, key_at, lock, lock_two, peek};
+use super::{ANY, GONE, Kind, Queue, Waiter, bucket_of, fault_in, fault_in_writable, key_at, lock, lock_two, peek};
 use crate::mm::FutexKey;
 use crate::sched::{self, SleepState};
 use crate::time::{Deadline, SleepTimer};
@@ -50,7 +50,7 @@ pub(super) fn wait(addr: UserAddr, private: bool, expected: u32, deadline: Optio
         return Err(Errno::EINVAL);
     }
     let key = key_at(addr, private)?;
-    let waiter = Waiter::new(key.clone(), bitset, None);
+    let waiter = Waiter::new(key.clone(), bitset, Kind::Plain);
     enter_if_equal(addr, &key, expected, &waiter)?;
     let outcome = sleep(core::slice::from_ref(&waiter), deadline);
     // A wake-up that came together with the time-out or the signal is ours: the waker counted it.
@@ -60,7 +60,7 @@ pub(super) fn wait(addr: UserAddr, private: bool, expected: u32, deadline: Optio
     Err(if outcome == Outcome::TimedOut { Errno::ETIMEDOUT } else { Errno::ERESTARTSYS })
 }
 
-fn enter_if_equal(addr: UserAddr, key: &FutexKey, expected: u32, waiter: &Arc<Waiter>) -> Result {
+pub(super) fn enter_if_equal(addr: UserAddr, key: &FutexKey, expected: u32, waiter: &Arc<Waiter>) -> Result {
     let index = bucket_of(key);
     loop {
         let mut queue = lock(index);
@@ -85,7 +85,7 @@ fn take_matching(queue: &mut Queue, key: &FutexKey, bitset: u32, count: usize, t
             index += 1;
             continue;
         }
-        if waiter.pi.is_some() {
+        if !waiter.is_plain() {
             return Err(Errno::EINVAL);
         }
         if taken.try_reserve(1).is_err() {
@@ -187,13 +187,13 @@ fn move_waiters(
     let mut moved = 0;
     if from_key == to_key {
         // Nothing changes place; as on Linux they count.
-        return source.iter().filter(|waiter| waiter.pi.is_none() && waiter.is_on(from_key)).count().min(count);
+        return source.iter().filter(|waiter| waiter.is_plain() && waiter.is_on(from_key)).count().min(count);
     }
     let mut index = 0;
     let mut left = source.len();
     while moved < count && left > 0 && index < source.len() {
         left -= 1;
-        let matches = source[index].pi.is_none() && source[index].is_on(from_key);
+        let matches = source[index].is_plain() && source[index].is_on(from_key);
         if !matches {
             index += 1;
             continue;
@@ -309,7 +309,7 @@ pub(super) fn wait_many(specs: &[WaitSpec], deadline: Option<Deadline>) -> Resul
     let mut failure = None;
     for spec in specs {
         let entered = key_at(spec.addr, spec.private).and_then(|key| {
-            let waiter = Waiter::new(key.clone(), ANY, None);
+            let waiter = Waiter::new(key.clone(), ANY, Kind::Plain);
             enter_if_equal(spec.addr, &key, spec.expected, &waiter).map(|()| waiter)
         });
         match entered {

@@ -12,7 +12,7 @@ use linux_uapi::raw::general::{FUTEX_OWNER_DIED, FUTEX_TID_MASK, FUTEX_WAITERS};
 use ursa_hal::user;
 
 use super::ops::{Outcome, sleep};
-use super::{ANY, BUCKETS, GONE, Queue, Waiter, bucket_of, fault_in_writable, is_owner, key_at, lock};
+use super::{ANY, BUCKETS, GONE, Kind, Queue, Waiter, bucket_of, fault_in_writable, is_owner, key_at, lock};
 use crate::mm::FutexKey;
 use crate::process::{Thread, current, lookup_tid};
 use crate::sched::{self, Params};
@@ -28,12 +28,40 @@ pub(super) struct Claim {
     owner: ursa_hal::sync::SpinLock<Arc<Thread>>,
 }
 
+impl Claim {
+    /// The calling thread's claim on what `owner` has.
+    pub(super) fn of_current(owner: Arc<Thread>) -> Claim {
+        let params = sched::with_current(|ext| ext.params());
+        Claim { tid: current().tid() as u32, params, owner: ursa_hal::sync::SpinLock::new(owner) }
+    }
+
+    pub(super) fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    pub(super) fn rank(&self) -> (u8, i8) {
+        rank(&self.params)
+    }
+
+    /// Names the present owner, who inherits once [`lend_to_owner`](Self::lend_to_owner) is called.
+    pub(super) fn set_owner(&self, owner: &Arc<Thread>) {
+        let former = core::mem::replace(&mut *self.owner.lock(), owner.clone());
+        drop(former);
+    }
+
+    /// Gives the owner the claimant's priority if it is higher.
+    pub(super) fn lend_to_owner(&self) {
+        let owner = self.owner.lock().clone();
+        lend_params(&owner, &self.params);
+    }
+}
+
 /// Rank among waiters, higher first: real-time priority, then nice value.
 fn rank(params: &Params) -> (u8, i8) {
     (params.rt_priority, -params.nice)
 }
 
-fn cmpxchg(addr: UserAddr, old: u32, new: u32) -> Option<bool> {
+pub(super) fn cmpxchg(addr: UserAddr, old: u32, new: u32) -> Option<bool> {
     user::nofault(|| user::cmpxchg_u32(addr, old, new)).ok().map(|outcome| outcome.is_ok())
 }
 
@@ -63,11 +91,16 @@ pub(super) fn lock_pi(addr: UserAddr, private: bool, deadline: Option<Deadline>,
     if outcome == Outcome::Woken || !waiter.leave() {
         return Ok(());
     }
-    if let Some(claim) = &waiter.pi {
+    withdraw(&waiter);
+    Err(if outcome == Outcome::TimedOut { Errno::ETIMEDOUT } else { Errno::ERESTARTNOINTR })
+}
+
+/// A waiter has left without the lock: its owner no longer inherits from it.
+pub(super) fn withdraw(waiter: &Waiter) {
+    if let Some(claim) = waiter.claim() {
         let owner = claim.owner.lock().clone();
         restore_params(&owner);
     }
-    Err(if outcome == Outcome::TimedOut { Errno::ETIMEDOUT } else { Errno::ERESTARTNOINTR })
 }
 
 fn try_step(addr: UserAddr, key: &FutexKey, try_only: bool) -> Result<Step> {
@@ -82,7 +115,7 @@ fn try_step(addr: UserAddr, key: &FutexKey, try_only: bool) -> Result<Step> {
     if value & FUTEX_TID_MASK == 0 {
         // Free, or its owner died: the mark stays for the new owner to see. Those who wait already are still to be told.
         let waiting =
-            if queue.iter().any(|waiter| waiter.pi.is_some() && waiter.is_on(key)) { FUTEX_WAITERS } else { 0 };
+            if queue.iter().any(|waiter| waiter.claim().is_some() && waiter.is_on(key)) { FUTEX_WAITERS } else { 0 };
         return Ok(match cmpxchg(addr, value, tid | value & FUTEX_OWNER_DIED | waiting) {
             Some(true) => Step::Acquired,
             Some(false) => Step::Again,
@@ -92,7 +125,7 @@ fn try_step(addr: UserAddr, key: &FutexKey, try_only: bool) -> Result<Step> {
     if try_only {
         return Err(Errno::EAGAIN);
     }
-    if queue.iter().any(|waiter| waiter.pi.is_none() && waiter.is_on(key)) {
+    if queue.iter().any(|waiter| waiter.claim().is_none() && waiter.is_on(key)) {
         return Err(Errno::EINVAL);
     }
     let owner = lookup_tid((value & FUTEX_TID_MASK) as i32).filter(|owner| !owner.is_dead()).ok_or(Errno::ESRCH)?;
@@ -103,9 +136,9 @@ fn try_step(addr: UserAddr, key: &FutexKey, try_only: bool) -> Result<Step> {
             None => return Ok(Step::FaultIn),
         }
     }
-    let params = sched::with_current(|ext| ext.params());
-    let claim = Claim { tid, params, owner: ursa_hal::sync::SpinLock::new(owner.clone()) };
-    let waiter = Waiter::new(key.clone(), ANY, Some(claim));
+    let claim = Claim::of_current(owner.clone());
+    let params = claim.params;
+    let waiter = Waiter::new(key.clone(), ANY, Kind::Owner(claim));
     waiter.enter(index, &mut queue)?;
     drop(queue);
     lend_params(&owner, &params);
@@ -129,7 +162,7 @@ fn restore_params(owner: &Arc<Thread>) {
     let mut best: Option<Params> = None;
     for index in 0..BUCKETS {
         for waiter in lock(index).iter() {
-            let Some(claim) = &waiter.pi else { continue };
+            let Some(claim) = waiter.claim() else { continue };
             if Arc::ptr_eq(&claim.owner.lock(), owner) && best.is_none_or(|best| rank(&claim.params) > rank(&best)) {
                 best = Some(claim.params);
             }
@@ -144,7 +177,7 @@ fn take_best(queue: &mut Queue, key: &FutexKey) -> Option<(Arc<Waiter>, bool)> {
     let mut best: Option<(usize, (u8, i8))> = None;
     let mut count = 0;
     for (index, waiter) in queue.iter().enumerate() {
-        let Some(claim) = waiter.pi.as_ref().filter(|_| waiter.is_on(key)) else { continue };
+        let Some(claim) = waiter.claim().filter(|_| waiter.is_on(key)) else { continue };
         count += 1;
         // Among equals the first comes first.
         if best.is_none_or(|(_, best)| rank(&claim.params) > best) {
@@ -158,9 +191,8 @@ fn take_best(queue: &mut Queue, key: &FutexKey) -> Option<(Arc<Waiter>, bool)> {
 /// The remaining waiters wait for a new owner.
 fn change_owner(queue: &Queue, key: &FutexKey, owner: &Arc<Thread>) {
     for waiter in queue.iter().filter(|waiter| waiter.is_on(key)) {
-        if let Some(claim) = &waiter.pi {
-            let former = core::mem::replace(&mut *claim.owner.lock(), owner.clone());
-            drop(former);
+        if let Some(claim) = waiter.claim() {
+            claim.set_owner(owner);
         }
     }
 }
@@ -212,7 +244,7 @@ fn hand_over(addr: UserAddr, key: &FutexKey, queue: &mut Queue, value: u32, mark
     let Some((heir, more)) = take_best(queue, key) else {
         return Some(if cmpxchg(addr, value, mark)? { Handed::Done(None) } else { Handed::Changed });
     };
-    let tid = heir.pi.as_ref().map_or(0, |claim| claim.tid);
+    let tid = heir.claim().map_or(0, |claim| claim.tid);
     let new = tid | mark | if more { FUTEX_WAITERS } else { 0 };
     match cmpxchg(addr, value, new) {
         Some(true) => {

@@ -7,7 +7,7 @@ use linux_uapi::time::Timespec;
 use linux_uapi::zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::ops::{self, WaitSpec, WakeOp};
-use super::{ANY, pi};
+use super::{ANY, pi, requeue_pi};
 use crate::syscall::{Cx, SysRet};
 use crate::time::{ClockBase, Deadline};
 use crate::user::{self, UserAddr, UserPtr};
@@ -69,6 +69,14 @@ pub fn sys_futex(
         uapi::FUTEX_LOCK_PI2 => pi::lock_pi(addr, private, deadline(time, clock, false)?, false).map(|()| 0),
         uapi::FUTEX_TRYLOCK_PI => pi::lock_pi(addr, private, None, true).map(|()| 0),
         uapi::FUTEX_UNLOCK_PI => pi::unlock_pi(addr, private).map(|()| 0),
+        uapi::FUTEX_WAIT_REQUEUE_PI => {
+            let limit = deadline(time, clock, false)?;
+            requeue_pi::wait((addr, private), (addr2, private), value, limit).map(|()| 0)
+        }
+        uapi::FUTEX_CMP_REQUEUE_PI => {
+            let counts = (count(value)?, count(count2)?);
+            requeue_pi::requeue((addr, private), (addr2, private), counts, value3)
+        }
         _ => Err(Errno::ENOSYS),
     }
 }
