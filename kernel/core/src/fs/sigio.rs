@@ -161,12 +161,16 @@ fn send(owner: &Owner, info: SigInfo) {
             }
         }
         OwnerKind::Pgrp => {
-            let members = process::process_group(owner.id).map(|group| group.members()).unwrap_or_default();
-            for member in members {
+            let Some(group) = process::process_group(owner.id) else { return };
+            // Nobody is born meanwhile, as for a terminal's signals.
+            let tree = process::tree_lock();
+            let members = group.members();
+            for member in &members {
                 if member.representative().is_some_and(|thread| allowed(&thread)) {
-                    signal::send_to_process(&member, info);
+                    signal::send_to_process(member, info);
                 }
             }
+            drop(tree);
         }
     }
 }

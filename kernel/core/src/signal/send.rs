@@ -33,13 +33,18 @@ pub fn send_to_thread(thread: &Thread, info: SigInfo) {
     let _ = send(thread.process(), Some(thread), Queued::new(info, None));
 }
 
-/// Sends a signal from the kernel to every member of a process group, as terminals do.
+/// Sends a signal from the kernel to every member of a process group, as terminals do. Not for interrupt context.
 pub fn send_to_group(group: Pid, info: SigInfo) {
-    if let Some(group) = crate::process::process_group(group) {
-        for member in group.members() {
-            send_to_process(&member, info);
-        }
+    let Some(group) = crate::process::process_group(group) else { return };
+    // No process is born meanwhile: a member's child is a member too, or its fork sees the signal and starts again.
+    let tree = crate::process::tree_lock();
+    let members = group.members();
+    for member in &members {
+        send_to_process(member, info);
     }
+    drop(tree);
+    // The last reference to a process is not dropped under the lock.
+    drop(members);
 }
 
 /// Sends a signal on behalf of a program: a queued one counts against the target user's `RLIMIT_SIGPENDING`.
