@@ -2,13 +2,14 @@
 //!
 //! The clock is the TSC where it can be trusted: its rate is known (CPUID, hypervisor) or was measured with a small bound
 //! of error ([`calibrate`]) and agrees with a second reference, it is the same on all CPUs, and it does not stop. Else it is
-//! the HPET or ACPI PM timer. `clocksource=tsc|hpet|acpi_pm` overrides.
+//! KVM's clock, the HPET or the ACPI PM timer. `clocksource=tsc|kvm-clock|hpet|acpi_pm` overrides.
 //!
 //! Events come from each CPU's local APIC timer in one-shot mode, or TSC-deadline mode (*unexercised*).
 //! Locking: the clock's parameters are a `SeqLock`; reading the time takes no lock and works in any context.
 //! References: Intel SDM volume 3, 18.17 (TSC), 11.5.4 (APIC timer); volume 2, CPUID 15h and 16h.
 
 pub mod calibrate;
+mod kvm;
 pub mod reference;
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -140,7 +141,8 @@ pub(crate) fn log_us() -> u64 {
     if RUNNING.load(Ordering::Relaxed) { monotonic_ns() / 1000 } else { 0 }
 }
 
-/// The rate of the TSC as CPU or hypervisor state it, in Hz. The hypervisor leaf and CPUID 15h are *unexercised* under TCG.
+/// The rate of the TSC as CPU or hypervisor state it, in Hz. CPUID 15h, the hypervisor's leaf and its clock are *unexercised*
+/// under TCG.
 fn stated_tsc_hz() -> Option<u64> {
     let l = cpuid(0x15, 0);
     if l.eax != 0 && l.ebx != 0 && l.ecx != 0 {
@@ -153,7 +155,7 @@ fn stated_tsc_hz() -> Option<u64> {
             return Some(u64::from(khz) * 1000);
         }
     }
-    None
+    kvm::clock()?.read().tsc_hz()
 }
 
 const INTERVAL_NS: u64 = 10_000_000;
@@ -244,10 +246,12 @@ pub(crate) fn init() {
     }
     let reference = match crate::boot::option("clocksource") {
         Some("acpi_pm") => reference::pm_timer().unwrap_or(best),
-        _ => best,
+        Some("hpet") => best,
+        // A TSC that may not be used by itself is still good with what the hypervisor says of it.
+        _ => reference::kvm_clock().unwrap_or(best),
     };
     match crate::boot::option("clocksource") {
-        Some("hpet" | "acpi_pm") => trust = false,
+        Some("hpet" | "acpi_pm" | "kvm-clock") => trust = false,
         Some("tsc") if hz > 0 => trust = true,
         _ => {}
     }

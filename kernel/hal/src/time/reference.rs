@@ -1,10 +1,11 @@
-//! Reference counters of known frequency: HPET, ACPI PM timer, PIT.
+//! Reference counters of known frequency: HPET, ACPI PM timer, PIT, KVM's clock.
 //!
 //! Used to calibrate the TSC, and as the clock itself where the TSC cannot be trusted.
 //! References: IA-PC HPET 1.0a, 2.3; ACPI 6.5, 4.8.2.1; Intel 8254 data sheet.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::kvm;
 use crate::addr::PhysAddr;
 use crate::mm::{CacheMode, Mmio};
 use crate::pio::{inb, inl, outb};
@@ -23,6 +24,7 @@ enum Source {
     Hpet { mmio: Mmio, period_fs: u64, high: Extend },
     Pm { port: u16, high: Extend },
     Pit(IrqLock<PitState>),
+    Kvm(&'static kvm::Clock),
 }
 
 /// Extends a counter of few bits to 64, if it is read at least once a wrap.
@@ -83,6 +85,7 @@ impl Reference {
                 s.last = now;
                 (u128::from(s.ticks) * 1_000_000_000 / u128::from(PIT_HZ)) as u64
             }
+            Source::Kvm(clock) => clock.ns(),
         }
     }
 
@@ -92,11 +95,13 @@ impl Reference {
             Source::Hpet { period_fs, .. } => (u128::from(*period_fs) * (1 << 31) / 1_000_000) as u64,
             Source::Pm { high, .. } => 1_000_000_000 * (1u64 << (high.bits - 1)) / PM_HZ,
             Source::Pit(_) => 25_000_000,
+            Source::Kvm(_) => u64::MAX,
         }
     }
 }
 
 static HPET: Once<Option<Reference>> = Once::new();
+static KVM: Once<Option<Reference>> = Once::new();
 static PM: Once<Option<Reference>> = Once::new();
 static PIT: Once<Reference> = Once::new();
 
@@ -116,6 +121,15 @@ pub fn hpet() -> Option<&'static Reference> {
         let high = Extend::new(32, u64::from(mmio.read32(HPET_COUNTER)));
         let source = Source::Hpet { mmio, period_fs, high };
         Some(Reference { name: "hpet", step_ns: period_fs.div_ceil(1_000_000), source })
+    })
+    .as_ref()
+}
+
+/// KVM's clock, where one page of it is right for all CPUs.
+pub fn kvm_clock() -> Option<&'static Reference> {
+    KVM.call_once(|| {
+        let clock = kvm::clock().filter(|clock| clock.is_shared())?;
+        Some(Reference { name: "kvm-clock", step_ns: 1, source: Source::Kvm(clock) })
     })
     .as_ref()
 }
