@@ -82,7 +82,7 @@ pub fn input_v4(header: &Header, message: &[u8]) {
             reply[0] = 0;
             answer(header, reply);
         }
-        0 => datagram::deliver_ping(header, message),
+        0 => datagram::raw::deliver_ping(header, message),
         kind @ (3 | 11 | 12) => {
             let fatal = kind == 12 || kind == 3 && matches!(message[1], 2 | 3);
             let error = match (kind, message[1]) {
@@ -130,7 +130,7 @@ pub fn input_v6(header: &Header, message: &[u8]) {
             reply[0] = 129;
             answer(header, reply);
         }
-        129 => datagram::deliver_ping(header, message),
+        129 => datagram::raw::deliver_ping(header, message),
         135 | 136 => link::neighbour_input(header, message),
         kind @ 1..=4 => {
             let (error, fatal) = match (kind, message[1]) {
@@ -164,7 +164,7 @@ fn report(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8], rep
     let local = Endpoint::new(source, u16::from_be_bytes([a, b]));
     let remote = Endpoint::new(destination, u16::from_be_bytes([c, d]));
     match protocol {
-        ip::UDP => datagram::report(&local, &remote, report),
+        ip::UDP | ip::UDPLITE => datagram::udp::report(protocol == ip::UDPLITE, &local, &remote, report),
         ip::TCP => tcp::remote::report(&local, &remote, report),
         _ => {}
     }

@@ -23,6 +23,8 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// `IPPROTO_UDP`
 pub const UDP: u8 = 17;
+/// `IPPROTO_UDPLITE`
+pub const UDPLITE: u8 = 136;
 /// `IPPROTO_ICMPV6`
 pub const ICMPV6: u8 = 58;
 
@@ -396,9 +398,9 @@ fn input_v6(interface: &Arc<Interface>, packet: &[u8]) -> Option<()> {
 
 /// Gives a packet to whom it is for.
 pub fn deliver(header: &Header, payload: &[u8]) {
-    let raw = datagram::deliver_raw(header, payload);
+    let raw = datagram::raw::deliver_raw(header, payload);
     match header.protocol {
-        UDP => datagram::deliver_udp(header, payload),
+        UDP | UDPLITE => datagram::udp::deliver_udp(header, payload),
         TCP => tcp::remote::deliver(header, payload),
         ICMP if header.destination.is_ipv4() => icmp::input_v4(header, payload),
         ICMPV6 if header.destination.is_ipv6() => icmp::input_v6(header, payload),

@@ -83,6 +83,7 @@ pub fn create(family: Family, kind: u32, protocol: u32) -> Result<Arc<dyn Socket
         },
         uapi::SOCK_DGRAM => match protocol {
             0 | 17 => Ok(Datagram::new(family, Protocol::Udp)?),
+            136 => Ok(Datagram::new(family, Protocol::UdpLite)?),
             p if p == ping => Ok(Datagram::new(family, Protocol::Ping)?),
             _ => Err(Errno::EPROTONOSUPPORT),
         },

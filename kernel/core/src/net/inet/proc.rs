@@ -18,8 +18,10 @@ use crate::fs::procfs::{Text, register_net};
 pub fn init() -> Result {
     register_net("tcp", |out| tcp_table(out, Family::V4))?;
     register_net("tcp6", |out| tcp_table(out, Family::V6))?;
-    register_net("udp", |out| udp_table(out, Family::V4))?;
-    register_net("udp6", |out| udp_table(out, Family::V6))?;
+    register_net("udp", |out| udp_table(out, false, Family::V4))?;
+    register_net("udp6", |out| udp_table(out, false, Family::V6))?;
+    register_net("udplite", |out| udp_table(out, true, Family::V4))?;
+    register_net("udplite6", |out| udp_table(out, true, Family::V6))?;
     register_net("raw", |out| raw_table(out, Family::V4))?;
     register_net("raw6", |out| raw_table(out, Family::V6))?;
     register_net("dev", devices)?;
@@ -99,9 +101,9 @@ fn datagram_row(out: &mut Text, n: u32, row: &datagram::Row, family: Family) -> 
     Ok(())
 }
 
-fn udp_table(out: &mut Text, family: Family) -> Result {
+fn udp_table(out: &mut Text, lite: bool, family: Family) -> Result {
     header(out, family, " ref pointer drops");
-    for row in datagram::udp_sockets().iter().filter(|row| row.family == family) {
+    for row in datagram::udp::sockets(lite).iter().filter(|row| row.family == family) {
         datagram_row(out, row.local.port.into(), row, family)?;
     }
     Ok(())
@@ -109,7 +111,7 @@ fn udp_table(out: &mut Text, family: Family) -> Result {
 
 fn raw_table(out: &mut Text, family: Family) -> Result {
     header(out, family, " ref pointer drops");
-    for (protocol, row) in datagram::raw_sockets().iter().filter(|(_, row)| row.family == family) {
+    for (protocol, row) in datagram::raw::sockets().iter().filter(|(_, row)| row.family == family) {
         let with_protocol =
             datagram::Row { local: Endpoint { port: (*protocol).into(), ..row.local }, remote: row.remote, ..*row };
         datagram_row(out, (*protocol).into(), &with_protocol, family)?;
@@ -253,7 +255,7 @@ fn neighbours(out: &mut Text) -> Result {
 }
 
 fn counts(out: &mut Text) -> Result {
-    let (tcp, udp, raw) = (tcp::sockets(), datagram::udp_sockets(), datagram::raw_sockets());
+    let (tcp, udp, raw) = (tcp::sockets(), datagram::udp::sockets(false), datagram::raw::sockets());
     let v4 = |family: Family| family == Family::V4;
     let tcp4 = tcp.iter().filter(|row| v4(row.family)).count();
     let udp4 = udp.iter().filter(|row| v4(row.family)).count();
@@ -261,7 +263,8 @@ fn counts(out: &mut Text) -> Result {
     writeln!(out, "sockets: used {}", tcp.len() + udp.len() + raw.len() + crate::net::unix::count())?;
     writeln!(out, "TCP: inuse {tcp4} orphan 0 tw {} alloc {} mem 0", tcp::waiting(), tcp.len())?;
     writeln!(out, "UDP: inuse {udp4} mem 0")?;
-    writeln!(out, "UDPLITE: inuse 0")?;
+    let lite4 = datagram::udp::sockets(true).iter().filter(|row| v4(row.family)).count();
+    writeln!(out, "UDPLITE: inuse {lite4}")?;
     writeln!(out, "RAW: inuse {raw4}")?;
     writeln!(out, "FRAG: inuse 0 memory 0")?;
     Ok(())
@@ -270,9 +273,9 @@ fn counts(out: &mut Text) -> Result {
 fn counts6(out: &mut Text) -> Result {
     let v6 = |family: Family| family == Family::V6;
     writeln!(out, "TCP6: inuse {}", tcp::sockets().iter().filter(|row| v6(row.family)).count())?;
-    writeln!(out, "UDP6: inuse {}", datagram::udp_sockets().iter().filter(|row| v6(row.family)).count())?;
-    writeln!(out, "UDPLITE6: inuse 0")?;
-    writeln!(out, "RAW6: inuse {}", datagram::raw_sockets().iter().filter(|(_, row)| v6(row.family)).count())?;
+    writeln!(out, "UDP6: inuse {}", datagram::udp::sockets(false).iter().filter(|row| v6(row.family)).count())?;
+    writeln!(out, "UDPLITE6: inuse {}", datagram::udp::sockets(true).iter().filter(|row| v6(row.family)).count())?;
+    writeln!(out, "RAW6: inuse {}", datagram::raw::sockets().iter().filter(|(_, row)| v6(row.family)).count())?;
     writeln!(out, "FRAG6: inuse 0 memory 0")?;
     Ok(())
 }

@@ -1,10 +1,14 @@
-//! Sockets of datagrams: UDP, echo requests (`IPPROTO_ICMP` datagrams) and raw IP.
+//! Sockets of datagrams: UDP and UDP-Lite ([`udp`]), echo requests (`IPPROTO_ICMP` datagrams) and raw IP ([`raw`]).
 //!
 //! A datagram between two sockets of the machine is one allocation that goes from the sender's call into the receiver's
 //! queue; what leaves the machine becomes a packet in [`ip::output`].
 //!
 //! Locking: `state`, `queue` and the tables of [`Ports`] are leaves, none held while another is taken.
 //! References: udp(7), icmp(7), raw(7), `net/ipv4/udp.c`, `net/ipv4/ping.c`, `net/ipv4/raw.c`.
+
+mod message;
+pub mod raw;
+pub mod udp;
 
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
@@ -14,20 +18,21 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, Ordering::Relaxed};
 
 use linux_uapi::raw::{ioctl as io, net as uapi};
-use linux_uapi::time::{Timespec, Timeval};
 use linux_uapi::zerocopy::IntoBytes;
 use ursa_hal::sync::SpinLock;
 
-use super::address::{Endpoint, Family, family_of, is_link_local, to_v6};
-use super::icmp::{self, Report, Unreachable};
+use self::message::{Wishes, wishes};
+use self::raw::{PING, RAW};
+use super::address::{Endpoint, Family, family_of};
+use super::icmp::Report;
 use super::interface::{self, Way};
-use super::ip::{self, Header, Wish};
+use super::ip;
 use super::options::{IpOptions, SOL_IP, SOL_IPV6, Switch};
 use super::ports::{Binding, Claim, Ports, UNPRIVILEGED};
 use super::{Identity, bound_device, wait};
 use crate::net::options::BUFFER_DEFAULT;
 use crate::net::pending_error::PendingError;
-use crate::net::{Ancillary, Incoming, Options, Outgoing, SocketOps};
+use crate::net::{Incoming, Options, Outgoing, SocketOps};
 use crate::poll::{PollEvents, PollTable};
 use crate::process::{Cap, capable, current};
 use crate::time::realtime_ns;
@@ -48,14 +53,14 @@ const PROTOCOL_RAW: u8 = 255;
 /// `SOL_RAW`
 const SOL_RAW: i32 = 255;
 const SOL_UDP: i32 = 17;
+/// `SOL_UDPLITE`
+const SOL_UDPLITE: i32 = 136;
 /// `UDP_CORK`
 const UDP_CORK: u32 = 1;
 const SHUT_RECEIVE: u8 = 1;
 const SHUT_SEND: u8 = 2;
 
-static UDP: Ports<Datagram> = Ports::new(false);
-static PING: Ports<Datagram> = Ports::new(false);
-static RAW: SpinLock<Vec<Weak<Datagram>>> = SpinLock::new(Vec::new());
+/// How many raw sockets there are: nobody looks for them on the way of each packet.
 static RAW_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// `net.ipv4.ping_group_range`: who may have echo sockets. The first range has nobody in it.
@@ -87,10 +92,30 @@ pub static COUNTERS: Counters = Counters {
 pub enum Protocol {
     /// UDP
     Udp,
+    /// UDP-Lite
+    UdpLite,
     /// Echo requests and replies.
     Ping,
     /// Any, with its number.
     Raw(u8),
+}
+
+impl Protocol {
+    /// UDP or its variant, which have ports that programs choose.
+    fn is_udp(self) -> bool {
+        matches!(self, Protocol::Udp | Protocol::UdpLite)
+    }
+
+    /// Its number in IP.
+    fn number(self, family: Family) -> u8 {
+        match (self, family) {
+            (Protocol::Udp, _) => ip::UDP,
+            (Protocol::UdpLite, _) => ip::UDPLITE,
+            (Protocol::Ping, Family::V4) => ip::ICMP,
+            (Protocol::Ping, Family::V6) => ip::ICMPV6,
+            (Protocol::Raw(number), _) => number,
+        }
+    }
 }
 
 /// A datagram that has come.
@@ -142,6 +167,7 @@ pub struct Datagram {
     checksum_at: SpinLock<Option<usize>>,
     corked: SpinLock<Option<(Endpoint, Vec<u8>)>>,
     cork: AtomicBool,
+    coverage: udp::Coverage,
     options: Options,
     ip: IpOptions,
     /// Who made it, for `/proc/net`.
@@ -164,56 +190,6 @@ pub struct Row {
     pub family: Family,
 }
 
-/// What a message says about itself in control messages.
-#[derive(Default)]
-struct Wishes {
-    ttl: Option<u8>,
-    tos: Option<u8>,
-    source: Option<IpAddr>,
-    interface: u32,
-}
-
-fn wishes(control: &[Ancillary]) -> Result<Wishes> {
-    let mut wishes = Wishes::default();
-    for Ancillary { level, kind, data } in control {
-        let int = || data.first_chunk::<4>().map(|v| i32::from_ne_bytes(*v)).ok_or(Errno::EINVAL);
-        match (*level, *kind as u32) {
-            (SOL_IP, uapi::IP_TTL) => {
-                wishes.ttl = Some(u8::try_from(int()?).ok().filter(|t| *t > 0).ok_or(Errno::EINVAL)?)
-            }
-            (SOL_IP, uapi::IP_TOS) => {
-                let value = if data.len() == 1 { data[0].into() } else { int()? };
-                wishes.tos = Some(u8::try_from(value).map_err(|_| Errno::EINVAL)?);
-            }
-            (SOL_IP, uapi::IP_PKTINFO) => {
-                // struct in_pktinfo: interface, address to send from, and one that is ignored.
-                wishes.interface = int()? as u32;
-                let ip = data.get(4..8).filter(|_| data.len() >= 12).ok_or(Errno::EINVAL)?;
-                let ip = Ipv4Addr::new(ip[0], ip[1], ip[2], ip[3]);
-                wishes.source = (!ip.is_unspecified()).then_some(ip.into());
-            }
-            (SOL_IPV6, uapi::IPV6_HOPLIMIT) => {
-                let hops = int()?;
-                wishes.ttl = if hops == -1 { None } else { Some(u8::try_from(hops).map_err(|_| Errno::EINVAL)?) };
-            }
-            (SOL_IPV6, uapi::IPV6_TCLASS) => {
-                let class = int()?;
-                wishes.tos = if class == -1 { None } else { Some(u8::try_from(class).map_err(|_| Errno::EINVAL)?) };
-            }
-            (SOL_IPV6, uapi::IPV6_PKTINFO) => {
-                let octets: [u8; 16] = *data.first_chunk().filter(|_| data.len() >= 20).ok_or(Errno::EINVAL)?;
-                let index = data[16..].first_chunk::<4>().map(|v| u32::from_ne_bytes(*v)).ok_or(Errno::EINVAL)?;
-                wishes.interface = index;
-                let ip = Ipv6Addr::from(octets);
-                wishes.source = (!ip.is_unspecified()).then_some(super::address::unmap(ip));
-            }
-            (SOL_IP | SOL_IPV6, _) => return Err(Errno::EINVAL),
-            _ => {}
-        }
-    }
-    Ok(wishes)
-}
-
 impl Datagram {
     /// Makes a socket.
     ///
@@ -221,7 +197,7 @@ impl Datagram {
     /// `EPERM` for raw ones without `CAP_NET_RAW`, `EACCES` for echo sockets outside of the group range.
     pub fn new(family: Family, protocol: Protocol) -> Result<Arc<Datagram>> {
         match protocol {
-            Protocol::Udp => {}
+            Protocol::Udp | Protocol::UdpLite => {}
             Protocol::Ping => {
                 let [first, last] = [&PING_GROUPS[0], &PING_GROUPS[1]].map(|g| g.load(Relaxed));
                 let cred = current().cred();
@@ -261,6 +237,7 @@ impl Datagram {
             checksum_at: SpinLock::new(None),
             corked: SpinLock::new(None),
             cork: AtomicBool::new(false),
+            coverage: udp::Coverage::default(),
             options: Options::new(),
             ip,
             identity: Identity::default(),
@@ -274,7 +251,8 @@ impl Datagram {
 
     fn table(&self) -> Option<&'static Ports<Datagram>> {
         match self.protocol {
-            Protocol::Udp => Some(&UDP),
+            Protocol::Udp => Some(udp::table(false)),
+            Protocol::UdpLite => Some(udp::table(true)),
             Protocol::Ping => Some(&PING),
             Protocol::Raw(_) => None,
         }
@@ -343,7 +321,7 @@ impl Datagram {
     fn destination(&self, address: Option<&[u8]>) -> Result<Endpoint> {
         let Some(bytes) = address else { return self.state.lock().remote.ok_or(Errno::EDESTADDRREQ) };
         let mut to = self.decode(bytes)?;
-        if to.port == 0 && self.protocol == Protocol::Udp {
+        if to.port == 0 && self.protocol.is_udp() {
             return Err(Errno::EINVAL);
         }
         if to.ip.is_unspecified() {
@@ -355,7 +333,7 @@ impl Datagram {
     fn decode(&self, bytes: &[u8]) -> Result<Endpoint> {
         // An IPv6 socket speaks to IPv4's addresses too, unless it is for IPv6 only.
         if self.family == Family::V6 && family_of(bytes)? == uapi::AF_INET {
-            if self.ip.has(Switch::V6Only) || self.protocol != Protocol::Udp {
+            if self.ip.has(Switch::V6Only) || !self.protocol.is_udp() {
                 return Err(Errno::ENETUNREACH);
             }
             return Endpoint::decode(bytes, Family::V4);
@@ -424,225 +402,6 @@ impl Datagram {
         Some(packet)
     }
 
-    /// `MSG_ERRQUEUE`: the oldest error about a packet.
-    fn receive_error(&self, message: &mut Incoming<'_, '_>) -> Result<usize> {
-        let (report, about) = self.errors.lock().pop_front().ok_or(Errno::EAGAIN)?;
-        // struct sock_extended_err, then the offender's address.
-        let mut data = Vec::from(report.error.raw().to_ne_bytes());
-        let origin = if about.ip.is_ipv4() { 2 } else { 3 };
-        data.extend_from_slice(&[origin, report.kind.0, report.kind.1, 0]);
-        data.extend_from_slice(&[0; 8]);
-        let family = if about.ip.is_ipv4() { Family::V4 } else { Family::V6 };
-        data.extend_from_slice(&Endpoint::new(about.ip, 0).encode(family));
-        let (level, kind) =
-            if about.ip.is_ipv4() { (SOL_IP, uapi::IP_RECVERR) } else { (SOL_IPV6, uapi::IPV6_RECVERR) };
-        message.control.other.push(Ancillary { level, kind: kind as i32, data });
-        message.address = about.encode(self.family);
-        message.out_flags |= uapi::MSG_ERRQUEUE;
-        // The next error, if any, is the pending one.
-        self.error.take();
-        if let Some((next, _)) = self.errors.lock().front() {
-            self.error.set(next.error);
-        }
-        Ok(0)
-    }
-
-    /// What was asked to be told of a packet.
-    fn control(&self, packet: &Packet, message: &mut Incoming<'_, '_>) {
-        let other = &mut message.control.other;
-        let mut put = |level: i32, kind: u32, data: Vec<u8>| other.push(Ancillary { level, kind: kind as i32, data });
-        if packet.time != 0 {
-            let (s, ns) = ((packet.time / 1_000_000_000) as i64, (packet.time % 1_000_000_000) as i64);
-            if self.options.has(uapi::SO_TIMESTAMPNS) {
-                let time = Timespec { tv_sec: s, tv_nsec: ns };
-                put(uapi::SOL_SOCKET as i32, uapi::SO_TIMESTAMPNS, Vec::from(time.as_bytes()));
-            } else if self.options.has(uapi::SO_TIMESTAMP) {
-                let time = Timeval { tv_sec: s, tv_usec: ns / 1000 };
-                put(uapi::SOL_SOCKET as i32, uapi::SO_TIMESTAMP, Vec::from(time.as_bytes()));
-            }
-        }
-        if self.options.has(uapi::SO_RXQ_OVFL) && self.drops.load(Relaxed) > 0 {
-            put(uapi::SOL_SOCKET as i32, uapi::SO_RXQ_OVFL, self.drops.load(Relaxed).to_ne_bytes().to_vec());
-        }
-        if let IpAddr::V4(to) = packet.to {
-            if self.ip.has(Switch::PacketInfo) {
-                let mut data = Vec::from(packet.interface.to_ne_bytes());
-                // The address here that it came to, and the one in its header.
-                let here = if to.is_multicast() || to.is_broadcast() {
-                    interface::addresses_of(packet.interface).iter().find_map(|a| match a.ip {
-                        IpAddr::V4(ip) => Some(ip),
-                        IpAddr::V6(_) => None,
-                    })
-                } else {
-                    Some(to)
-                };
-                data.extend_from_slice(&here.unwrap_or(to).octets());
-                data.extend_from_slice(&to.octets());
-                put(SOL_IP, uapi::IP_PKTINFO, data);
-            }
-            if self.ip.has(Switch::ReceiveTtl) {
-                put(SOL_IP, uapi::IP_TTL, i32::from(packet.ttl).to_ne_bytes().to_vec());
-            }
-            if self.ip.has(Switch::ReceiveTos) {
-                put(SOL_IP, uapi::IP_TOS, alloc::vec![packet.tos]);
-            }
-            if self.ip.has(Switch::ReceiveDestination) {
-                let port = self.state.lock().local.map_or(0, |l| l.port);
-                put(SOL_IP, uapi::IP_RECVORIGDSTADDR, Endpoint::new(packet.to, port).encode(Family::V4));
-            }
-        }
-        if self.family == Family::V6 {
-            if self.ip.has(Switch::PacketInfo6) {
-                let mut data = Vec::from(to_v6(packet.to).octets());
-                data.extend_from_slice(&packet.interface.to_ne_bytes());
-                put(SOL_IPV6, uapi::IPV6_PKTINFO, data);
-            }
-            if packet.to.is_ipv6() && self.ip.has(Switch::ReceiveHopLimit) {
-                put(SOL_IPV6, uapi::IPV6_HOPLIMIT, i32::from(packet.ttl).to_ne_bytes().to_vec());
-            }
-            if packet.to.is_ipv6() && self.ip.has(Switch::ReceiveClass) {
-                put(SOL_IPV6, uapi::IPV6_TCLASS, i32::from(packet.tos).to_ne_bytes().to_vec());
-            }
-        }
-    }
-
-    fn wish(&self, protocol: u8, to: &Endpoint, wishes: &Wishes, to_many: bool) -> Wish {
-        let (ttl, tos) = self.ip.hops_and_class(to.ip, to_many);
-        let (discovery, loops) = match to.ip {
-            IpAddr::V4(_) => (&self.ip.discovery, Switch::MulticastLoop),
-            IpAddr::V6(_) => (&self.ip.discovery6, Switch::MulticastLoop6),
-        };
-        let whole = matches!(discovery.load(Relaxed), 2 | 3);
-        Wish {
-            protocol,
-            ttl: wishes.ttl.unwrap_or(ttl),
-            tos: wishes.tos.unwrap_or(tos),
-            whole: whole || to.ip.is_ipv6() && self.ip.has(Switch::DontFragment),
-            loops: self.ip.has(loops) || to.ip.is_ipv4() && !to.ip.is_multicast(),
-        }
-    }
-
-    fn send_udp(&self, to: &Endpoint, data: Vec<u8>, wishes: &Wishes) -> Result {
-        let (way, source) = self.route(to, wishes)?;
-        if way.is_broadcast && !self.options.has(uapi::SO_BROADCAST) {
-            return Err(Errno::EACCES);
-        }
-        let port = self.state.lock().local.map_or(0, |l| l.port);
-        let wish = self.wish(ip::UDP, to, wishes, way.is_broadcast || to.ip.is_multicast());
-        COUNTERS.sent.fetch_add(1, Relaxed);
-        if way.is_local && !way.is_broadcast && !to.ip.is_multicast() && RAW_COUNT.load(Relaxed) == 0 {
-            // Straight into the other socket's queue.
-            let scope = if is_link_local(source) { way.interface.index } else { 0 };
-            let from = Endpoint { ip: source, port, scope };
-            let Some(target) = UDP.find(to.ip, to.port, &from, way.interface.index, false) else {
-                COUNTERS.no_port.fetch_add(1, Relaxed);
-                let kind = if to.ip.is_ipv4() { (3, 3) } else { (1, 4) };
-                self.told(Report { error: Errno::ECONNREFUSED, fatal: true, kind }, *to);
-                return Ok(());
-            };
-            COUNTERS.received.fetch_add(1, Relaxed);
-            let index = way.interface.index;
-            target.offer(Packet { data, from, to: to.ip, interface: index, ttl: wish.ttl, tos: wish.tos, time: 0 });
-            return Ok(());
-        }
-        let mut packet = Vec::with_capacity(UDP_HEADER + data.len());
-        packet.extend_from_slice(&port.to_be_bytes());
-        packet.extend_from_slice(&to.port.to_be_bytes());
-        packet.extend_from_slice(&((UDP_HEADER + data.len()) as u16).to_be_bytes());
-        packet.extend_from_slice(&[0, 0]);
-        packet.extend_from_slice(&data);
-        let checksum = ip::fold(ip::sum(&packet, ip::pseudo(source, to.ip, ip::UDP, packet.len())));
-        let checksum = if checksum == 0 { 0xffff } else { checksum };
-        packet[6..8].copy_from_slice(&checksum.to_be_bytes());
-        ip::output(&way, source, to.ip, &wish, &packet)
-    }
-
-    fn send_ping(&self, to: &Endpoint, mut data: Vec<u8>, wishes: &Wishes) -> Result {
-        let request = if to.ip.is_ipv4() { 8 } else { 128 };
-        if data.len() < ICMP_HEADER || data[0] != request || data[1] != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let (way, source) = self.route(to, wishes)?;
-        if way.is_broadcast && !self.options.has(uapi::SO_BROADCAST) {
-            return Err(Errno::EACCES);
-        }
-        let id = self.state.lock().local.map_or(0, |l| l.port);
-        data[4..6].copy_from_slice(&id.to_be_bytes());
-        icmp::seal(&mut data, source, to.ip);
-        let protocol = if to.ip.is_ipv4() { ip::ICMP } else { ip::ICMPV6 };
-        let wish = self.wish(protocol, to, wishes, way.is_broadcast || to.ip.is_multicast());
-        ip::output(&way, source, to.ip, &wish, &data)
-    }
-
-    fn send_raw(&self, protocol: u8, to: &Endpoint, mut data: Vec<u8>, wishes: &Wishes) -> Result {
-        let (way, source) = self.route(to, wishes)?;
-        if way.is_broadcast && !self.options.has(uapi::SO_BROADCAST) {
-            return Err(Errno::EACCES);
-        }
-        if self.ip.has(Switch::HeaderIncluded) {
-            if to.ip.is_ipv4() {
-                // What the kernel fills in: the length, the checksum, and where they are zero, source and number.
-                if data.len() < ip::V4_HEADER || usize::from(data[0] & 15) * 4 > data.len() || data[0] & 15 < 5 {
-                    return Err(Errno::EINVAL);
-                }
-                let len = data.len() as u16;
-                data[2..4].copy_from_slice(&len.to_be_bytes());
-                if let IpAddr::V4(source) = source
-                    && data[12..16] == [0; 4]
-                {
-                    data[12..16].copy_from_slice(&source.octets());
-                }
-                data[10..12].fill(0);
-                let header = usize::from(data[0] & 15) * 4;
-                let checksum = ip::fold(ip::sum(&data[..header], 0));
-                data[10..12].copy_from_slice(&checksum.to_be_bytes());
-            } else if data.len() < ip::V6_HEADER {
-                return Err(Errno::EINVAL);
-            }
-            return ip::output_raw(&way, &data);
-        }
-        let at = if protocol == ip::ICMPV6 && to.ip.is_ipv6() { Some(2) } else { *self.checksum_at.lock() };
-        if let Some(at) = at.filter(|_| to.ip.is_ipv6()) {
-            if at + 2 > data.len() {
-                return Err(Errno::EINVAL);
-            }
-            data[at..at + 2].fill(0);
-            let checksum = ip::fold(ip::sum(&data, ip::pseudo(source, to.ip, protocol, data.len())));
-            data[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
-        }
-        let wish = self.wish(protocol, to, wishes, way.is_broadcast || to.ip.is_multicast());
-        ip::output(&way, source, to.ip, &wish, &data)
-    }
-
-    /// Whether a raw socket takes a packet.
-    fn takes_raw(&self, header: &Header, payload: &[u8]) -> bool {
-        let Protocol::Raw(protocol) = self.protocol else { return false };
-        let family = if header.destination.is_ipv4() { Family::V4 } else { Family::V6 };
-        if protocol != header.protocol || family != self.family {
-            return false;
-        }
-        let device = self.device.load(Relaxed);
-        if device != 0 && device != header.interface.index {
-            return false;
-        }
-        let state = self.state.lock();
-        if state.local.is_some_and(|l| !l.ip.is_unspecified() && l.ip != header.destination)
-            || state.remote.is_some_and(|r| r.ip != header.source)
-        {
-            return false;
-        }
-        drop(state);
-        if header.destination.is_multicast() && !self.ip.takes_group(header.destination, header.interface.index) {
-            return false;
-        }
-        let filter = self.filter.lock();
-        match (protocol, payload.first()) {
-            (ip::ICMP, Some(kind)) if *kind < 32 => filter[0] & 1 << kind == 0,
-            (ip::ICMPV6, Some(kind)) => filter[usize::from(kind >> 5)] & 1 << (kind & 31) == 0,
-            _ => true,
-        }
-    }
-
     fn row(&self) -> Row {
         let state = self.state.lock();
         let (local, remote) = (state.local.unwrap_or(Endpoint::new(self.family.any(), 0)), state.remote);
@@ -670,125 +429,6 @@ pub fn loopback_like(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// All UDP sockets that have a port.
-pub fn udp_sockets() -> Vec<Row> {
-    UDP.all().into_iter().map(|(_, socket)| socket.row()).collect()
-}
-
-/// All raw sockets, with their protocols.
-pub fn raw_sockets() -> Vec<(u8, Row)> {
-    let sockets: Vec<Arc<Datagram>> = RAW.lock().iter().filter_map(Weak::upgrade).collect();
-    let protocol = |s: &Datagram| if let Protocol::Raw(number) = s.protocol { number } else { 0 };
-    sockets.iter().map(|s| (protocol(s), s.row())).collect()
-}
-
-/// A UDP packet came in.
-pub fn deliver_udp(header: &Header, payload: &[u8]) {
-    let Some((head, _)) = payload.split_first_chunk::<UDP_HEADER>() else {
-        COUNTERS.errors.fetch_add(1, Relaxed);
-        return;
-    };
-    let field = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-    let len = usize::from(field(4));
-    let local = header.interface.index == interface::LOOPBACK;
-    if len < UDP_HEADER || len > payload.len() {
-        COUNTERS.errors.fetch_add(1, Relaxed);
-        return;
-    }
-    let payload = &payload[..len];
-    // Zero means none over IPv4; what never left the machine is not looked at.
-    let has_checksum = field(6) != 0 || header.source.is_ipv6();
-    if has_checksum && !local {
-        let pseudo = ip::pseudo(header.source, header.destination, ip::UDP, len);
-        if ip::fold(ip::sum(payload, pseudo)) != 0 {
-            COUNTERS.errors.fetch_add(1, Relaxed);
-            return;
-        }
-    }
-    let index = header.interface.index;
-    let from =
-        Endpoint { ip: header.source, port: field(0), scope: if is_link_local(header.source) { index } else { 0 } };
-    let packet = || Packet {
-        data: payload[UDP_HEADER..].to_vec(),
-        from,
-        to: header.destination,
-        interface: index,
-        ttl: header.ttl,
-        tos: header.tos,
-        time: 0,
-    };
-    if header.to_many {
-        for socket in UDP.find_all(header.destination, field(2), &from, index) {
-            if !header.destination.is_multicast() || socket.ip.takes_group(header.destination, index) {
-                COUNTERS.received.fetch_add(1, Relaxed);
-                socket.offer(packet());
-            }
-        }
-        return;
-    }
-    match UDP.find(header.destination, field(2), &from, index, false) {
-        Some(socket) => {
-            COUNTERS.received.fetch_add(1, Relaxed);
-            socket.offer(packet());
-        }
-        None => {
-            COUNTERS.no_port.fetch_add(1, Relaxed);
-            icmp::unreachable(header, payload, Unreachable::Port);
-        }
-    }
-}
-
-/// An echo reply came in.
-pub fn deliver_ping(header: &Header, message: &[u8]) {
-    let id = u16::from_be_bytes([message[4], message[5]]);
-    let index = header.interface.index;
-    let scope = if is_link_local(header.source) { index } else { 0 };
-    let from = Endpoint { ip: header.source, port: 0, scope };
-    if let Some(socket) = PING.find(header.destination, id, &from, index, false) {
-        socket.offer(Packet {
-            data: message.to_vec(),
-            from,
-            to: header.destination,
-            interface: index,
-            ttl: header.ttl,
-            tos: header.tos,
-            time: 0,
-        });
-    }
-}
-
-/// Shows a packet to the raw sockets; whether any took it.
-pub fn deliver_raw(header: &Header, payload: &[u8]) -> bool {
-    if RAW_COUNT.load(Relaxed) == 0 {
-        return false;
-    }
-    let sockets: Vec<Arc<Datagram>> = RAW.lock().iter().filter_map(Weak::upgrade).collect();
-    let mut taken = false;
-    for socket in sockets.iter().filter(|s| s.takes_raw(header, payload)) {
-        // IPv4's come with their header.
-        let data = if header.source.is_ipv4() { ip::quote(header, payload, PACKET_MAX) } else { payload.to_vec() };
-        let scope = if is_link_local(header.source) { header.interface.index } else { 0 };
-        taken = true;
-        socket.offer(Packet {
-            data,
-            from: Endpoint { ip: header.source, port: 0, scope },
-            to: header.destination,
-            interface: header.interface.index,
-            ttl: header.ttl,
-            tos: header.tos,
-            time: 0,
-        });
-    }
-    taken
-}
-
-/// An error about a UDP packet from `local` to `remote`.
-pub fn report(local: &Endpoint, remote: &Endpoint, report: Report) {
-    if let Some(socket) = UDP.find(local.ip, local.port, remote, 0, false) {
-        socket.told(report, *remote);
-    }
-}
-
 impl SocketOps for Datagram {
     fn domain(&self) -> u32 {
         self.family.number()
@@ -799,12 +439,7 @@ impl SocketOps for Datagram {
     }
 
     fn protocol(&self) -> u32 {
-        match (self.protocol, self.family) {
-            (Protocol::Udp, _) => ip::UDP.into(),
-            (Protocol::Ping, Family::V4) => ip::ICMP.into(),
-            (Protocol::Ping, Family::V6) => ip::ICMPV6.into(),
-            (Protocol::Raw(number), _) => number.into(),
-        }
+        self.protocol.number(self.family).into()
     }
 
     fn bind(&self, addr: &[u8]) -> Result {
@@ -812,7 +447,7 @@ impl SocketOps for Datagram {
         let raw = self.table().is_none();
         super::check_bind(&wanted, &self.ip, self.device.load(Relaxed), true)?;
         if !raw
-            && self.protocol == Protocol::Udp
+            && self.protocol.is_udp()
             && (1..UNPRIVILEGED.load(Relaxed)).contains(&u32::from(wanted.port))
             && !capable(Cap::NetBindService)
         {
@@ -878,7 +513,7 @@ impl SocketOps for Datagram {
         if let Some(binding) = &state.binding {
             binding.change(|claim| {
                 claim.ip = local.ip;
-                claim.remote = (self.protocol == Protocol::Udp).then_some(to);
+                claim.remote = (self.protocol.is_udp()).then_some(to);
             })?;
         }
         Ok(())
@@ -929,7 +564,7 @@ impl SocketOps for Datagram {
         let wishes = wishes(&message.control)?;
         let v4 = to.ip.is_ipv4();
         let (header, own) = match self.protocol {
-            Protocol::Udp => (UDP_HEADER, true),
+            Protocol::Udp | Protocol::UdpLite => (UDP_HEADER, true),
             Protocol::Ping => (0, true),
             Protocol::Raw(_) => (0, !self.ip.has(Switch::HeaderIncluded)),
         };
@@ -943,7 +578,7 @@ impl SocketOps for Datagram {
         data.resize(len, 0);
         message.data.take_all(&mut data)?;
         let outcome = match self.protocol {
-            Protocol::Udp => {
+            Protocol::Udp | Protocol::UdpLite => {
                 let holds = message.flags & uapi::MSG_MORE != 0 || self.cork.load(Relaxed);
                 let (to, data) = {
                     let mut corked = self.corked.lock();
@@ -1040,8 +675,13 @@ impl SocketOps for Datagram {
                     Ok(way.interface.mtu.load(Relaxed))
                 })
             }
-            (SOL_UDP, UDP_CORK) if self.protocol == Protocol::Udp => {
+            (SOL_UDP | SOL_UDPLITE, UDP_CORK) if self.protocol.is_udp() => {
                 Ok(i32::from(self.cork.load(Relaxed)).to_ne_bytes().to_vec())
+            }
+            (SOL_UDP | SOL_UDPLITE, udp::SEND_COVERAGE | udp::RECEIVE_COVERAGE)
+                if self.protocol == Protocol::UdpLite =>
+            {
+                Ok(self.coverage.get(name).to_ne_bytes().to_vec())
             }
             (SOL_RAW, 1) if self.protocol == Protocol::Raw(ip::ICMP) => {
                 Ok(self.filter.lock()[0].to_ne_bytes().to_vec())
@@ -1073,11 +713,17 @@ impl SocketOps for Datagram {
                 let is_bound = self.state.lock().binding.is_some();
                 self.ip.set(level, name, value, is_bound, false)
             }
-            (SOL_UDP, UDP_CORK) if self.protocol == Protocol::Udp => {
+            (SOL_UDP | SOL_UDPLITE, UDP_CORK) if self.protocol.is_udp() => {
                 let on = int()? != 0;
                 self.cork.store(on, Relaxed);
                 let held = if on { None } else { self.corked.lock().take() };
                 held.map_or(Ok(()), |(to, data)| self.send_udp(&to, data, &Wishes::default()))
+            }
+            (SOL_UDP | SOL_UDPLITE, udp::SEND_COVERAGE | udp::RECEIVE_COVERAGE)
+                if self.protocol == Protocol::UdpLite =>
+            {
+                self.coverage.set(name, int()?);
+                Ok(())
             }
             (SOL_RAW, 1) if self.protocol == Protocol::Raw(ip::ICMP) => {
                 self.filter.lock()[0] = int()? as u32;
