@@ -13,7 +13,7 @@ pub struct Device<T: Transport> {
 
 impl<T: Transport> Device<T> {
     /// Resets the device and agrees on features: all of `required`, what the device offers of `optional`, and the transport's
-    /// own (`VERSION_1`, `ACCESS_PLATFORM` if offered, `EVENT_IDX` if offered).
+    /// own (`VERSION_1`, `ACCESS_PLATFORM` if offered or if an IOMMU translates, `EVENT_IDX` if offered).
     pub fn negotiate(transport: T, required: Features, optional: Features) -> Result<Self> {
         let mut device = Device { transport, features: Features::empty() };
         let transport = &mut device.transport;
@@ -21,7 +21,12 @@ impl<T: Transport> Device<T> {
         transport.set_status(Status::ACKNOWLEDGE)?;
         transport.set_status(Status::ACKNOWLEDGE | Status::DRIVER)?;
         let offered = transport.device_features();
-        let required = required | Features::VERSION_1;
+        let mut required = required | Features::VERSION_1;
+        if transport.is_translated() {
+            // Such a device would take the addresses for those of memory: with the IOMMU in its way nothing works, without it
+            // everything is written over.
+            required |= Features::ACCESS_PLATFORM;
+        }
         let optional = optional | Features::ACCESS_PLATFORM | Features::EVENT_IDX;
         if !offered.contains(required) {
             device.fail();

@@ -138,6 +138,10 @@ impl DmaMemory for MockMemory {
 
 /// What a device does.
 pub trait Model {
+    /// Virtio device type.
+    fn device_type(&self) -> u16 {
+        0
+    }
     /// A chain arrived: `input` is what the device reads, `room` how much it may write. The answer completes the chain;
     /// `None` keeps it until the test calls [`MockDevice::complete`].
     fn chain(&mut self, queue: u16, input: &[u8], room: usize) -> Option<Vec<u8>>;
@@ -174,6 +178,8 @@ struct State<D> {
     doorbells: u32,
     /// What `FEATURES_OK` may not be set with.
     refuse: bool,
+    /// Whether its addresses are an IOMMU's.
+    translated: bool,
 }
 
 /// The device's side, held by the test.
@@ -206,6 +212,7 @@ impl<D: Model> MockDevice<D> {
             resets: 0,
             doorbells: 0,
             refuse: false,
+            translated: false,
         };
         MockDevice(Rc::new(RefCell::new(state)), Rc::new(event))
     }
@@ -223,6 +230,11 @@ impl<D: Model> MockDevice<D> {
     /// Lets the device refuse the features it is offered.
     pub fn refuse_features(&self) {
         self.0.borrow_mut().refuse = true;
+    }
+
+    /// Puts the device behind an IOMMU.
+    pub fn translate(&self) {
+        self.0.borrow_mut().translated = true;
     }
 
     /// Features that the driver accepted.
@@ -375,7 +387,11 @@ fn push_used(bus: &MockBus, queue: &mut QueueState, id: u32, len: u32) {
 
 impl<D: Model> Transport for MockTransport<D> {
     fn device_type(&self) -> u16 {
-        0
+        self.0.0.borrow().model.device_type()
+    }
+
+    fn is_translated(&self) -> bool {
+        self.0.0.borrow().translated
     }
 
     fn status(&self) -> Status {

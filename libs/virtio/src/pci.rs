@@ -87,6 +87,8 @@ pub trait PciFunction {
     fn capabilities(&self) -> io::Result<Vec<(u8, u16)>>;
     /// Maps a BAR.
     fn map_bar(&self, bar: u8) -> io::Result<Self::Registers>;
+    /// Whether an IOMMU translates the addresses that it is given.
+    fn is_translated(&self) -> bool;
     /// Lets the function reach memory.
     fn enable_bus_master(&self) -> io::Result<()>;
     /// Turns MSI-X on with `count` vectors.
@@ -266,6 +268,10 @@ fn enable_interrupts<P: PciFunction>(function: &P, queues: u16) -> Result<Interr
 impl<P: PciFunction> Transport for PciTransport<P> {
     fn device_type(&self) -> u16 {
         self.device_type
+    }
+
+    fn is_translated(&self) -> bool {
+        self.function.is_translated()
     }
 
     fn status(&self) -> Status {

@@ -58,6 +58,10 @@ impl Cause {
 pub trait Transport {
     /// Virtio device type: 16 is a GPU, 18 an input device.
     fn device_type(&self) -> u16;
+    /// Whether the addresses that the driver gives are an IOMMU's: a device that knows only those of the bus is then of no use.
+    fn is_translated(&self) -> bool {
+        false
+    }
     /// The device status.
     fn status(&self) -> Status;
     /// Writes the status; empty resets the device, and the call returns when that is done.

@@ -10,6 +10,10 @@ use super::*;
 struct Medium(Vec<u8>);
 
 impl Model for Medium {
+    fn device_type(&self) -> u16 {
+        DEVICE_TYPE as u16
+    }
+
     fn chain(&mut self, _queue: u16, input: &[u8], room: usize) -> Option<Vec<u8>> {
         let kind = u32::from_le_bytes(input[..4].try_into().unwrap());
         let at = u64::from_le_bytes(input[8..16].try_into().unwrap()) as usize * 512;
@@ -21,56 +25,6 @@ impl Model for Medium {
             T_IN => [&self.0[at..at + room - 1], &[S_OK]].concat(),
             _ => vec![S_OK],
         })
-    }
-}
-
-struct BlkTransport(virtio::mock::MockTransport<Medium>);
-
-impl Transport for BlkTransport {
-    fn device_type(&self) -> u16 {
-        DEVICE_TYPE as u16
-    }
-    fn status(&self) -> virtio::Status {
-        self.0.status()
-    }
-    fn set_status(&mut self, status: virtio::Status) -> Result<()> {
-        self.0.set_status(status)
-    }
-    fn device_features(&mut self) -> Features {
-        self.0.device_features()
-    }
-    fn set_driver_features(&mut self, features: Features) {
-        self.0.set_driver_features(features);
-    }
-    fn queue_count(&self) -> u16 {
-        self.0.queue_count()
-    }
-    fn queue_max_size(&mut self, queue: u16) -> u16 {
-        self.0.queue_max_size(queue)
-    }
-    fn enable_queue(&mut self, queue: u16, setup: &virtio::QueueSetup) -> Result<()> {
-        self.0.enable_queue(queue, setup)
-    }
-    fn notify(&self, queue: u16) {
-        self.0.notify(queue);
-    }
-    fn config_generation(&self) -> u8 {
-        self.0.config_generation()
-    }
-    fn config_len(&self) -> usize {
-        self.0.config_len()
-    }
-    fn config_read(&self, offset: usize, into: &mut [u8]) {
-        self.0.config_read(offset, into);
-    }
-    fn config_write(&mut self, offset: usize, from: &[u8]) -> Result<()> {
-        self.0.config_write(offset, from)
-    }
-    fn interrupt_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.0.interrupt_fds()
-    }
-    fn interrupt(&mut self, index: usize) -> Result<virtio::Cause> {
-        self.0.interrupt(index)
     }
 }
 
@@ -92,7 +46,7 @@ fn chains_reach_the_device_and_come_back() {
     let config = Config { capacity: [64, 0], ..Config::default() };
     let medium = Medium(vec![0; 64 * 512]);
     let device = MockDevice::new(&bus, medium, Features::empty(), config.as_bytes().to_vec(), &[8]);
-    let mut disk = Disk::new(BlkTransport(device.transport()), &bus, 4).unwrap();
+    let mut disk = Disk::new(device.transport(), &bus, 4).unwrap();
     assert_eq!((disk.config().sectors(), disk.queue_count()), (64, 1));
     // What the kernel shares: headers, data, status.
     let memory = bus.alloc_contiguous(4096).unwrap();

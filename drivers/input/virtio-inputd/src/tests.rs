@@ -1,7 +1,7 @@
 //! The driver against a virtio input device of memory.
 
 use linux_uapi::input::codes::*;
-use virtio::mock::{MockBus, MockDevice, Model};
+use virtio::mock::{MockBus, MockDevice, MockTransport, Model};
 
 use super::*;
 
@@ -14,6 +14,10 @@ struct Keyboard {
 }
 
 impl Model for Keyboard {
+    fn device_type(&self) -> u16 {
+        DEVICE_TYPE
+    }
+
     fn chain(&mut self, queue: u16, input: &[u8], _room: usize) -> Option<Vec<u8>> {
         if queue == STATUS_QUEUE {
             self.leds.push(input.to_vec());
@@ -47,17 +51,15 @@ impl Model for Keyboard {
     }
 }
 
-struct InputTransport(virtio::mock::MockTransport<Keyboard>);
-
 fn device(bus: &MockBus) -> MockDevice<Keyboard> {
     let config = vec![0; config::DATA + config::DATA_LEN];
     MockDevice::new(bus, Keyboard::default(), Features::empty(), config, &[EVENTS, EVENTS])
 }
 
-type Driver = Input<InputTransport, MockBus>;
+type Driver = Input<MockTransport<Keyboard>, MockBus>;
 
 fn driver(device: &MockDevice<Keyboard>, bus: &MockBus) -> (Driver, Blueprint) {
-    Input::new(InputTransport(device.transport()), bus, "0000:00:04.0", "/devices/pci0000:00/0000:00:04.0").unwrap()
+    Input::new(device.transport(), bus, "0000:00:04.0", "/devices/pci0000:00/0000:00:04.0").unwrap()
 }
 
 fn event(kind: u16, code: u16, value: i32) -> Vec<u8> {
@@ -130,52 +132,4 @@ fn a_broken_device_is_an_error_and_no_more() {
     device.model(|model| model.liar = true);
     let (_, blueprint) = driver(&device, &bus);
     assert_eq!(blueprint.name, "QEMU Virtio Keyboard");
-}
-
-impl Transport for InputTransport {
-    fn device_type(&self) -> u16 {
-        DEVICE_TYPE
-    }
-    fn status(&self) -> virtio::Status {
-        self.0.status()
-    }
-    fn set_status(&mut self, status: virtio::Status) -> Result<()> {
-        self.0.set_status(status)
-    }
-    fn device_features(&mut self) -> Features {
-        self.0.device_features()
-    }
-    fn set_driver_features(&mut self, features: Features) {
-        self.0.set_driver_features(features);
-    }
-    fn queue_count(&self) -> u16 {
-        self.0.queue_count()
-    }
-    fn queue_max_size(&mut self, queue: u16) -> u16 {
-        self.0.queue_max_size(queue)
-    }
-    fn enable_queue(&mut self, queue: u16, setup: &virtio::QueueSetup) -> Result<()> {
-        self.0.enable_queue(queue, setup)
-    }
-    fn notify(&self, queue: u16) {
-        self.0.notify(queue);
-    }
-    fn config_generation(&self) -> u8 {
-        self.0.config_generation()
-    }
-    fn config_len(&self) -> usize {
-        self.0.config_len()
-    }
-    fn config_read(&self, offset: usize, into: &mut [u8]) {
-        self.0.config_read(offset, into);
-    }
-    fn config_write(&mut self, offset: usize, from: &[u8]) -> Result<()> {
-        self.0.config_write(offset, from)
-    }
-    fn interrupt_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.0.interrupt_fds()
-    }
-    fn interrupt(&mut self, index: usize) -> Result<virtio::Cause> {
-        self.0.interrupt(index)
-    }
 }

@@ -12,6 +12,10 @@ struct Card {
 }
 
 impl Model for Card {
+    fn device_type(&self) -> u16 {
+        DEVICE_TYPE
+    }
+
     fn chain(&mut self, queue: u16, input: &[u8], _room: usize) -> Option<Vec<u8>> {
         if queue != TRANSMIT_QUEUE || self.holds {
             return None;
@@ -21,15 +25,13 @@ impl Model for Card {
     }
 }
 
-struct CardTransport(MockTransport<Card>);
-
 fn device(bus: &MockBus) -> MockDevice<Card> {
     let config = vec![0x52, 0x54, 0, 1, 2, 3, 1, 0];
     MockDevice::new(bus, Card::default(), MAC | STATUS, config, &[FRAMES, FRAMES])
 }
 
-fn driver(device: &MockDevice<Card>, bus: &MockBus) -> Net<CardTransport, MockBus> {
-    let mut net = Net::new(CardTransport(device.transport()), bus).unwrap();
+fn driver(device: &MockDevice<Card>, bus: &MockBus) -> Net<MockTransport<Card>, MockBus> {
+    let mut net = Net::new(device.transport(), bus).unwrap();
     net.start().unwrap();
     net
 }
@@ -103,52 +105,4 @@ fn a_device_that_returns_what_it_does_not_have_is_broken() {
     let mut net = driver(&device, &bus);
     device.forge_used(RECEIVE_QUEUE, 9999, 64, 1);
     assert!(matches!(net.received(|_| ()), Err(Error::Broken(_))));
-}
-
-impl Transport for CardTransport {
-    fn device_type(&self) -> u16 {
-        DEVICE_TYPE
-    }
-    fn status(&self) -> virtio::Status {
-        self.0.status()
-    }
-    fn set_status(&mut self, status: virtio::Status) -> Result<()> {
-        self.0.set_status(status)
-    }
-    fn device_features(&mut self) -> Features {
-        self.0.device_features()
-    }
-    fn set_driver_features(&mut self, features: Features) {
-        self.0.set_driver_features(features);
-    }
-    fn queue_count(&self) -> u16 {
-        self.0.queue_count()
-    }
-    fn queue_max_size(&mut self, queue: u16) -> u16 {
-        self.0.queue_max_size(queue)
-    }
-    fn enable_queue(&mut self, queue: u16, setup: &virtio::QueueSetup) -> Result<()> {
-        self.0.enable_queue(queue, setup)
-    }
-    fn notify(&self, queue: u16) {
-        self.0.notify(queue);
-    }
-    fn config_generation(&self) -> u8 {
-        self.0.config_generation()
-    }
-    fn config_len(&self) -> usize {
-        self.0.config_len()
-    }
-    fn config_read(&self, offset: usize, into: &mut [u8]) {
-        self.0.config_read(offset, into);
-    }
-    fn config_write(&mut self, offset: usize, from: &[u8]) -> Result<()> {
-        self.0.config_write(offset, from)
-    }
-    fn interrupt_fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.0.interrupt_fds()
-    }
-    fn interrupt(&mut self, index: usize) -> Result<virtio::Cause> {
-        self.0.interrupt(index)
-    }
 }

@@ -116,6 +116,9 @@ impl PciFunction for Function {
     fn map_bar(&self, bar: u8) -> io::Result<Memory> {
         if bar == 4 { Ok(self.bar.clone()) } else { Err(io::ErrorKind::NotFound.into()) }
     }
+    fn is_translated(&self) -> bool {
+        false
+    }
     fn enable_bus_master(&self) -> io::Result<()> {
         Ok(())
     }

@@ -52,6 +52,9 @@ impl PciFunction for PciDevice {
     fn map_bar(&self, bar: u8) -> io::Result<Mmio> {
         PciDevice::map_bar(self, bar.into())
     }
+    fn is_translated(&self) -> bool {
+        self.dma().translated()
+    }
     fn enable_bus_master(&self) -> io::Result<()> {
         PciDevice::enable_bus_master(self)
     }

@@ -162,3 +162,17 @@ fn features_and_status_follow_the_specification() {
         Err(Error::Refused(_))
     ));
 }
+
+#[test]
+fn a_device_that_does_not_know_of_its_iommu_is_refused() {
+    let bus = MockBus::new();
+    let plain = MockDevice::new(&bus, Reverse, Features::empty(), Vec::new(), &[4]);
+    plain.translate();
+    let missing = Device::negotiate(plain.transport(), Features::empty(), Features::empty());
+    assert!(matches!(missing, Err(Error::Features(Features::ACCESS_PLATFORM))));
+    assert!(plain.status().is_empty());
+    let knows = MockDevice::new(&bus, Reverse, Features::ACCESS_PLATFORM, Vec::new(), &[4]);
+    knows.translate();
+    let device = Device::negotiate(knows.transport(), Features::empty(), Features::empty()).unwrap();
+    assert!(device.features().contains(Features::ACCESS_PLATFORM));
+}
