@@ -32,6 +32,9 @@ use crate::{Errno, Result};
 /// Base address registers of a function.
 pub const BARS: usize = 6;
 
+/// Class and subclass of an IOMMU, which `hal` drives.
+const CLASS_IOMMU: u32 = 0x0806;
+
 /// What a BAR decodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BarKind {
@@ -276,7 +279,11 @@ impl Function {
         let maskable = config::read16(a, reg::COMMAND) & command::INTX_DISABLE != 0;
         // Firmware may have left the function a bus master (a boot disk, a network card that still receives): its driver,
         // once it has an address space for it, turns that on again. Bridges must go on forwarding.
-        let keep = if bridge || f.class >> 16 == 0x06 { old } else { old & !command::MASTER | command::INTX_DISABLE };
+        let keep = if bridge || f.class >> 16 == 0x06 || f.class >> 8 == CLASS_IOMMU {
+            old
+        } else {
+            old & !command::MASTER | command::INTX_DISABLE
+        };
         config::write16(a, reg::COMMAND, keep);
 
         let capability = |id| config::capabilities(a).find(|c| c.0 == id).map(|c| c.1);
@@ -440,7 +447,7 @@ impl Function {
 
     /// Whether drivers may have it: not what the kernel itself needs to reach the others.
     pub fn is_drivable(&self) -> bool {
-        self.header == 0 && self.class >> 16 != 0x06
+        self.header == 0 && self.class >> 16 != 0x06 && self.class >> 8 != CLASS_IOMMU
     }
 }
 

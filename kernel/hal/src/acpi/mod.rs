@@ -5,6 +5,7 @@
 //! Locking: none; the list is fixed after boot.
 
 pub mod dmar;
+pub mod ivrs;
 pub mod parse;
 
 use alloc::boxed::Box;
@@ -124,6 +125,10 @@ pub fn hpet() -> Option<&'static [u8]> {
 /// The DMAR (Intel IOMMUs).
 pub fn dmar() -> Option<&'static [u8]> {
     table(b"DMAR")
+}
+/// The IVRS (AMD IOMMUs).
+pub fn ivrs() -> Option<&'static [u8]> {
+    table(b"IVRS")
 }
 /// The DSDT.
 pub fn dsdt() -> Option<&'static [u8]> {

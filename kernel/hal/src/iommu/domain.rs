@@ -143,7 +143,7 @@ impl Domain {
         }
         let mut state = self.state.lock();
         let root = state.tables.root().ok_or(Error::NoMemory)?;
-        for r in self.machine.reserved.iter().filter(|r| r.sources.contains(&source)) {
+        for r in self.machine.reserved.iter().filter(|r| r.sources.iter().any(|s| s.contains(&id))) {
             if !state.tables.map_firmware(r.start, r.last) {
                 return Err(Error::NoMemory);
             }

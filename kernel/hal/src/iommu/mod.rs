@@ -14,11 +14,13 @@
 //! | [`mod@tables`] | page tables |
 //! | [`mod@domain`] | [`Domain`], [`Attachment`] |
 //! | [`mod@vtd`] | Intel's VT-d |
+//! | [`mod@amd`] | AMD-Vi |
 //!
 //! Boot options: `iommu=off` leaves IOMMUs alone; `intremap=off` leaves interrupts unmapped.
 //! Locking: the list of attachments (`SpinLock`) → a domain's state (`SpinLock`) → a unit's registers (`IrqLock`).
-//! Reference: Intel VT-d 4.1.
+//! Reference: Intel VT-d 4.1; AMD I/O Virtualization Technology (IOMMU) Specification 3.10.
 
+mod amd;
 mod domain;
 mod tables;
 mod vtd;
@@ -40,6 +42,8 @@ pub use tables::Rights;
 pub enum Kind {
     /// VT-d.
     Intel,
+    /// AMD-Vi.
+    Amd,
 }
 
 impl Kind {
@@ -47,6 +51,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Intel => "Intel VT-d",
+            Kind::Amd => "AMD-Vi",
         }
     }
 }
@@ -110,13 +115,24 @@ trait Unit: Send + Sync {
     fn flush(&self, domain: u16, range: Option<(u64, u64)>) -> bool;
     /// Translations were added.
     fn added(&self, domain: u16, iova: u64, pages: u64) -> bool;
-    /// Entries of the interrupt table have changed.
-    fn flush_interrupt(&self, index: u16);
+    /// The entry `index` of the interrupt table that `source` uses has changed.
+    fn flush_interrupt(&self, index: u16, source: u16);
 }
 
-/// A part of memory that firmware lets a device use.
+/// Interrupt remapping.
+trait Remap: Send + Sync {
+    /// The message by which `source` sends `vector` to a CPU, which nobody else can send.
+    fn message(&self, vector: u8, apic_id: u32, source: u16) -> Option<(u64, u32)>;
+    /// The two halves of a redirection entry of the I/O APIC `id`, without mask and polarity, and that one's name.
+    fn line(&self, vector: u8, apic_id: u32, trigger: Trigger, id: u8) -> Option<(u32, u32, u16)>;
+    /// Lets nobody send `vector`; who could.
+    fn clear(&self, vector: u8) -> Option<u16>;
+}
+
+/// A part of memory that firmware lets devices use.
 struct Reserved {
-    sources: Vec<Address>,
+    /// By their names on the bus.
+    sources: Vec<RangeInclusive<u16>>,
     start: u64,
     last: u64,
 }
@@ -130,7 +146,7 @@ struct Machine {
     /// Domain numbers: 1 to this.
     domain_max: u16,
     reserved: Vec<Reserved>,
-    interrupts: Option<vtd::Interrupts>,
+    interrupts: Option<Box<dyn Remap>>,
 }
 
 static MACHINE: Once<Machine> = Once::new();
@@ -145,7 +161,8 @@ pub(crate) fn init() {
         crate::warn!("IOMMU: off, as the command line says: drivers are trusted");
         return;
     }
-    if let Some(machine) = crate::acpi::dmar().and_then(vtd::init) {
+    let intel = || crate::acpi::dmar().and_then(vtd::init);
+    if let Some(machine) = intel().or_else(|| crate::acpi::ivrs().and_then(amd::init)) {
         let machine = MACHINE.call_once(|| machine);
         crate::info!(
             "IOMMU: {} {}, {} bits, interrupts {}remapped",
@@ -159,8 +176,10 @@ pub(crate) fn init() {
 
 /// Lets the IOMMUs report faults. Called when interrupts can be had.
 pub(crate) fn enable_reports() {
-    if MACHINE.get().is_some_and(|m| m.kind == Kind::Intel) {
-        vtd::enable_reports();
+    match kind() {
+        Some(Kind::Intel) => vtd::enable_reports(),
+        Some(Kind::Amd) => amd::enable_reports(),
+        None => {}
     }
 }
 
@@ -212,28 +231,25 @@ fn report(fault: &Fault) -> bool {
 /// The message by which `source` sends `vector`, where interrupts are remapped.
 pub(crate) fn remap_message(vector: u8, apic_id: u32, source: Address) -> Option<(u64, u32)> {
     let m = MACHINE.get()?;
-    let table = m.interrupts.as_ref()?;
-    table.set(vector, apic_id, Trigger::Edge, requester(source));
-    m.units.iter().for_each(|u| u.flush_interrupt(u16::from(vector)));
-    Some(vtd::Interrupts::message(vector))
+    let source = requester(source);
+    let message = m.interrupts.as_ref()?.message(vector, apic_id, source)?;
+    m.units.iter().for_each(|u| u.flush_interrupt(u16::from(vector), source));
+    Some(message)
 }
 
 /// The two halves of a redirection entry of the I/O APIC `id`, without mask and polarity, where interrupts are remapped.
 pub(crate) fn remap_line(vector: u8, apic_id: u32, trigger: Trigger, id: u8) -> Option<(u32, u32)> {
     let m = MACHINE.get()?;
-    let table = m.interrupts.as_ref()?;
-    table.set(vector, apic_id, trigger, table.apic(id)?);
-    m.units.iter().for_each(|u| u.flush_interrupt(u16::from(vector)));
-    Some(vtd::Interrupts::redirection(vector, trigger))
+    let (low, high, source) = m.interrupts.as_ref()?.line(vector, apic_id, trigger, id)?;
+    m.units.iter().for_each(|u| u.flush_interrupt(u16::from(vector), source));
+    Some((low, high))
 }
 
 /// Nobody sends `vector` any more.
 pub(crate) fn unmap_interrupt(vector: u8) {
     let Some(m) = MACHINE.get() else { return };
-    if let Some(table) = &m.interrupts
-        && table.clear(vector)
-    {
-        m.units.iter().for_each(|u| u.flush_interrupt(u16::from(vector)));
+    if let Some(source) = m.interrupts.as_ref().and_then(|table| table.clear(vector)) {
+        m.units.iter().for_each(|u| u.flush_interrupt(u16::from(vector), source));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Page tables of I/O address spaces, in the format of VT-d's second level.
+//! Page tables of I/O address spaces, in the formats of VT-d's second level and of AMD-Vi.
 //!
 //! A leaf owns one reference to each frame it maps. What is unmapped goes in two steps, so that no page is freed while a device may
 //! still reach it: [`Tables::hide`] makes the leaves not present and keeps their addresses, the caller flushes the IOMMUs, and
@@ -16,6 +16,9 @@ use crate::mm::{Frame, is_managed};
 const ENTRIES: u64 = 512;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const PAGE: u64 = PAGE_SIZE as u64;
+/// AMD's entries: where the level below stands; may be read, may be written.
+const AMD_LEVEL: u32 = 9;
+const AMD_RIGHTS: u64 = 3 << 61;
 /// Pages of a large leaf.
 const LARGE: u64 = ENTRIES;
 
@@ -33,28 +36,37 @@ pub struct Rights {
 pub(super) enum Format {
     /// VT-d's second level: bit 0 read, 1 write, 7 large.
     Intel,
+    /// AMD's host tables: bit 0 present, 9 to 11 the level of the table below (0: a leaf), 61 read, 62 write.
+    Amd,
 }
 
 impl Format {
-    fn table(self, at: u64) -> u64 {
+    /// The entry for a table of `level`.
+    fn table(self, at: u64, level: u32) -> u64 {
         match self {
             Format::Intel => at | 3,
+            Format::Amd => at | 1 | u64::from(level) << AMD_LEVEL | AMD_RIGHTS,
         }
     }
     fn leaf(self, at: u64, level: u32, rights: Rights) -> u64 {
         let (read, write) = (u64::from(rights.read), u64::from(rights.write));
         match self {
             Format::Intel => at | read | write << 1 | if level > 1 { 1 << 7 } else { 0 },
+            // Coherent as well (bit 60).
+            Format::Amd => at | 1 | 1 << 60 | read << 61 | write << 62,
         }
     }
     fn present(self, entry: u64) -> bool {
         match self {
             Format::Intel => entry & 3 != 0,
+            Format::Amd => entry & 1 != 0,
         }
     }
     fn hidden(self, entry: u64) -> u64 {
         match self {
             Format::Intel => entry & !3,
+            // Without its rights: QEMU takes a leaf's word for them, present or not.
+            Format::Amd => entry & !(1 | AMD_RIGHTS),
         }
     }
     /// Whether an entry of `level` that is not 0 maps memory, present or hidden, rather than a table.
@@ -62,6 +74,7 @@ impl Format {
         level == 1
             || match self {
                 Format::Intel => entry & 1 << 7 != 0,
+                Format::Amd => entry >> AMD_LEVEL & 7 == 0,
             }
     }
 }
@@ -187,7 +200,7 @@ impl Tables {
             table = if value == 0 {
                 let below = self.new_table()?.into_raw().as_u64();
                 self.count_up(table);
-                self.write(entry, self.shape.format.table(below));
+                self.write(entry, self.shape.format.table(below, here - 1));
                 below
             } else if self.shape.format.is_leaf(value, here) {
                 return None;

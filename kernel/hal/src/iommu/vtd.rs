@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::tables::{Format, Shape};
-use super::{Error, Fault, Kind, Machine, Reserved, Target, Unit, address, write_back};
+use super::{Error, Fault, Kind, Machine, Remap, Reserved, Target, Unit, address, requester, write_back};
 use crate::acpi::dmar::{self, Dmar, Scope, ScopeKind};
 use crate::addr::PhysAddr;
 use crate::irq::{self, Msi, Trigger};
@@ -169,7 +169,7 @@ pub(super) fn init(table: &[u8]) -> Option<Machine> {
         match entry {
             Dmar::Unit { segment: 0, base, all, scopes } => {
                 let apic = |s: &&Scope| s.kind == ScopeKind::IoApic;
-                apics.extend(scopes.iter().filter(apic).filter_map(|s| Some((s.id, super::requester(resolve(s)?)))));
+                apics.extend(scopes.iter().filter(apic).filter_map(|s| Some((s.id, requester(resolve(s)?)))));
                 match VtdUnit::new(base, all, scopes) {
                     Ok(unit) => units.push(Box::leak(Box::new(unit))),
                     Err(why) => {
@@ -183,7 +183,8 @@ pub(super) fn init(table: &[u8]) -> Option<Machine> {
                     crate::warn!("IOMMU: firmware's memory at {start:#x} overlaps ours; it is not mapped");
                     continue;
                 }
-                reserved.push(Reserved { sources: scopes.iter().filter_map(resolve).collect(), start, last });
+                let sources = scopes.iter().filter_map(resolve).map(requester).map(|source| source..=source).collect();
+                reserved.push(Reserved { sources, start, last });
             }
             _ => crate::warn!("IOMMU: a PCI segment other than 0 is left alone"),
         }
@@ -221,6 +222,7 @@ pub(super) fn init(table: &[u8]) -> Option<Machine> {
     }
     let _ = UNITS.set(units.clone());
     let units = units.into_iter().map(|u| Box::new(u) as Box<dyn Unit>).collect();
+    let interrupts = interrupts.map(|table| Box::new(table) as Box<dyn Remap>);
     Some(Machine { kind: Kind::Intel, units, shape, width, domain_max: domain_max as u16, reserved, interrupts })
 }
 
@@ -533,13 +535,13 @@ impl Unit for &'static VtdUnit {
         !self.caps().needs_write_buffer_flush() || self.command(global::WRITE_BUFFER, true)
     }
 
-    fn flush_interrupt(&self, index: u16) {
+    fn flush_interrupt(&self, index: u16, _source: u16) {
         self.submit(&[[4 | 1 << 4 | u64::from(index) << 32, 0]]);
     }
 }
 
 /// The interrupt remapping table: an entry for each vector.
-pub(super) struct Interrupts {
+struct Interrupts {
     table: Frame,
     /// Id and requester of each I/O APIC.
     apics: Vec<(u8, u16)>,
@@ -558,11 +560,6 @@ impl Interrupts {
         self.table.phys().as_u64() | u64::from(self.wide) << 11 | 7
     }
 
-    /// The requester of the I/O APIC `id`.
-    pub(super) fn apic(&self, id: u8) -> Option<u16> {
-        self.apics.iter().find(|a| a.0 == id).map(|a| a.1)
-    }
-
     fn write(&self, vector: u8, low: u64, high: u64) {
         let at = usize::from(vector) * 16;
         let words = [self.table.atomic_u64(at), self.table.atomic_u64(at + 8)];
@@ -576,30 +573,35 @@ impl Interrupts {
     }
 
     /// Lets `source`, and only it, send `vector` to a CPU (9.9).
-    pub(super) fn set(&self, vector: u8, apic_id: u32, trigger: Trigger, source: u16) {
+    fn set(&self, vector: u8, apic_id: u32, trigger: Trigger, source: u16) {
         let destination = if self.wide { apic_id } else { apic_id << 8 };
         let level = u64::from(trigger == Trigger::Level) << 4;
         let low = 1 | level | u64::from(vector) << 16 | u64::from(destination) << 32;
         self.write(vector, low, u64::from(source) | 1 << 18);
     }
+}
 
-    /// Lets nobody send `vector`. False when nobody could.
-    pub(super) fn clear(&self, vector: u8) -> bool {
-        let had = self.table.atomic_u64(usize::from(vector) * 16).load(Ordering::Relaxed) != 0;
-        if had {
-            self.write(vector, 0, 0);
-        }
-        had
+impl Remap for Interrupts {
+    /// 5.1.2.2: the index in the address.
+    fn message(&self, vector: u8, apic_id: u32, source: u16) -> Option<(u64, u32)> {
+        self.set(vector, apic_id, Trigger::Edge, source);
+        Some((0xfee0_0000 | u64::from(vector) << 5 | 1 << 4, 0))
     }
 
-    /// The message that a device sends (5.1.2.2): the index in the address.
-    pub(super) fn message(vector: u8) -> (u64, u32) {
-        (0xfee0_0000 | u64::from(vector) << 5 | 1 << 4, 0)
-    }
-
-    /// An I/O APIC's entry (5.1.5.1); the vector is there for its end-of-interrupt.
-    pub(super) fn redirection(vector: u8, trigger: Trigger) -> (u32, u32) {
+    /// 5.1.5.1; the vector is there for its end-of-interrupt.
+    fn line(&self, vector: u8, apic_id: u32, trigger: Trigger, id: u8) -> Option<(u32, u32, u16)> {
+        let source = self.apics.iter().find(|a| a.0 == id)?.1;
+        self.set(vector, apic_id, trigger, source);
         let level = u32::from(trigger == Trigger::Level) << 15;
-        (u32::from(vector) | level, u32::from(vector) << 17 | 1 << 16)
+        Some((u32::from(vector) | level, u32::from(vector) << 17 | 1 << 16, source))
+    }
+
+    fn clear(&self, vector: u8) -> Option<u16> {
+        let word = |i| self.table.atomic_u64(usize::from(vector) * 16 + i).load(Ordering::Relaxed);
+        (word(0) != 0).then(|| {
+            let source = word(8) as u16;
+            self.write(vector, 0, 0);
+            source
+        })
     }
 }
