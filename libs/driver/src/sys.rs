@@ -80,7 +80,7 @@ pub(crate) fn installed(fd: u32) -> OwnedFd {
 
 /// Calls an ioctl without an argument.
 pub(crate) fn bare(fd: impl AsFd, opcode: u32) -> io::Result<i32> {
-    // SAFETY: the callers' numbers (`VFIO_DEVICE_RESET`) take no argument, so the kernel uses no pointer.
+    // SAFETY: the callers' numbers (`VFIO_DEVICE_RESET`, `VDUSE_URSA_OPEN` …) take no argument, so the kernel uses no pointer.
     Ok(unsafe { rustix::ioctl::ioctl(fd, Call { opcode, argument: &mut [] }) }?)
 }
 

@@ -13,8 +13,8 @@ use linux_uapi::vduse::{self as abi, DevConfig, DevRequest, DevResponse, IotlbEn
 use linux_uapi::zerocopy::{FromZeros, IntoBytes};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::sys;
 use crate::volatile::Shared;
+use crate::{passed, sys};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -52,17 +52,36 @@ pub struct Memory {
     pub shared: Arc<Shared>,
 }
 
+/// Name of a passed control file.
+pub const PASSED: &str = "vduse";
+
+fn open_control() -> io::Result<OwnedFd> {
+    Ok(OpenOptions::new().read(true).write(true).open("/dev/vduse/control")?.into())
+}
+
+/// Confines an open control file to the device `name`, so that it can be passed as [`PASSED`] to the server of that device.
+///
+/// # Errors
+/// `InvalidInput` for what is no name; the kernel's.
+pub fn confine(control: &OwnedFd, name: &str) -> io::Result<()> {
+    let mut argument = [0; abi::NAME_MAX];
+    argument.get_mut(..name.len()).ok_or(bad("name"))?.copy_from_slice(name.as_bytes());
+    sys::encoded(control, abi::URSA_CONFINE, &mut argument).map(drop)
+}
+
 fn bad(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 impl Server {
-    /// Makes the device, or takes the one over that a predecessor left. The kernel starts it at once.
+    /// Makes the device by the control file that `init` passed, else by name as root, or takes the one over that a predecessor left. The kernel starts it at once.
     ///
     /// # Errors
     /// `EBUSY` while somebody else serves it; the kernel's.
     pub fn create(description: &Description<'_>) -> io::Result<Server> {
-        let control = OpenOptions::new().read(true).write(true).open("/dev/vduse/control")?;
+        let given = passed::take(PASSED).transpose()?;
+        let confined = given.is_some();
+        let control = given.map_or_else(open_control, Ok)?;
         sys::encoded(&control, abi::SET_API_VERSION, &mut { abi::API_VERSION })?;
         let mut config = DevConfig::new_zeroed();
         let name = description.name.as_bytes();
@@ -84,8 +103,12 @@ impl Server {
                 false
             }
         };
-        let path = format!("/dev/vduse/{}", description.name);
-        let server = Server { file: OpenOptions::new().read(true).write(true).open(path)? };
+        let file = if confined {
+            sys::installed(sys::bare(&control, abi::URSA_OPEN)? as u32).into()
+        } else {
+            OpenOptions::new().read(true).write(true).open(format!("/dev/vduse/{}", description.name))?
+        };
+        let server = Server { file };
         if resumed {
             sys::vduse_config(&server.file, 0, description.config)?;
         }

@@ -22,6 +22,12 @@ pub const SET_API_VERSION: u32 = ioc(WRITE, 0x01, 8);
 pub const CREATE_DEV: u32 = ioc(WRITE, 0x02, size_of::<DevConfig>());
 /// `VDUSE_DESTROY_DEV`.
 pub const DESTROY_DEV: u32 = ioc(WRITE, 0x03, NAME_MAX);
+/// `VDUSE_URSA_CONFINE`, an extension of the control file: from now on it makes, opens and destroys the device of this name and
+/// no other. It cannot be taken back. For whoever passes the file to a server that shall have nothing else.
+pub const URSA_CONFINE: u32 = ioc(WRITE, 0x40, NAME_MAX);
+/// `VDUSE_URSA_OPEN`, an extension of a confined control file: opens its device as `open("/dev/vduse/NAME", O_RDWR)` does and
+/// returns the descriptor, for a server that sees no `/dev`.
+pub const URSA_OPEN: u32 = ioc(0, 0x41, 0);
 /// `VDUSE_IOTLB_GET_FD`.
 pub const IOTLB_GET_FD: u32 = ioc(READ | WRITE, 0x10, size_of::<IotlbEntry>());
 /// `VDUSE_DEV_GET_FEATURES`.

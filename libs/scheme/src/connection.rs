@@ -59,16 +59,18 @@ impl Connection {
     /// # Errors
     /// `EPERM` without the right; whatever `/dev/scheme` says.
     pub fn from_environment_or_create(grant: &Grant) -> io::Result<Connection> {
-        match passed_descriptor(&|name| std::env::var(name).ok()) {
-            Some(fd) => {
-                let connection = Connection::adopt(sys::passed(fd))?;
-                let count = sys::resume(connection.as_fd())?;
-                connection.handshake()?;
-                connection.collect(count)?;
-                Ok(connection)
-            }
-            None => Connection::create(grant),
-        }
+        Connection::from_environment().unwrap_or_else(|| Connection::create(grant))
+    }
+
+    /// The connection that init passed, if it passed one.
+    fn from_environment() -> Option<io::Result<Connection>> {
+        let fd = passed_descriptor(&|name| std::env::var(name).ok())?;
+        Some(Connection::adopt(sys::passed(fd)).and_then(|connection| {
+            let count = sys::resume(connection.as_fd())?;
+            connection.handshake()?;
+            connection.collect(count)?;
+            Ok(connection)
+        }))
     }
 
     /// A new connection by this grant. Takes root.
@@ -83,12 +85,13 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Loads the grant from `scheme.toml` and makes the connection.
+    /// The connection that init passed, or, where none was passed, a new one by the grant in `scheme.toml`, which a server in a
+    /// jail does not see.
     ///
     /// # Errors
     /// As [`Grant::load`] and [`Connection::from_environment_or_create`].
     pub fn open(grant: &Path) -> io::Result<Connection> {
-        Connection::from_environment_or_create(&Grant::load(grant)?)
+        Connection::from_environment().unwrap_or_else(|| Connection::create(&Grant::load(grant)?))
     }
 
     /// A connection on a descriptor that came some other way.

@@ -23,6 +23,17 @@ const NAME: usize = 16;
 /// `ARPHRD_ETHER`
 const ETHER: u16 = 1;
 
+/// The name of the interface of the PCI function at `address`, after its place: `0000:00:04.0` is `enp0s4`
+/// (systemd.net-naming-scheme(7)).
+pub fn name_by_place(address: &str) -> Option<String> {
+    let (rest, function) = address.rsplit_once('.')?;
+    let mut parts = rest.rsplit(':');
+    let slot = u8::from_str_radix(parts.next()?, 16).ok()?;
+    let bus = u8::from_str_radix(parts.next()?, 16).ok()?;
+    let function: u8 = function.parse().ok()?;
+    Some(if function == 0 { format!("enp{bus}s{slot}") } else { format!("enp{bus}s{slot}f{function}") })
+}
+
 /// An interface, while this process moves its frames.
 pub struct Tap {
     fd: OwnedFd,
@@ -35,10 +46,18 @@ impl Tap {
     /// # Errors
     /// `EPERM`, `EBUSY` while another process has it, `EINVAL` for what is no name.
     pub fn attach(name: &str) -> io::Result<Tap> {
+        Tap::attach_to(rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?, name)
+    }
+
+    /// As [`Tap::attach`], through an open `/dev/net/tun`.
+    ///
+    /// # Errors
+    /// As [`Tap::attach`].
+    pub fn attach_to(fd: OwnedFd, name: &str) -> io::Result<Tap> {
         if name.len() > NAME_MAX {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let fd = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::ioctl_fionbio(&fd, true)?;
         let mut request = [0; 40];
         request[..name.len()].copy_from_slice(name.as_bytes());
         let flags = if_tun::IFF_TAP | if_tun::IFF_NO_PI | if_tun::IFF_VNET_HDR | if_tun::IFF_NO_CARRIER;
@@ -48,6 +67,23 @@ impl Tap {
         let end = request[..NAME].iter().position(|b| *b == 0).unwrap_or(NAME);
         let name = String::from_utf8_lossy(&request[..end]).into_owned();
         Ok(Tap { fd, name })
+    }
+
+    /// The interface that `fd`, which came from whoever started this process, is attached to.
+    ///
+    /// # Errors
+    /// `EBADFD` when it is attached to none.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Tap> {
+        let mut request = [0; 40];
+        sys::request(fd.as_fd(), ioctl::TUNGETIFF, &mut request)?;
+        let end = request[..NAME].iter().position(|b| *b == 0).unwrap_or(NAME);
+        let name = String::from_utf8_lossy(&request[..end]).into_owned();
+        Ok(Tap { fd, name })
+    }
+
+    /// The descriptor, to be passed on.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     /// The interface's name.
@@ -111,5 +147,17 @@ impl Tap {
 impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::name_by_place;
+
+    #[test]
+    fn names_come_from_the_place_on_the_bus() {
+        assert_eq!(name_by_place("0000:00:04.0").as_deref(), Some("enp0s4"));
+        assert_eq!(name_by_place("0000:01:1f.2").as_deref(), Some("enp1s31f2"));
+        assert_eq!(name_by_place("nowhere"), None);
     }
 }

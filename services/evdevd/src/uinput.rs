@@ -8,6 +8,9 @@
 //!
 //! The codes that the device reports can be declared in New and Named.
 
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
 use input_core::{Clock, Description, Nanos};
 use linux_uapi::{
     input::{
@@ -221,20 +224,31 @@ impl Uinput {
         Ok(IoctlReply { result: name.len() as i32, data: name })
     }
 
-    /// `UI_URSA_SET_PARENT`: a path below `/sys`, for drivers of hardware.
+    /// `UI_URSA_SET_PARENT`: a path below `/sys`, for drivers of hardware. Root may name any device, others the one that they drive.
     fn set_parent(&mut self, cx: &Cx<'_>, call: &Ioctl<'_>) -> Result<(), Failure> {
         self.open_to_change()?;
-        if cx.uid != 0 {
-            return Err(Errno::PERM.into());
-        }
         let path = String::from_utf8(string(cx, call.arg)?).map_err(|_| Errno::INVAL)?;
         let plain = path.split('/').skip(1).all(|part| !matches!(part, "" | "." | ".."));
         if !path.starts_with("/devices/") || !plain {
             return Err(Errno::INVAL.into());
         }
+        if cx.uid != 0 && !drives(cx.pid, &path) {
+            return Err(Errno::PERM.into());
+        }
         self.parent = Some(Parent::Path(path));
         Ok(())
     }
+}
+
+/// Whether the process has the VFIO file of the device at `path` open. It waits for its answer meanwhile, so it stays what it is.
+fn drives(pid: u32, path: &str) -> bool {
+    let names = |folder: String| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let number = |file: std::io::Result<std::fs::Metadata>| {
+        file.ok().filter(|data| data.file_type().is_char_device()).map(|data| data.rdev())
+    };
+    let Some(device) = names(format!("/sys{path}/vfio-dev")).next() else { return false };
+    let node = number(std::fs::metadata(Path::new("/dev/vfio/devices").join(device.file_name())));
+    node.is_some() && names(format!("/proc/{pid}/fd")).any(|fd| number(std::fs::metadata(fd.path())) == node)
 }
 
 /// A string of the caller's; one that is too long is `EINVAL`, as `strndup_user` has it.

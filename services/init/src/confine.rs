@@ -1,6 +1,6 @@
 //! Confinement: a driver has its descriptors, a user id that nobody else has, and a root folder that is as good as empty.
 //!
-//! The root of a confined unit is in `/run/ursa/jail`, on a tmpfs of its own that only serves this: its program and the
+//! The root of a confined unit is in `/run/ursa/jail`, a tmpfs of its own: its program and the
 //! notification socket, bound from where they are; the device nodes that its file lists under `nodes`, which belong to it; and
 //! what is listed under `view`, bound read-only. It gets no capability, cannot gain any, may lock no more memory and start no more
 //! threads than its file says, and sees nothing of the environment but what is meant for it.
@@ -12,7 +12,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -35,38 +35,25 @@ const UIDS: std::ops::Range<u32> = 61184..65520;
 /// Threads of a confined unit, with all its processes.
 const TASKS_MAX: u64 = 64;
 
+/// Where jails are.
+const FOLDER: &str = "/run/ursa/jail";
+
 /// How a unit is confined, as the child that becomes it is told.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 pub struct Jail {
     /// Its user and group id.
     pub uid: u32,
-    /// Its root folder.
-    pub root: PathBuf,
     /// How much memory it may lock and pin for its device, in bytes.
     pub memlock: u64,
 }
 
 /// The jails of all units.
+#[derive(Default)]
 pub struct Jails {
-    folder: PathBuf,
-    mounted: bool,
-    /// Jails that are complete, and how many were begun: what went wrong half-way is not used again.
-    made: BTreeMap<String, PathBuf>,
-    begun: u32,
     uids: BTreeMap<String, u32>,
 }
 
 impl Jails {
-    /// Jails below `folder`; nothing is made yet.
-    pub fn new(folder: PathBuf) -> Jails {
-        Jails { folder, mounted: false, made: BTreeMap::new(), begun: 0, uids: BTreeMap::new() }
-    }
-
-    /// The root of the system is another from now on: jails that come later have their place there. Those that are made stay.
-    pub fn root_changed(&mut self) {
-        self.mounted = false;
-    }
-
     /// The user id of `name`: the same for every start, and nobody else's.
     fn uid(&mut self, name: &str) -> Result<u32> {
         if let Some(uid) = self.uids.get(name) {
@@ -79,40 +66,49 @@ impl Jails {
         Ok(uid)
     }
 
-    /// The jail of `unit`, made at its first start.
+    /// The jail of `unit`.
     ///
     /// # Errors
-    /// Names the part that could not be made.
-    pub fn make(&mut self, name: &str, unit: &Unit, notify: &Path) -> Result<Jail> {
-        let uid = self.uid(name)?;
-        let memlock = unit.memlock_mib.saturating_mul(1 << 20);
-        if let Some(root) = self.made.get(name) {
-            return Ok(Jail { uid, root: root.clone(), memlock });
-        }
-        if !self.mounted {
-            fs::create_dir_all(&self.folder).with_context(|| self.folder.display().to_string())?;
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-            mount(Some("tmpfs"), &self.folder, Some("tmpfs"), flags, Some("mode=711")).context("tmpfs for jails")?;
-            self.mounted = true;
-        }
-        self.begun += 1;
-        let jail = Jail { uid, root: self.folder.join(format!("{name}.{}", self.begun)), memlock };
-        fill(&jail, unit, notify)?;
-        self.made.insert(name.to_owned(), jail.root.clone());
-        Ok(jail)
+    /// Every user id is taken.
+    pub fn assign(&mut self, name: &str, unit: &Unit) -> Result<Jail> {
+        Ok(Jail { uid: self.uid(name)?, memlock: unit.memlock_mib.saturating_mul(1 << 20) })
     }
 }
 
-fn fill(jail: &Jail, unit: &Unit, notify: &Path) -> Result<()> {
-    fs::create_dir(&jail.root).with_context(|| jail.root.display().to_string())?;
-    fs::set_permissions(&jail.root, PermissionsExt::from_mode(0o755))?;
-    bind(&jail.root, Path::new(&unit.exec[0]))?;
-    bind(&jail.root, notify)?;
+/// The root of a jail, made at the unit's first start. By the child, since what is bound may be on a file system whose server the
+/// first process has to restart.
+///
+/// # Errors
+/// Names the part that could not be made.
+pub fn make(name: &str, unit: &Unit, jail: &Jail, notify: &Path) -> Result<PathBuf> {
+    for number in 1.. {
+        let root = Path::new(FOLDER).join(format!("{name}.{number}"));
+        let made = root.with_added_extension("made");
+        if made.exists() {
+            return Ok(root);
+        }
+        // What went wrong half-way is not used again.
+        if root.exists() {
+            continue;
+        }
+        fs::create_dir_all(&root).with_context(|| root.display().to_string())?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        mount(Some("tmpfs"), &root, Some("tmpfs"), flags, Some("mode=755")).context("a tmpfs")?;
+        fill(&root, jail, unit, notify)?;
+        fs::File::create(&made).with_context(|| made.display().to_string())?;
+        return Ok(root);
+    }
+    bail!("too many jails");
+}
+
+fn fill(root: &Path, jail: &Jail, unit: &Unit, notify: &Path) -> Result<()> {
+    bind(root, Path::new(&unit.exec[0]))?;
+    bind(root, notify)?;
     for path in &unit.view {
-        bind(&jail.root, path)?;
+        bind(root, path)?;
     }
     for path in &unit.nodes {
-        let at = inside(&jail.root, path)?;
+        let at = inside(root, path)?;
         let data = fs::metadata(path).with_context(|| path.display().to_string())?;
         let kind = SFlag::from_bits_truncate(data.mode() & SFlag::S_IFMT.bits());
         if kind != SFlag::S_IFCHR {
@@ -156,7 +152,7 @@ fn bind(root: &Path, path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Names the step; the caller must not go on.
-pub fn enter(jail: &Jail) -> Result<()> {
+pub fn enter(jail: &Jail, root: &Path) -> Result<()> {
     for (resource, limit) in [
         (Resource::RLIMIT_MEMLOCK, jail.memlock),
         (Resource::RLIMIT_NPROC, TASKS_MAX),
@@ -165,7 +161,7 @@ pub fn enter(jail: &Jail) -> Result<()> {
     ] {
         setrlimit(resource, limit, limit).with_context(|| format!("{resource:?}"))?;
     }
-    rustix::process::chroot(&jail.root).context("chroot")?;
+    rustix::process::chroot(root).context("chroot")?;
     rustix::process::chdir("/").context("chdir")?;
     for capability in CapabilitySet::all().iter() {
         match remove_capability_from_bounding_set(capability) {
@@ -187,7 +183,7 @@ mod tests {
 
     #[test]
     fn each_unit_keeps_a_user_id_of_its_own() {
-        let mut jails = Jails::new("/nowhere".into());
+        let mut jails = Jails::default();
         let a = jails.uid("a").unwrap();
         let b = jails.uid("b").unwrap();
         assert!(a != b && UIDS.contains(&a) && UIDS.contains(&b));

@@ -1,7 +1,7 @@
 //! Descriptors that a service is given at its start: its scheme's connection, its device, memory for DMA, other files.
 //!
 //! A driver opens none of these itself: what its file lists is what it gets, under the names of sd_listen_fds(3) that
-//! `libs/scheme` and `libs/driver` look for (`scheme`, `iommufd`, `dma_heap:system`, `vfio:0000:00:02.0`). The connection of
+//! `libs/scheme` and `libs/driver` look for (`scheme`, `iommufd`, `dma_heap:system`, `vduse`, `tap`, `vfio:0000:00:02.0`). The connection of
 //! a resumable scheme is kept, so that a successor goes on with it; all else is opened anew at each start, and goes when the
 //! driver's process does.
 
@@ -16,6 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use scheme::{Connection, Grant};
+use tap::Tap;
 
 use crate::unit::{Served, Unit};
 
@@ -26,12 +27,14 @@ const HEAPS: [&str; 2] = ["dev/dma_heap/system", "dev/dma_heap/contiguous"];
 /// Named descriptors, in the order in which they are passed.
 pub type Passed = Vec<(String, OwnedFd)>;
 
-/// Connections that outlive their server.
+/// What outlives its server.
 #[derive(Default)]
 pub struct Grants {
     connections: BTreeMap<String, OwnedFd>,
     /// Texts of `scheme.toml` files, by path: they were read when the units were.
     schemes: BTreeMap<PathBuf, String>,
+    /// Names of network interfaces.
+    taps: BTreeMap<String, String>,
 }
 
 /// The standard input of a unit, among what is passed.
@@ -73,15 +76,38 @@ impl Grants {
         }
         if let Some(device) = &unit.device {
             let (bus, address) = device.split_once(':').context("device: no bus")?;
+            if let Some(prefix) = &unit.vduse {
+                let control = open(Path::new("dev/vduse/control"))?.into();
+                driver::vduse::confine(&control, &format!("{prefix}-{address}")).context("vduse")?;
+                passed.push((driver::vduse::PASSED.to_owned(), control));
+            }
+            if unit.tap {
+                passed.push(("tap".to_owned(), self.tap(name, address).context("tap")?));
+            }
             let node = device_node(Path::new("sys"), bus, address)?;
             passed.push((format!("vfio:{address}"), open(&node)?.into()));
         }
         Ok(passed)
     }
 
-    /// Lets go of the connections that nobody will serve any more: their clients' calls fail from now on.
+    /// Lets go of what nobody will serve any more: calls of a connection's clients fail from now on, an interface is gone.
     pub fn release(&mut self, over: impl Fn(&str) -> bool) {
         self.connections.retain(|name, _| !over(name));
+        for (_, interface) in self.taps.extract_if(.., |name, _| over(name)) {
+            let gone = attach(&interface).and_then(|tap| Ok(tap.set_persistent(false)?));
+            if let Err(error) = gone {
+                eprintln!("init: {interface} stays: {error}");
+            }
+        }
+    }
+
+    /// The network interface of the device at `address`, which keeps its addresses and routes while its driver is away.
+    fn tap(&mut self, name: &str, address: &str) -> Result<OwnedFd> {
+        let interface = tap::name_by_place(address).context("not on PCI")?;
+        let tap = attach(&interface)?;
+        tap.set_persistent(true)?;
+        self.taps.insert(name.to_owned(), interface);
+        Ok(tap.into_fd())
     }
 
     fn connection(&mut self, name: &str, path: &Path) -> Result<OwnedFd> {
@@ -117,6 +143,11 @@ impl Grants {
         self.connections.insert(name.to_owned(), fuse.as_fd().try_clone_to_owned()?);
         Ok(fuse.into())
     }
+}
+
+/// Attaches to the network interface `name`, which is made if need be.
+fn attach(name: &str) -> Result<Tap> {
+    Tap::attach_to(open(Path::new("dev/net/tun"))?.into(), name).with_context(|| name.to_owned())
 }
 
 /// A path as this process uses it: from its own folder ([`crate::system`]).

@@ -102,7 +102,8 @@ pub fn become_service() -> (anyhow::Error, i32) {
         Ok(unit) => unit,
         Err(error) => return (error, 205),
     };
-    match prepare(&unit) {
+    let name = std::env::args().nth(2).unwrap_or_default();
+    match prepare(&name, &unit) {
         Err(error) => (error, 206),
         Ok(mut command) => {
             let error = command.exec();
@@ -116,7 +117,7 @@ pub fn unblock_signals() -> Result<()> {
     SigSet::empty().thread_set_mask().context("signal mask")
 }
 
-fn prepare(unit: &Unit) -> Result<Command> {
+fn prepare(name: &str, unit: &Unit) -> Result<Command> {
     rustix::process::setsid()?;
     unblock_signals()?;
     if unit.boot {
@@ -171,7 +172,10 @@ fn prepare(unit: &Unit) -> Result<Command> {
         }
         command.envs(own.into_iter().filter_map(|(name, value)| Some((name, value?))));
         command.current_dir("/");
-        confine::enter(&toml::from_str(&jail).context("jail")?)?;
+        let jail: Jail = toml::from_str(&jail).context("jail")?;
+        let notify = std::env::var_os("NOTIFY_SOCKET").context("no notification socket")?;
+        let root = confine::make(name, unit, &jail, Path::new(&notify)).context("its jail")?;
+        confine::enter(&jail, &root)?;
     }
     Ok(command)
 }

@@ -170,7 +170,6 @@ impl Supervisor {
         if self.has_disk() {
             let place = Path::new(root::PLACE).strip_prefix("/")?;
             rustix::process::chroot(place).context("the root cannot be entered")?;
-            self.jails.root_changed();
         }
         let (mut units, problems) = unit::parse_all(&loaded.units);
         let (drivers, more) = drivers::parse_all(&loaded.drivers);

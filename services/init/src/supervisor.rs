@@ -86,7 +86,7 @@ impl Supervisor {
             signals,
             stores: BTreeMap::new(),
             grants: Grants::default(),
-            jails: Jails::new(Path::new("/").join(run).join("jail")),
+            jails: Jails::default(),
             going: None,
             console: spawn::console(),
             stage: Stage::Begin,
@@ -282,7 +282,7 @@ impl Supervisor {
             passed.push((fd_name.clone(), fd.try_clone()?));
         }
         let jail = match unit.confined {
-            true => Some(self.jails.make(name, unit, &Path::new("/").join(&self.notify_path)).context("its jail")?),
+            true => Some(self.jails.assign(name, unit).context("its jail")?),
             false => None,
         };
         spawn::spawn(&self.program, name, unit, &self.notify_path, &passed, jail.as_ref()).map(Spawned::Runs)

@@ -120,6 +120,12 @@ pub struct Unit {
     /// It receives `/dev/iommu` and the DMA heaps.
     #[serde(default)]
     pub dma: bool,
+    /// It serves a disk through VDUSE, and receives a control file that is for this device alone, called `NAME-ADDRESS` after this
+    /// name and its device's, as descriptor `vduse`.
+    pub vduse: Option<String>,
+    /// It moves the frames of the network interface of its device, and receives that as descriptor `tap`.
+    #[serde(default)]
+    pub tap: bool,
     /// Files that it receives open for reading and writing, each named by its last component.
     #[serde(default)]
     pub files: Vec<PathBuf>,

@@ -1,27 +1,25 @@
 //! The virtio-netd daemon: one virtio network device as a TAP interface.
 //!
 //! The interface is persistent: when this process dies its carrier goes, its addresses and routes stay, and the next one
-//! attaches to it again, by the name that the device's place on the bus gives (`enp0s4`, as systemd.net-naming-scheme(7) has it).
+//! attaches to it again. `init` makes it and passes it (`tap`), named after the device's place on the bus; by hand, as root, the
+//! driver makes it itself.
 
 use anyhow::{Context, Result};
 use driver::PciDevice;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use tap::Tap;
+use tap::{Tap, name_by_place};
 use virtio::pci::PciTransport;
 use virtio_netd::{FRAME, Net};
 
 /// Frames that one turn of the loop takes from the system, so that what comes is not left waiting.
 const TURN: usize = 64;
 
-/// The interface's name after the device's address, `0000:00:04.0`.
-fn name_of(address: &str) -> Option<String> {
-    let (rest, function) = address.rsplit_once('.')?;
-    let mut parts = rest.rsplit(':');
-    let slot = u8::from_str_radix(parts.next()?, 16).ok()?;
-    let bus = u8::from_str_radix(parts.next()?, 16).ok()?;
-    let function: u8 = function.parse().ok()?;
-    Some(if function == 0 { format!("enp{bus}s{slot}") } else { format!("enp{bus}s{slot}f{function}") })
+fn make(address: &str) -> Result<Tap> {
+    let name = name_by_place(address).with_context(|| format!("{address} is no address of a PCI function"))?;
+    let tap = Tap::attach(&name).with_context(|| format!("cannot make {name}"))?;
+    tap.set_persistent(true)?;
+    Ok(tap)
 }
 
 fn main() -> Result<()> {
@@ -32,11 +30,12 @@ fn main() -> Result<()> {
     }
     .context("cannot open the device")?;
     let address = pci.address().to_owned();
-    let name = name_of(&address).with_context(|| format!("{address} is no address of a PCI function"))?;
     let dma = pci.dma().clone();
     let mut net = Net::new(PciTransport::new(pci)?, &dma)?;
-    let tap = Tap::attach(&name).with_context(|| format!("cannot make {name}"))?;
-    tap.set_persistent(true)?;
+    let tap = match driver::stored("tap")? {
+        Some(fd) => Tap::adopt(fd).context("what was passed is no interface")?,
+        None => make(&address)?,
+    };
     if let Some(mac) = net.mac()? {
         tap.set_mac(mac).context("the device's address is none")?;
     }
@@ -90,17 +89,5 @@ fn main() -> Result<()> {
             }
             net.flush();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::name_of;
-
-    #[test]
-    fn names_come_from_the_place_on_the_bus() {
-        assert_eq!(name_of("0000:00:04.0").as_deref(), Some("enp0s4"));
-        assert_eq!(name_of("0000:01:1f.2").as_deref(), Some("enp1s31f2"));
-        assert_eq!(name_of("nowhere"), None);
     }
 }

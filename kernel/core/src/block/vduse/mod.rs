@@ -18,6 +18,9 @@
 //! the page cache or back. A server sees nothing but this range, and the kernel reads of it what virtio defines, checks it, and
 //! reads nothing twice.
 //!
+//! **Jails.** A control file can be confined to one device (`VDUSE_URSA_CONFINE`) and then opens it (`VDUSE_URSA_OPEN`): `init`
+//! passes such a file to a driver that has no `/dev`, and that can then serve its own disk and harm no other.
+//!
 //! **Death.** The kernel keeps every request until it is answered. When the server's descriptor closes, what was under way
 //! stays where it is: a device may still write to its pages. When a successor opens the device it has stopped the
 //! hardware; the kernel resets the rings and sends the requests again in their order. So the log of requests in flight, which
@@ -38,13 +41,17 @@ use alloc::{
     sync::Arc,
 };
 
+use linux_uapi::raw::general::O_RDWR;
 use linux_uapi::vduse as abi;
 use linux_uapi::virtio_blk as blk;
+
+use ursa_hal::sync::SpinLock;
 
 use self::device::Device;
 use crate::device::{self as model, DeviceSpec, Devnode};
 use crate::fs::dev::{CharDevice, register_chrdev};
 use crate::fs::{File, FileOps, Inode};
+use crate::process::{Resource, current};
 use crate::user::{self, UserPtr};
 use crate::wait::Mutex;
 use crate::{Errno, Result};
@@ -83,7 +90,7 @@ impl CharDevice for Nodes {
     fn open(&self, inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
         let minor = crate::fs::dev::minor(inode.rdev);
         if minor == CONTROL_MINOR {
-            return Ok(Arc::new(Control));
+            return Ok(Arc::new(Control { only: SpinLock::new(None) }));
         }
         let device = {
             let registry = REGISTRY.lock();
@@ -94,7 +101,40 @@ impl CharDevice for Nodes {
     }
 }
 
-struct Control;
+/// An open control file.
+struct Control {
+    /// The one device that it is for, once it is confined.
+    only: SpinLock<Option<String>>,
+}
+
+impl Control {
+    /// Whether it may have to do with the device `name`.
+    fn check(&self, name: &str) -> Result {
+        if self.only.lock().as_deref().is_none_or(|only| only == name) { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    fn confine(&self, name: &str) -> Result {
+        let name = String::from(name);
+        let mut only = self.only.lock();
+        match &*only {
+            Some(before) if *before != name => Err(Errno::EPERM),
+            _ => {
+                *only = Some(name);
+                Ok(())
+            }
+        }
+    }
+
+    /// The descriptor of an open file of its device.
+    fn open_device(&self) -> Result<i64> {
+        let name = self.only.lock().clone().ok_or(Errno::EINVAL)?;
+        let found = REGISTRY.lock().as_ref().and_then(|registry| registry.devices.get(&name).cloned());
+        let server = Arc::new(server::ServerFile::open(found.ok_or(Errno::ENODEV)?)?);
+        let thread = current();
+        let file = File::anon(server, "anon_inode:[vduse]", O_RDWR);
+        Ok(thread.files().install(file, true, thread.process().rlimits.soft(Resource::Nofile))?.into())
+    }
+}
 
 /// The text of a name: not empty, ended by a NUL.
 fn name_of(bytes: &[u8]) -> Result<&str> {
@@ -117,12 +157,21 @@ impl FileOps for Control {
                 let config = at.read()?;
                 check(&config)?;
                 let space = user::read_slice(at.add(1).cast::<u8>(), config.config_size as usize)?;
-                create(name_of(&config.name)?, &config, space).map(|()| 0)
+                let name = name_of(&config.name)?;
+                self.check(name)?;
+                create(name, &config, space).map(|()| 0)
             }
             abi::DESTROY_DEV => {
                 let name = user::read_slice(UserPtr::<u8>::new(arg), abi::NAME_MAX)?;
-                destroy(name_of(&name)?).map(|()| 0)
+                let name = name_of(&name)?;
+                self.check(name)?;
+                destroy(name).map(|()| 0)
             }
+            abi::URSA_CONFINE => {
+                let name = user::read_slice(UserPtr::<u8>::new(arg), abi::NAME_MAX)?;
+                self.confine(name_of(&name)?).map(|()| 0)
+            }
+            abi::URSA_OPEN => self.open_device(),
             _ => Err(Errno::ENOTTY),
         }
     }
