@@ -72,11 +72,13 @@ pub enum Gpu {
 #[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Iommu {
-    /// None.
-    #[default]
+    /// None: drivers are trusted.
     None,
     /// Intel's VT-d, with interrupt remapping.
+    #[default]
     Intel,
+    /// AMD-Vi, with interrupt remapping.
+    Amd,
 }
 
 /// Where Ursa's root file system is.
@@ -119,7 +121,7 @@ pub struct Options {
     #[arg(long, default_value = "4G")]
     pub mem: String,
     /// The IOMMU.
-    #[arg(long, value_enum, default_value_t = Iommu::None)]
+    #[arg(long, value_enum, default_value_t = Iommu::Intel)]
     pub iommu: Iommu,
     /// CPU model, as QEMU takes it.
     #[arg(long, default_value = "max")]
@@ -165,7 +167,7 @@ impl Options {
             additions: Vec::new(),
             smp: 2,
             mem: "4G".into(),
-            iommu: Iommu::None,
+            iommu: Iommu::default(),
             cpu: "max".into(),
             disks: Vec::new(),
             qemu: Vec::new(),
@@ -404,8 +406,10 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
     }
     let virtio = options.virtio();
     // Before the devices that it serves.
-    if options.iommu == Iommu::Intel {
-        command.args(["-device", "intel-iommu,intremap=on"]);
+    match options.iommu {
+        Iommu::None => {}
+        Iommu::Intel => drop(command.args(["-device", "intel-iommu,intremap=on"])),
+        Iommu::Amd => drop(command.args(["-device", "amd-iommu,intremap=on"])),
     }
     let modern = if virtio.is_empty() { ",disable-legacy=on" } else { virtio };
     let format = |disk: &Path| if disk.extension().is_some_and(|ending| ending == "qcow2") { "qcow2" } else { "raw" };
