@@ -1,6 +1,6 @@
 //! A mounted file system: mounting, sealing transactions, unmounting.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -17,8 +17,8 @@ use crate::disk::superblock::{
 };
 use crate::error::{Error, Result};
 use crate::group::Group;
-use crate::inode::{Inode, InodeTable};
-use crate::journal::{Handle, Hooks, Journal, Log, NoHandle, Progress, Recovered, recover};
+use crate::inode::{Inode, InodeData, InodeTable};
+use crate::journal::{done_room, Handle, Hooks, Journal, Ledger, Log, NoHandle, Progress, Recovered, recover};
 use crate::orphan::Orphans;
 
 /// What of the superblock never changes while mounted.
@@ -214,21 +214,34 @@ impl Geometry {
     }
 }
 
+/// An inode that somebody has open or has looked up, although the server that gave it out is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// Its number.
+    pub ino: u32,
+    /// Its generation; none for the root.
+    pub generation: Option<u32>,
+    /// How often it was looked up.
+    pub lookups: u64,
+}
+
 /// How to mount.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Write nothing.
     pub read_only: bool,
     /// Bytes of metadata to keep in memory.
     pub cache_bytes: usize,
-    /// Inodes that somebody has still open or looked up, with the number of look-ups: a server died and this is its
-    /// successor. They are not cleaned up although no name leads to them.
-    pub live: Vec<(u32, u64)>,
+    /// A server died and this is its successor: these are not cleaned up although no name leads to them. Some of them may
+    /// not be there yet, but be made again.
+    pub live: Vec<Live>,
+    /// Who keeps account of requests.
+    pub ledger: Option<Arc<dyn Ledger>>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { read_only: false, cache_bytes: 64 << 20, live: Vec::new() }
+        Options { read_only: false, cache_bytes: 64 << 20, live: Vec::new(), ledger: None }
     }
 }
 
@@ -273,7 +286,9 @@ pub struct Fs {
     pub(crate) rename: Mutex<()>,
     pub(crate) generation: AtomicU64,
     read_only: AtomicBool,
-    requests: Mutex<Option<Box<dyn Fn() -> Progress + Send + Sync>>>,
+    ledger: Option<Arc<dyn Ledger>>,
+    /// The inodes of [`Options::live`], by number.
+    pub(crate) live: HashMap<u32, Live>,
     /// What was on the disk at mount.
     recovered: Progress,
 }
@@ -316,6 +331,9 @@ impl Fs {
         if !dev.read_only() {
             recovered.copies.clear();
         }
+        if let Some(ledger) = &options.ledger {
+            ledger.recovered(&recovered.progress);
+        }
         if let Some(log) = log.as_mut()
             && !read_only
         {
@@ -342,7 +360,8 @@ impl Fs {
             rename: Mutex::new(()),
             generation: AtomicU64::new(Time::now().sec as u64 ^ u64::from(Time::now().nsec)),
             read_only: AtomicBool::new(read_only),
-            requests: Mutex::new(None),
+            ledger: options.ledger.clone(),
+            live: options.live.iter().map(|live| (live.ino, *live)).collect(),
             recovered: recovered.progress,
             dev,
             geo,
@@ -352,7 +371,7 @@ impl Fs {
         };
         if !fs.is_read_only() {
             fs.open_for_writing()?;
-            fs.load_orphans(options)?;
+            fs.load_orphans()?;
         }
         let root = fs.inode(ROOT_INO)?;
         if !root.lock.read().is_dir() {
@@ -432,9 +451,37 @@ impl Fs {
         &self.recovered
     }
 
-    /// Who knows at a commit how far requests are. Called while no operation changes anything.
-    pub fn set_requests(&self, source: impl Fn() -> Progress + Send + Sync + 'static) {
-        *self.requests.lock() = Some(Box::new(source));
+    /// Whether there is a journal, which a commit needs to say how far requests are.
+    pub fn has_journal(&self) -> bool {
+        self.geo.compat.contains(Compat::HAS_JOURNAL)
+    }
+
+    /// How many requests a commit can name beside those up to a number ([`Progress::also`]).
+    pub fn requests_in_a_commit(&self) -> usize {
+        done_room(self.geo.block_size)
+    }
+
+    /// The operation of this thread has had all of its effect; the caller has the handle of it.
+    pub(crate) fn done(&self, _handle: &Handle<'_>, made: Option<&InodeData>) {
+        if let Some(ledger) = &self.ledger {
+            ledger.done(made.map(|data| (data.ino, data.generation())));
+        }
+    }
+
+    /// Pins an inode that was just made, or those who have it already do.
+    pub(crate) fn pin_made(&self, inode: &Inode) {
+        if crate::again::current().is_none() {
+            inode.pin();
+        } else {
+            let generation = inode.lock.read().generation();
+            inode.pins.store(self.live_lookups(inode.ino, generation), Ordering::Relaxed);
+        }
+    }
+
+    /// How often an inode was looked up from a server that is gone.
+    pub(crate) fn live_lookups(&self, ino: u32, generation: u32) -> u64 {
+        let live = self.live.get(&ino).filter(|live| live.generation.is_none_or(|wanted| wanted == generation));
+        live.map_or(0, |live| live.lookups)
     }
 
     /// Takes a handle.
@@ -578,17 +625,24 @@ impl Fs {
 }
 
 impl Hooks for Fs {
-    fn seal(&self, handle: &Handle<'_>) -> Result<Progress> {
+    fn seal(&self, handle: &Handle<'_>) -> Result<()> {
         self.seal_groups(handle)?;
         let mut sb = self.sb.lock();
         self.fill_superblock(&mut sb);
         let (buf, at) = self.superblock_buf()?;
         handle.modify(&buf)[at..at + superblock::SIZE].copy_from_slice(sb.as_bytes());
-        Ok(self.requests.lock().as_ref().map(|source| source()).unwrap_or_default())
+        Ok(())
     }
 
-    fn committed(&self, freed: &[(u64, u32)]) {
+    fn progress(&self) -> Progress {
+        self.ledger.as_ref().map(|ledger| ledger.progress()).unwrap_or_default()
+    }
+
+    fn committed(&self, freed: &[(u64, u32)], progress: &Progress) {
         self.release_freed(freed);
+        if let Some(ledger) = &self.ledger {
+            ledger.committed(progress);
+        }
     }
 }
 

@@ -1,15 +1,18 @@
 //! Inodes: allocating and freeing.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
 use rustix::io::Errno;
 
 use crate::balloc::set_bits;
+use crate::cache::Buf;
 use crate::disk::group::{BLOCK_UNINIT, INODE_UNINIT};
 use crate::disk::inode::{InodeFlags, ROOT_INO};
 use crate::error::{Error, Result};
 use crate::fs::Fs;
-use crate::group::{Bitmap, Group};
+use crate::group::{Bitmap, Group, GroupState};
 use crate::inode::InodeData;
 use crate::journal::Handle;
 
@@ -84,47 +87,83 @@ impl Fs {
         if self.disk_free_inodes.load(Ordering::Relaxed) <= 0 {
             return Err(Errno::NOSPC.into());
         }
+        let made = crate::again::current().and_then(|again| again.made).map(|(ino, _)| ino);
+        if let Some(ino) = made {
+            return self.take_inode(handle, ino, is_dir);
+        }
         for group in self.group_order(parent, is_dir) {
             let this = &self.groups[group as usize];
             if free_inodes(this) == 0 {
                 continue;
             }
-            let mut state = this.state.lock();
+            let state = this.state.lock();
             let buf = self.inode_bitmap(group, &state)?;
             let per_group = self.geo.inodes_per_group;
             let reserved = if group == 0 { self.geo.first_ino - 1 } else { 0 };
             let Some(index) = Bitmap::new(&buf.read(), per_group).next_clear(reserved) else { continue };
-            if set_bits(&mut handle.modify(&buf), index, 1, true) != 1 {
-                return Err(Error::Corrupt("inode bitmap", group.into()));
-            }
-            if state.desc.flags.get() & BLOCK_UNINIT != 0 {
-                let blocks = self.block_bitmap(group, &mut state)?;
-                drop(handle.modify(&blocks));
-            }
-            let unused = if state.desc.flags.get() & INODE_UNINIT != 0 {
-                per_group
-            } else {
-                state.desc.itable_unused().min(per_group)
-            };
-            if self.geo.has_desc_sums() && index >= per_group - unused {
-                state.desc.set_itable_unused(per_group - index - 1);
-            }
-            let flags = state.desc.flags.get() & !(INODE_UNINIT | BLOCK_UNINIT);
-            state.desc.flags.set(flags);
-            let free = state.desc.free_inodes().saturating_sub(1);
-            state.desc.set_free_inodes(free);
-            this.free_inodes.store(free, Ordering::Relaxed);
-            if is_dir {
-                let dirs = state.desc.used_dirs() + 1;
-                state.desc.set_used_dirs(dirs);
-                this.dirs.store(dirs, Ordering::Relaxed);
-            }
-            drop(state);
-            self.dirty_group(group);
-            self.disk_free_inodes.fetch_sub(1, Ordering::Relaxed);
-            return Ok(group * per_group + index + 1);
+            return self.mark_inode(handle, group, state, &buf, index, is_dir);
         }
         Err(Errno::NOSPC.into())
+    }
+
+    /// Takes the inode that was taken when this was done the first time.
+    ///
+    /// # Errors
+    /// `EBUSY` when it is in use, `EINVAL` when it cannot be one of a file.
+    fn take_inode(&self, handle: &Handle<'_>, ino: u32, is_dir: bool) -> Result<u32> {
+        if ino < self.geo.first_ino || ino > self.geo.inodes_count {
+            return Err(Errno::INVAL.into());
+        }
+        let (group, index) = self.geo.group_of_inode(ino);
+        let state = self.groups[group as usize].state.lock();
+        let buf = self.inode_bitmap(group, &state)?;
+        if Bitmap::new(&buf.read(), self.geo.inodes_per_group).next_clear(index) != Some(index) {
+            return Err(Errno::BUSY.into());
+        }
+        self.mark_inode(handle, group, state, &buf, index, is_dir)
+    }
+
+    /// Marks an inode that is free as taken; its number is the result.
+    fn mark_inode(
+        &self,
+        handle: &Handle<'_>,
+        group: u32,
+        mut state: MutexGuard<'_, GroupState>,
+        buf: &Arc<Buf>,
+        index: u32,
+        is_dir: bool,
+    ) -> Result<u32> {
+        let this = &self.groups[group as usize];
+        let per_group = self.geo.inodes_per_group;
+        if set_bits(&mut handle.modify(buf), index, 1, true) != 1 {
+            return Err(Error::Corrupt("inode bitmap", group.into()));
+        }
+        if state.desc.flags.get() & BLOCK_UNINIT != 0 {
+            let blocks = self.block_bitmap(group, &mut state)?;
+            drop(handle.modify(&blocks));
+        }
+        let unused = if state.desc.flags.get() & INODE_UNINIT != 0 {
+            per_group
+        } else {
+            state.desc.itable_unused().min(per_group)
+        };
+        if self.geo.has_desc_sums() && index >= per_group - unused {
+            state.desc.set_itable_unused(per_group - index - 1);
+        }
+        let flags = state.desc.flags.get() & !(INODE_UNINIT | BLOCK_UNINIT);
+        state.desc.flags.set(flags);
+        let free = state.desc.free_inodes().saturating_sub(1);
+        state.desc.set_free_inodes(free);
+        this.free_inodes.store(free, Ordering::Relaxed);
+        if is_dir {
+            let dirs = state.desc.used_dirs() + 1;
+            state.desc.set_used_dirs(dirs);
+            this.dirs.store(dirs, Ordering::Relaxed);
+        }
+        drop(state);
+        self.dirty_group(group);
+        self.disk_free_inodes.fetch_sub(1, Ordering::Relaxed);
+        Ok(group * per_group + index + 1)
     }
 
     /// Frees an inode.
@@ -152,6 +191,9 @@ impl Fs {
 
     /// A generation for a new inode: another than that of any that had its number before.
     pub(crate) fn next_generation(&self) -> u32 {
+        if let Some((_, generation)) = crate::again::current().and_then(|again| again.made) {
+            return generation;
+        }
         self.generation.fetch_add(1, Ordering::Relaxed) as u32
     }
 }

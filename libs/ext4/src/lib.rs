@@ -9,6 +9,7 @@
 //!   dir  htree  extent  orphan         structures: names, maps of files, what is to be cleaned up
 //!   inode  balloc  ialloc  group       inodes and blocks
 //!   journal  cache                     transactions; metadata in memory
+//!   again                              what a server that died had done and not committed
 //!   device                             bytes
 //! ```
 //!
@@ -23,6 +24,7 @@
 //! References: Linux `Documentation/filesystems/ext4/`, `fs/ext4`, `fs/jbd2`; e2fsprogs.
 #![deny(unsafe_code)]
 
+mod again;
 pub mod balloc;
 pub mod cache;
 pub mod csum;
@@ -45,14 +47,15 @@ mod orphan;
 mod readdir;
 mod xattr;
 
+pub use again::{Again, again};
 pub use device::{BlockDevice, FileDevice, MemDevice};
 pub use dir::dirent_type;
 pub use disk::inode::Time;
 pub use error::{Error, Result};
 pub use file::{FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, SetAttr, SetTime};
-pub use fs::{Caller, Fs, Geometry, Options, StatFs};
+pub use fs::{Caller, Fs, Geometry, Live, Options, StatFs};
 pub use inode::{Inode, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, Stat};
-pub use journal::{Done, Progress};
+pub use journal::{Done, Ledger, Progress};
 pub use namei::{RENAME_EXCHANGE, RENAME_NOREPLACE};
 pub use readdir::DirEntry;
 pub use rustix::io::Errno;

@@ -174,8 +174,9 @@ impl Fs {
             data.set_links(0);
             self.orphan_add(&handle, &mut data)?;
             self.write_inode_data(&handle, &mut data)?;
+            self.done(&handle, Some(&data));
             let inode = self.inodes.insert(data);
-            inode.pin();
+            self.pin_made(&inode);
             Ok(inode)
         })();
         self.noticing(result)
@@ -264,8 +265,9 @@ impl Fs {
         self.write_inode_data(&handle, &mut data)?;
         touch(parent, data.ctime());
         self.write_inode_data(&handle, parent)?;
+        self.done(&handle, Some(&data));
         let inode = self.inodes.insert(data);
-        inode.pin();
+        self.pin_made(&inode);
         Ok(inode)
     }
 
@@ -368,10 +370,14 @@ impl Fs {
             data.set_ctime(now);
             self.write_inode_data(&handle, &mut data)?;
             touch(&mut parent, now);
-            self.write_inode_data(&handle, &mut parent)
+            self.write_inode_data(&handle, &mut parent)?;
+            self.done(&handle, Some(&data));
+            Ok(())
         })();
         self.noticing(result)?;
-        inode.pin();
+        if crate::again::current().is_none() {
+            inode.pin();
+        }
         Ok(())
     }
 
@@ -407,7 +413,9 @@ impl Fs {
             let now = Time::now();
             touch(&mut parent, now);
             self.write_inode_data(&handle, &mut parent)?;
-            self.drop_link(&handle, &mut data, now)
+            self.drop_link(&handle, &mut data, now)?;
+            self.done(&handle, None);
+            Ok(())
         })();
         self.noticing(result)?;
         drop(data);
@@ -458,7 +466,9 @@ impl Fs {
             self.uncount_subdir(&mut parent);
             touch(&mut parent, now);
             self.write_inode_data(&handle, &mut parent)?;
-            self.drop_link(&handle, &mut data, now)
+            self.drop_link(&handle, &mut data, now)?;
+            self.done(&handle, None);
+            Ok(())
         })();
         self.noticing(result)?;
         drop(data);
@@ -637,6 +647,7 @@ impl Fs {
             touch(second, now);
             self.write_inode_data(&handle, second)?;
         }
+        self.done(&handle, None);
         drop(other);
         Ok((!exchange).then_some(victim))
     }
@@ -684,6 +695,7 @@ impl Fs {
             touch(second, now);
             self.write_inode_data(&handle, second)?;
         }
+        self.done(&handle, None);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use crate::disk::superblock::{Compat, RoCompat};
 use crate::disk::{le32, put32};
 use crate::error::{Error, Result};
 use crate::extent::Mapped;
-use crate::fs::{Fs, Options};
+use crate::fs::Fs;
 use crate::inode::{Inode, InodeData};
 use crate::journal::Handle;
 
@@ -160,8 +160,8 @@ impl Fs {
         write(data)
     }
 
-    /// Reads the record at mount and finishes what it speaks of, except what `live` names.
-    pub(crate) fn load_orphans(&self, options: &Options) -> Result<()> {
+    /// Reads the record at mount and finishes what it speaks of, except what is live.
+    pub(crate) fn load_orphans(&self) -> Result<()> {
         self.load_orphan_file()?;
         self.load_orphan_list()?;
         let all = self.orphans.lock().all();
@@ -170,8 +170,7 @@ impl Fs {
                 self.forget_orphan(ino)?;
                 continue;
             };
-            if let Some((_, pins)) = options.live.iter().find(|(live, _)| *live == ino) {
-                inode.pins.store(*pins, std::sync::atomic::Ordering::Relaxed);
+            if self.pin_live(&inode) {
                 continue;
             }
             let links = inode.lock.read().links();
@@ -181,12 +180,20 @@ impl Fs {
                 self.finish_truncation(&inode)?;
             }
         }
-        for &(ino, pins) in &options.live {
+        for &ino in self.live.keys() {
+            // One that was not committed is made again later.
             if let Ok(inode) = self.inode(ino) {
-                inode.pins.store(pins, std::sync::atomic::Ordering::Relaxed);
+                self.pin_live(&inode);
             }
         }
         Ok(())
+    }
+
+    /// Gives an inode the look-ups that somebody has of it; whether there are any.
+    fn pin_live(&self, inode: &Inode) -> bool {
+        let pins = self.live_lookups(inode.ino, inode.lock.read().generation());
+        inode.pins.store(pins, std::sync::atomic::Ordering::Relaxed);
+        pins > 0
     }
 
     fn load_orphan_list(&self) -> Result<()> {

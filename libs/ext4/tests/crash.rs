@@ -261,14 +261,31 @@ fn linux_tools_replay_our_journal() {
     }
 }
 
+/// Always says the same.
+struct Told(Progress);
+
+impl ext4::Ledger for Told {
+    fn recovered(&self, _: &Progress) {}
+
+    fn progress(&self) -> Progress {
+        self.0.clone()
+    }
+
+    fn done(&self, _: Option<(u32, u32)>) {}
+
+    fn committed(&self, progress: &Progress) {
+        assert_eq!(*progress, self.0);
+    }
+}
+
 #[test]
 fn a_commit_says_how_far_requests_are() {
     let dev = Arc::new(MemDevice::new(mke2fs(12 << 10, FEATURES[0].1)));
-    let fs = mount(&dev);
-    assert_eq!(fs.recovered(), &Progress::default());
     let progress = Progress { upto: 41, also: vec![ext4::Done { request: 44, result: 7 }] };
-    let told = progress.clone();
-    fs.set_requests(move || told.clone());
+    let options = Options { ledger: Some(Arc::new(Told(progress.clone()))), ..Options::default() };
+    let mount_with = || Fs::mount(dev.clone() as Arc<dyn BlockDevice>, &options).unwrap();
+    let fs = mount_with();
+    assert_eq!(fs.recovered(), &Progress::default());
     let root = fs.root().unwrap();
     let made = fs.mkdir(&root, b"d", 0o755, ROOT).unwrap();
     fs.fsync(&made, false).unwrap();
@@ -276,9 +293,7 @@ fn a_commit_says_how_far_requests_are() {
     assert_eq!(mount(&dev).recovered(), &progress, "after a crash");
 
     // Also when everything is at home.
-    let fs = mount(&dev);
-    let told = progress.clone();
-    fs.set_requests(move || told.clone());
+    let fs = mount_with();
     let inode = fs.create(&fs.root().unwrap(), b"x", 0o100644, 0, ROOT).unwrap();
     for i in 0..600u64 {
         fs.write(&inode, i * 4096, &[1; 4096], ROOT).unwrap();
@@ -306,7 +321,8 @@ fn live_inodes_outlive_a_server() {
         let free = fs.statfs().free;
         drop(fs);
         // The kernel tells the successor about three of them.
-        let live = held[..3].iter().map(|stat| (stat.ino, 1)).collect();
+        let live = |stat: &ext4::Stat| ext4::Live { ino: stat.ino, generation: Some(stat.generation), lookups: 1 };
+        let live = held[..3].iter().map(live).collect();
         let options = Options { live, ..Options::default() };
         let fs = Fs::mount(dev.clone() as Arc<dyn BlockDevice>, &options).unwrap();
         for (i, stat) in held.iter().enumerate() {

@@ -48,6 +48,8 @@ bitflags! {
         const NO_EXPORT_SUPPORT = 1 << 38;
         const HAS_RESEND = 1 << 39;
         const ALLOW_IDMAP = 1 << 40;
+        /// Ursa's own: the server can be succeeded, see [`scheme`](crate::scheme#resumable-file-systems).
+        const RESUMABLE = 1 << 62;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use zerocopy::FromBytes;
 
+use crate::scheme::{EXT_REPLAY, Replay};
 use crate::{InHeader, NotifyCode, Opcode, OutHeader};
 
 /// Why bytes are not a message.
@@ -46,6 +47,18 @@ impl<'a> Request<'a> {
     /// What it asks for; `None` for a number that this version does not know.
     pub fn opcode(&self) -> Option<Opcode> {
         Opcode::from_raw(self.header.opcode)
+    }
+
+    /// What is known of a request that was done before, if it was.
+    pub fn replay(&self) -> Option<Replay> {
+        let mut rest = self.extensions;
+        loop {
+            let ([size, kind], _) = <[u32; 2]>::read_from_prefix(rest).ok()?;
+            if kind == EXT_REPLAY {
+                return Replay::read_from_prefix(rest).ok().map(|(replay, _)| replay);
+            }
+            rest = rest.get((size.max(8) as usize).next_multiple_of(8)..)?;
+        }
     }
 
     /// Reads a structure at the front of the body; what follows it comes back as well.
@@ -131,6 +144,20 @@ mod tests {
         let header =
             InHeader { len, opcode: Opcode::Forget as u32, unique: 7, total_extlen: extlen, ..Default::default() };
         [header.as_bytes(), body].concat()
+    }
+
+    #[test]
+    fn a_replay_is_found_behind_other_extensions() {
+        let replay = Replay { size: 32, kind: EXT_REPLAY, result: 77, ..Replay::default() };
+        let other = [12u32, 32, 1, 0].map(u32::to_le_bytes).concat();
+        let body = [&other[..], replay.as_bytes()].concat();
+        let bytes = request(&body, 6, 40 + body.len() as u32);
+        assert_eq!(Request::parse(&bytes).unwrap().replay(), Some(replay));
+        // One that ends early, and one whose size would never end.
+        for torn in [&body[..40], &[0; 16]] {
+            let bytes = request(torn, torn.len() as u16 / 8, 40 + torn.len() as u32);
+            assert_eq!(Request::parse(&bytes).unwrap().replay(), None);
+        }
     }
 
     #[test]

@@ -104,4 +104,34 @@ impl Opcode {
     pub const fn has_no_reply(self) -> bool {
         matches!(self, Opcode::Forget | Opcode::BatchForget | Opcode::NotifyReply)
     }
+
+    /// Whether it may change what a file system keeps: what a resumable connection retains until it is durable.
+    pub const fn changes_files(self) -> bool {
+        use Opcode::*;
+        matches!(
+            self,
+            Setattr
+                | Symlink
+                | Mknod
+                | Mkdir
+                | Unlink
+                | Rmdir
+                | Rename
+                | Rename2
+                | Link
+                | Write
+                | Setxattr
+                | Removexattr
+                | Create
+                | Tmpfile
+                | Fallocate
+                | CopyFileRange
+        )
+    }
+
+    /// Whether its answer begins with an [`EntryOut`](crate::EntryOut), which counts as a look-up of the node.
+    pub const fn answers_entry(self) -> bool {
+        use Opcode::*;
+        matches!(self, Lookup | Symlink | Mknod | Mkdir | Link | Create | Tmpfile)
+    }
 }

@@ -8,7 +8,25 @@
 //! Device requests are plain FUSE ones whose `nodeid` is the *cookie* that the server gave the device node, and the new
 //! opcodes [`Opcode::SchemeMmap`](crate::Opcode::SchemeMmap) … with the structures here.
 //!
-//! The numbers are private to Ursa: magic 0xF5, opcodes from 6000 on, the top two `FOPEN_` bits.
+//! # Resumable file systems
+//!
+//! A mount with the option `resumable` (`CAP_SYS_ADMIN`) is offered [`InitFlags::RESUMABLE`](crate::InitFlags). When the
+//! server takes it, its clients outlive it as long as somebody holds a descriptor of the connection. Requests that
+//! [change files](crate::Opcode::changes_files) are then retained after their answer until the server has said with
+//! [`SCHEME_IOC_COMMITTED`] that they are durable. A successor
+//!
+//! 1. asks for the look-up counts that the kernel has ([`SCHEME_IOC_LIVE`]), before it cleans up anything;
+//! 2. says what its predecessor had made durable ([`SCHEME_IOC_COMMITTED`]);
+//! 3. asks which numbers it is still to hear of ([`SCHEME_IOC_OUTSTANDING`]);
+//! 4. has them sent again ([`SCHEME_IOC_RESUME`]): first, one by one and in the order of their answers, what was answered
+//!    and is not durable; then what was never answered; then all else. Each of the first two has [`UNIQUE_RESEND`](crate::UNIQUE_RESEND) in
+//!    its number, and those of the first kind (and those of the second that [`Committed::also`] named) carry a [`Replay`]
+//!    extension.
+//!
+//! The kernel asks for a commit with `SYNCFS` when it retains much, and lets callers wait when it retains too much.
+//!
+//! The numbers are private to Ursa: magic 0xF5, opcodes from 6000 on, the top two `FOPEN_` bits, extension 0x5552,
+//! `INIT` flag 62.
 
 use bitflags::bitflags;
 
@@ -141,6 +159,24 @@ wire! {
     /// [`SCHEME_IOC_KEEP_LIST`]: room for `count` keys at `keys`; the result of the ioctl is how many there are.
     struct KeepList(16) { keys: u64, count: u64 }
 
+    /// [`SCHEME_IOC_COMMITTED`]: the effects of all requests up to number `upto` are durable, and those of `count` others
+    /// ([`Done`]) at `also`.
+    struct Committed(24) { upto: u64, also: u64, count: u64 }
+
+    /// A request that is durable before one with a lower number is. `result`: the node that it made, or 0.
+    struct Done(16) { unique: u64, result: u64 }
+
+    /// [`SCHEME_IOC_LIVE`] and [`SCHEME_IOC_OUTSTANDING`]: room for `count` entries at `at`; the result of the ioctl is how
+    /// many there are.
+    struct Room(16) { at: u64, count: u64 }
+
+    /// An inode that the kernel has: how often it has looked it up.
+    struct Live(16) { node: u64, lookups: u64 }
+
+    /// Extension of a request that was done before ([`EXT_REPLAY`]). `result`: the node that it made, or 0. `sec` and
+    /// `nsec`: when it was answered, by the clock.
+    struct Replay(32) { size: u32, kind: u32, flags: u32, nsec: u32, sec: i64, result: u64 }
+
     /// `SCHEME_MMAP`: `prot` and `flags` as in mmap(2).
     struct MmapIn(32) { fh: u64, offset: u64, len: u64, prot: u32, flags: u32 }
 
@@ -156,6 +192,13 @@ wire! {
     /// `ATTR_SHOW` (`size`: the most bytes to answer) and `ATTR_STORE` (followed by `size` bytes).
     struct AttrIn(16) { attr: u64, size: u32, padding: u32 }
 }
+
+/// [`Replay::kind`]
+pub const EXT_REPLAY: u32 = 0x5552;
+/// [`Replay::flags`]: the effect is durable; nothing is to be done but to answer.
+pub const REPLAY_DURABLE: u32 = 1;
+/// The most entries of [`Committed::also`].
+pub const ALSO_MAX: usize = 4096;
 
 /// The letter of every ioctl here.
 pub const SCHEME_IOC_MAGIC: u8 = 0xf5;
@@ -199,6 +242,12 @@ pub const SCHEME_IOC_KEEP_LIST: u32 = ioc::<KeepList>(1, 0x0e);
 pub const SCHEME_IOC_KEEP_DROP: u32 = ioc::<Keep>(1, 0x0f);
 /// Sends what was received but not answered again, with `UNIQUE_RESEND`; the result is how many requests. No argument.
 pub const SCHEME_IOC_RESUME: u32 = (SCHEME_IOC_MAGIC as u32) << 8 | 0x10;
+/// On a resumable mount: requests are durable. `EINVAL` for numbers that were never sent.
+pub const SCHEME_IOC_COMMITTED: u32 = ioc::<Committed>(1, 0x11);
+/// On a resumable mount: takes over; `ENODATA` when no server has read anything yet. Lists [`Live`] inodes; `FORGET`s that no server has read are in the counts.
+pub const SCHEME_IOC_LIVE: u32 = ioc::<Room>(1, 0x12);
+/// On a resumable mount: lists the numbers (`u64`) of requests that change files and come again.
+pub const SCHEME_IOC_OUTSTANDING: u32 = ioc::<Room>(1, 0x13);
 
 #[cfg(test)]
 mod tests {

@@ -64,7 +64,7 @@ impl Connection {
 
     /// The connection that init passed, if it passed one.
     fn from_environment() -> Option<io::Result<Connection>> {
-        let fd = passed_descriptor(&|name| std::env::var(name).ok())?;
+        let fd = passed_descriptor(PASSED_NAME, &|name| std::env::var(name).ok())?;
         Some(Connection::adopt(sys::passed(fd)).and_then(|connection| {
             let count = sys::resume(connection.as_fd())?;
             connection.handshake()?;
@@ -369,8 +369,8 @@ impl Channel for Connection {
     }
 }
 
-/// The descriptor that sd_listen_fds(3) names `scheme`, if the variables are for this process.
-fn passed_descriptor(variable: &dyn Fn(&str) -> Option<String>) -> Option<i32> {
+/// The descriptor that sd_listen_fds(3) gives this name, if the variables are for this process.
+pub(crate) fn passed_descriptor(wanted: &str, variable: &dyn Fn(&str) -> Option<String>) -> Option<i32> {
     let count: i32 = variable("LISTEN_FDS")?.parse().ok()?;
     if let Some(pid) = variable("LISTEN_PID")
         && pid.parse() != Ok(process::getpid().as_raw_nonzero().get())
@@ -378,7 +378,7 @@ fn passed_descriptor(variable: &dyn Fn(&str) -> Option<String>) -> Option<i32> {
         return None;
     }
     let names = variable("LISTEN_FDNAMES")?;
-    let index = names.split(':').position(|name| name == PASSED_NAME)? as i32;
+    let index = names.split(':').position(|name| name == wanted)? as i32;
     (index < count).then_some(FIRST_PASSED + index)
 }
 
@@ -390,7 +390,7 @@ mod tests {
     fn the_connection_is_found_by_its_name() {
         let of = |fds: &str, names: &str| {
             let (fds, names) = (fds.to_owned(), names.to_owned());
-            passed_descriptor(&move |name| match name {
+            passed_descriptor(PASSED_NAME, &move |name| match name {
                 "LISTEN_FDS" => Some(fds.clone()),
                 "LISTEN_FDNAMES" => Some(names.clone()),
                 _ => None,
@@ -399,6 +399,6 @@ mod tests {
         assert_eq!(of("2", "vfio:scheme"), Some(4));
         assert_eq!(of("1", "vfio:scheme"), None);
         assert_eq!(of("1", "stored"), None);
-        assert_eq!(passed_descriptor(&|_| None), None);
+        assert_eq!(passed_descriptor(PASSED_NAME, &|_| None), None);
     }
 }

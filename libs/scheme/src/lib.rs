@@ -42,6 +42,7 @@ mod dispatch;
 pub mod fake;
 mod grant;
 mod journal;
+mod mount;
 mod server;
 mod sys;
 
@@ -52,6 +53,7 @@ pub use dispatch::Dispatched;
 pub use fuse_abi::OpenFlags;
 pub use grant::{Extensions, Grant, NumberRange};
 pub use journal::{Journal, Table};
+pub use mount::MountConnection;
 pub use rustix::io::Errno;
 pub use server::{
     Answer, Cache, Cx, DeviceServer, Failure, FaultRequest, Ioctl, IoctlReply, MmapBacking, MmapRequest, Opened, Range,

@@ -226,6 +226,41 @@ pub fn resume(fd: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(unsafe { call(fd, abi::SCHEME_IOC_RESUME, &mut 0u64) }? as usize)
 }
 
+/// `SCHEME_IOC_COMMITTED`.
+pub fn committed(fd: BorrowedFd<'_>, upto: u64, also: &[abi::Done]) -> Result<(), Errno> {
+    let also = &also[..also.len().min(abi::ALSO_MAX)];
+    let mut request =
+        abi::Committed { upto, also: also.as_ptr().expose_provenance() as u64, count: also.len() as u64 };
+    // SAFETY: `also` holds `count` structures and outlives the call.
+    unsafe { call(fd, abi::SCHEME_IOC_COMMITTED, &mut request) }.map(drop)
+}
+
+/// `SCHEME_IOC_LIVE` and `SCHEME_IOC_OUTSTANDING`: `T` is what they list.
+fn list<T: Copy + Default + zerocopy::FromBytes>(fd: BorrowedFd<'_>, number: u32) -> Result<Vec<T>, Errno> {
+    let mut entries = vec![T::default(); 1024];
+    loop {
+        let mut request =
+            abi::Room { at: entries.as_mut_ptr().expose_provenance() as u64, count: entries.len() as u64 };
+        // SAFETY: there is room for `count` entries, any bytes are one, and the vector outlives the call.
+        let all = unsafe { call(fd, number, &mut request) }? as usize;
+        if all <= entries.len() {
+            entries.truncate(all);
+            return Ok(entries);
+        }
+        entries.resize(all, T::default());
+    }
+}
+
+/// `SCHEME_IOC_LIVE`.
+pub fn live(fd: BorrowedFd<'_>) -> Result<Vec<abi::Live>, Errno> {
+    list(fd, abi::SCHEME_IOC_LIVE)
+}
+
+/// `SCHEME_IOC_OUTSTANDING`.
+pub fn outstanding(fd: BorrowedFd<'_>) -> Result<Vec<u64>, Errno> {
+    list(fd, abi::SCHEME_IOC_OUTSTANDING)
+}
+
 /// The descriptor that the service manager passed at this number.
 pub fn passed(fd: i32) -> OwnedFd {
     owned(fd)

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use ext4::{Caller, Errno, Error, Existing, Inode, SetAttr, SetTime, Time};
+use ext4::{Again, Caller, Errno, Error, Existing, Inode, SetAttr, SetTime, Time};
+use fuse_abi::scheme::REPLAY_DURABLE;
 use fuse_abi::{
     AttrOut, BatchForgetIn, CreateIn, Dirent, EntryOut, FallocateIn, ForgetIn, ForgetOne, FsyncIn, GetxattrIn,
     GetxattrOut, InitFlags, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, Kstatfs, LinkIn, LseekIn, LseekOut,
@@ -50,15 +51,32 @@ impl Server {
         self.fs.geometry().block_size as u32
     }
 
-    /// Answers a request. `done_before` is the result of one that has happened already.
+    /// Answers a request, also one that a server before has done or even answered.
     ///
     /// # Errors
     /// What its caller gets.
-    pub fn dispatch(&self, request: &Request<'_>, answer: &mut Answer, done_before: Option<u64>) -> Outcome {
+    pub fn dispatch(&self, request: &Request<'_>, answer: &mut Answer) -> Outcome {
         let opcode = request.opcode().ok_or(Errno::NOSYS)?;
-        if let Some(result) = done_before {
-            return self.answer_again(opcode, request, answer, result);
+        match request.replay() {
+            Some(replay) if replay.flags & REPLAY_DURABLE != 0 => {
+                self.answer_again(opcode, request, answer, replay.result)
+            }
+            Some(replay) => {
+                let made = match inode_of(replay.result) {
+                    (ino, Some(generation)) if replay.result != 0 => Some((ino, generation)),
+                    _ => None,
+                };
+                let now = Time { sec: replay.sec, nsec: replay.nsec };
+                let result = ext4::again(Again { made, now }, || self.work(opcode, request, answer));
+                // The answer was given long ago.
+                answer.clear();
+                result
+            }
+            None => self.work(opcode, request, answer),
         }
+    }
+
+    fn work(&self, opcode: Opcode, request: &Request<'_>, answer: &mut Answer) -> Outcome {
         let node = request.header.nodeid;
         let caller = Caller { uid: request.header.uid, gid: request.header.gid };
         let fs = &*self.fs;
@@ -211,6 +229,9 @@ impl Server {
         if self.write_back {
             want |= InitFlags::WRITEBACK_CACHE;
         }
+        if self.requests.is_resumable() {
+            want |= InitFlags::RESUMABLE;
+        }
         let flags = (want & offered).bits();
         answer.put(&InitOut {
             major: KERNEL_VERSION,
@@ -229,7 +250,7 @@ impl Server {
         Ok(())
     }
 
-    fn forget(&self, node: u64, count: u64) -> ext4::Result<()> {
+    pub(crate) fn forget(&self, node: u64, count: u64) -> ext4::Result<()> {
         match inode_of(node) {
             (_, None) => Ok(()),
             _ => self.fs.unpin(&self.inode(node)?, count),

@@ -9,8 +9,13 @@ const ROOT_INO: u32 = 2;
 pub const VALID: u64 = 1 << 30;
 
 /// The node number of an inode: number and generation. The root has FUSE's.
+pub fn number(ino: u32, generation: u32) -> u64 {
+    if ino == ROOT_INO { ROOT_ID } else { u64::from(generation) << 32 | u64::from(ino) }
+}
+
+/// The same of what `stat` tells.
 pub fn node_of(stat: &Stat) -> u64 {
-    if stat.ino == ROOT_INO { ROOT_ID } else { u64::from(stat.generation) << 32 | u64::from(stat.ino) }
+    number(stat.ino, stat.generation)
 }
 
 /// The number of the inode of a node, and the generation that it must have; none for the root.

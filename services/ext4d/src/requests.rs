@@ -1,16 +1,54 @@
 //! Which requests are on the disk: what a successor needs to know.
 //!
 //! A server that dies leaves requests behind that were never answered, and some that were answered and whose transaction was
-//! not committed. Both come again. Which of them have happened is in the last commit: all up to a number, and some beyond
-//! it, each with its answer. The numbers are FUSE's `unique`, in the order in which requests were read.
+//! not committed. Both come again. Each commit says which have happened: all up to a number, and some beyond it, each with
+//! what it made. The numbers are FUSE's `unique`, in the order in which requests were read.
 //!
-//! Only requests that change something count. While this is on, requests are read one at a time (and answered by as many
-//! threads as there are), so that none can be overtaken unseen.
+//! Only requests that change something count. A request is *done* when its effect is in the running transaction; names are
+//! changed and the request marked in one handle, so that no commit comes between. Other changes may be found done although they
+//! are not marked: to write the same bytes once more is no harm. It is *finished* when it was answered. All up to the first
+//! unfinished one are "up to"; those behind it that are done are named one by one, with what they made, since an answer that
+//! did not reach anybody must be given again.
+//!
+//! One that failed is never done: it may be tried again until it is answered.
+//!
+//! While this is on, requests are read one at a time (and answered by as many threads as there are), so that none can be
+//! overtaken unseen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use ext4::{Done, Progress};
-use parking_lot::{Mutex, MutexGuard};
+use ext4::{Done, Ledger, Progress};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+/// The kernel's side of a connection.
+pub trait Kernel: Send + Sync {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// `ENODEV` at the end.
+    fn receive(&self, into: &mut [u8]) -> rustix::io::Result<usize>;
+
+    /// Answers one.
+    ///
+    /// # Errors
+    /// `ENOENT` when nobody waits for it.
+    fn answer(&self, bytes: &[u8]) -> rustix::io::Result<()>;
+
+    /// So much is durable.
+    ///
+    /// # Errors
+    /// The kernel does not believe it.
+    fn committed(&self, progress: &Progress) -> std::io::Result<()>;
+
+    /// The numbers of requests that come again and change something.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    fn outstanding(&self) -> std::io::Result<Vec<u64>>;
+}
 
 /// Where a test ends the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,47 +86,82 @@ impl std::str::FromStr for ExitAt {
     }
 }
 
+/// A request that is not finished, or behind one that is not.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    /// Its effect is there; what it made.
+    done: Option<u64>,
+    answered: bool,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    /// Read, and not done.
-    open: BTreeSet<u64>,
+    entries: BTreeMap<u64, Entry>,
     /// The highest that was read.
     highest: u64,
-    /// Done, although an earlier one is open.
-    ahead: BTreeMap<u64, u64>,
+    /// What the kernel was told last.
+    told: Progress,
     /// How many were read, for [`ExitAt`].
     count: u64,
 }
 
 /// The requests of a connection.
 pub struct Requests {
-    resumable: bool,
+    kernel: Arc<dyn Kernel>,
+    /// The mount can be resumed.
+    resumable: AtomicBool,
+    /// There was a server before.
+    successor: bool,
+    /// The kernel listens.
+    mounted: AtomicBool,
     state: Mutex<State>,
+    finished: Condvar,
     reading: Mutex<()>,
-    /// What the server before had done of what comes again.
-    inherited: Mutex<BTreeMap<u64, u64>>,
-    inherited_upto: u64,
+    /// How many a commit can name one by one.
+    room: AtomicUsize,
     exit_at: Option<ExitAt>,
 }
 
+thread_local! {
+    /// The request that this thread works on, if it changes something.
+    static CURRENT: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
 impl Requests {
-    /// After what was found on the disk.
-    pub fn new(resumable: bool, recovered: &Progress, exit_at: Option<ExitAt>) -> Requests {
-        let inherited = recovered.also.iter().map(|done| (done.request, done.result)).collect();
-        let state = State { highest: recovered.upto, ..State::default() };
+    /// Of a connection that is `resumable`; `successor`: it was served before.
+    pub fn new(kernel: Arc<dyn Kernel>, resumable: bool, successor: bool, exit_at: Option<ExitAt>) -> Requests {
         Requests {
-            resumable,
-            state: Mutex::new(state),
+            kernel,
+            resumable: AtomicBool::new(resumable),
+            successor,
+            mounted: AtomicBool::new(successor),
+            state: Mutex::default(),
+            finished: Condvar::new(),
             reading: Mutex::new(()),
-            inherited: Mutex::new(inherited),
-            inherited_upto: recovered.upto,
+            room: AtomicUsize::new(usize::MAX),
             exit_at,
         }
     }
 
+    /// Whether answers are worth remembering.
+    pub fn is_resumable(&self) -> bool {
+        self.resumable.load(Ordering::Relaxed)
+    }
+
+    /// They are not, since commits cannot say what is in them. Before anything is served.
+    pub fn give_up(&self) {
+        self.resumable.store(false, Ordering::Relaxed);
+    }
+
+    /// The file system is mounted, and a commit can name so many requests one by one.
+    pub fn start(&self, room: usize) {
+        self.room.store(room, Ordering::Relaxed);
+        self.mounted.store(true, Ordering::Release);
+    }
+
     /// Held while a request is read and noted, where the order matters.
     pub fn reading(&self) -> Option<MutexGuard<'_, ()>> {
-        self.resumable.then(|| self.reading.lock())
+        self.is_resumable().then(|| self.reading.lock())
     }
 
     /// Counts a request, for tests that end the process at one.
@@ -101,51 +174,110 @@ impl Requests {
         state.count
     }
 
-    /// Ends the process if a test wants that here.
-    pub fn reached(&self, count: u64, phase: Phase) {
-        if self.exit_at == Some(ExitAt { request: count, phase }) {
-            std::process::exit(86);
-        }
+    /// Whether a test wants the process to end here.
+    pub fn reached(&self, count: u64, phase: Phase) -> bool {
+        self.exit_at == Some(ExitAt { request: count, phase })
     }
 
     /// A request that changes something was read.
     pub fn begin(&self, unique: u64) {
-        if self.resumable {
+        if self.is_resumable() {
             let mut state = self.state.lock();
-            state.open.insert(unique);
+            state.entries.entry(unique).or_default();
             state.highest = state.highest.max(unique);
         }
     }
 
-    /// It is done, with this result; or it failed, which comes to the same.
-    pub fn end(&self, unique: u64, result: u64) {
-        if self.resumable {
+    /// Waits while so much is done beyond the first that is not that a commit could not name it.
+    pub fn wait_turn(&self, unique: u64) {
+        if self.is_resumable() {
+            let room = self.room.load(Ordering::Relaxed);
             let mut state = self.state.lock();
-            state.open.remove(&unique);
-            match state.open.first() {
-                Some(&first) if first < unique => {
-                    state.ahead.insert(unique, result);
-                }
-                Some(&first) => state.ahead = state.ahead.split_off(&first),
-                None => state.ahead.clear(),
+            while state.entries.len() > room && state.entries.first_key_value().is_some_and(|(first, _)| *first != unique) {
+                self.finished.wait(&mut state);
             }
         }
     }
 
-    /// What the server before answered, or would have, when a request comes again that it had done.
-    pub fn done_before(&self, unique: u64) -> Option<u64> {
-        if unique <= self.inherited_upto {
-            return Some(0);
-        }
-        self.inherited.lock().remove(&unique)
+    /// Does what request `unique` asks for.
+    pub fn work<T>(&self, unique: u64, operation: impl FnOnce() -> T) -> T {
+        CURRENT.set(Some(unique));
+        let result = operation();
+        CURRENT.set(None);
+        result
     }
 
-    /// How far requests are, for a commit.
-    pub fn progress(&self) -> Progress {
+    /// Its effect is there, with this result.
+    pub fn end(&self, unique: u64, result: u64) {
+        if self.is_resumable()
+            && let Some(entry) = self.state.lock().entries.get_mut(&unique)
+        {
+            entry.done.get_or_insert(result);
+        }
+    }
+
+    /// Its answer has arrived.
+    pub fn answered(&self, unique: u64) {
+        if !self.is_resumable() {
+            return;
+        }
+        let mut state = self.state.lock();
+        if let Some(entry) = state.entries.get_mut(&unique) {
+            entry.answered = true;
+        }
+        while state.entries.first_entry().is_some_and(|first| first.get().answered) {
+            state.entries.pop_first();
+        }
+        drop(state);
+        self.finished.notify_all();
+    }
+}
+
+impl Ledger for Requests {
+    fn recovered(&self, progress: &Progress) {
+        // Where there was no server before, what is on the disk is of another connection.
+        if !self.successor {
+            return;
+        }
+        let outstanding = self.kernel.committed(progress).and_then(|()| self.kernel.outstanding());
+        let outstanding = outstanding.unwrap_or_else(|error| {
+            eprintln!("ext4d: telling the kernel of requests up to {}: {error}", progress.upto);
+            Vec::new()
+        });
+        let mut state = self.state.lock();
+        state.highest = progress.upto;
+        state.entries = outstanding.into_iter().map(|unique| (unique, Entry::default())).collect();
+    }
+
+    fn progress(&self) -> Progress {
         let state = self.state.lock();
-        let upto = state.open.first().map_or(state.highest, |first| first - 1);
-        let also = state.ahead.iter().map(|(&request, &result)| Done { request, result }).collect();
-        Progress { upto, also }
+        let upto = state.entries.first_key_value().map_or(state.highest, |(first, _)| first - 1);
+        let done = state.entries.iter().filter_map(|(&request, entry)| Some(Done { request, result: entry.done? }));
+        Progress { upto, also: done.collect() }
+    }
+
+    fn done(&self, made: Option<(u32, u32)>) {
+        if let Some(unique) = CURRENT.get() {
+            self.end(unique, made.map_or(0, |(ino, generation)| crate::node::number(ino, generation)));
+        }
+    }
+
+    fn committed(&self, progress: &Progress) {
+        if !self.is_resumable() || !self.mounted.load(Ordering::Acquire) {
+            return;
+        }
+        {
+            let mut state = self.state.lock();
+            if state.told == *progress {
+                return;
+            }
+            state.told = progress.clone();
+        }
+        if let Err(error) = self.kernel.committed(progress)
+            && error.raw_os_error() != Some(ext4::Errno::NODEV.raw_os_error())
+        {
+            eprintln!("ext4d: telling the kernel of requests up to {}: {error}", progress.upto);
+        }
     }
 }
 
@@ -153,29 +285,65 @@ impl Requests {
 mod tests {
     use super::*;
 
+    struct Nobody;
+
+    impl Kernel for Nobody {
+        fn receive(&self, _: &mut [u8]) -> rustix::io::Result<usize> {
+            Err(ext4::Errno::NODEV)
+        }
+
+        fn answer(&self, _: &[u8]) -> rustix::io::Result<()> {
+            Ok(())
+        }
+
+        fn committed(&self, _: &Progress) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn outstanding(&self) -> std::io::Result<Vec<u64>> {
+            Ok(vec![12, 16, 14])
+        }
+    }
+
+    fn done(request: u64, result: u64) -> Done {
+        Done { request, result }
+    }
+
     #[test]
     fn what_is_done_ahead_is_told_one_by_one() {
-        let requests = Requests::new(true, &Progress::default(), None);
+        let requests = Requests::new(Arc::new(Nobody), true, false, None);
         for unique in [2, 4, 6, 8] {
             requests.begin(unique);
         }
         requests.end(4, 40);
         requests.end(8, 80);
-        let also = vec![Done { request: 4, result: 40 }, Done { request: 8, result: 80 }];
-        assert_eq!(requests.progress(), Progress { upto: 1, also });
+        requests.answered(4);
+        assert_eq!(requests.progress(), Progress { upto: 1, also: vec![done(4, 40), done(8, 80)] });
         requests.end(2, 20);
-        assert_eq!(requests.progress(), Progress { upto: 5, also: vec![Done { request: 8, result: 80 }] });
-        requests.end(6, 0);
+        // Done, but the answer may be lost: what it made is still needed.
+        assert_eq!(requests.progress(), Progress { upto: 1, also: vec![done(2, 20), done(4, 40), done(8, 80)] });
+        requests.answered(2);
+        assert_eq!(requests.progress(), Progress { upto: 5, also: vec![done(8, 80)] });
+        // The third failed.
+        requests.answered(6);
+        requests.answered(8);
         assert_eq!(requests.progress(), Progress { upto: 8, also: Vec::new() });
     }
 
     #[test]
-    fn a_successor_knows_what_was_done() {
-        let found = Progress { upto: 10, also: vec![Done { request: 14, result: 7 }] };
-        let requests = Requests::new(true, &found, None);
-        assert_eq!(
-            (requests.done_before(9), requests.done_before(14), requests.done_before(12)),
-            (Some(0), Some(7), None)
-        );
+    fn a_successor_does_not_overtake_what_is_to_come_again() {
+        let requests = Requests::new(Arc::new(Nobody), true, true, None);
+        requests.recovered(&Progress { upto: 10, also: Vec::new() });
+        assert_eq!(requests.progress(), Progress { upto: 11, also: Vec::new() });
+        requests.begin(16);
+        requests.end(16, 0);
+        requests.answered(16);
+        assert_eq!(requests.progress(), Progress { upto: 11, also: vec![done(16, 0)] });
+        for unique in [12, 14] {
+            requests.begin(unique);
+            requests.end(unique, 0);
+            requests.answered(unique);
+        }
+        assert_eq!(requests.progress(), Progress { upto: 16, also: Vec::new() });
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A driver opens none of these itself: what its file lists is what it gets, under the names of sd_listen_fds(3) that
 //! `libs/scheme` and `libs/driver` look for (`scheme`, `iommufd`, `dma_heap:system`, `vduse`, `tap`, `vfio:0000:00:02.0`). The connection of
-//! a resumable scheme is kept, so that a successor goes on with it; all else is opened anew at each start, and goes when the
-//! driver's process does.
+//! a resumable scheme or file system is kept, so that a successor goes on with it; all else is opened anew at each start, and
+//! goes when the driver's process does.
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scheme::{Connection, Grant};
 use tap::Tap;
 
@@ -59,6 +60,9 @@ impl Grants {
         if let Some(served) = &unit.serves {
             let fd = self.mounted(name, served).with_context(|| format!("mounting {}", served.source.display()))?;
             passed.push((STDIN.to_owned(), fd));
+        }
+        if unit.fuse {
+            passed.push(("fuse".to_owned(), self.mount_connection(name)?));
         }
         // A device is bound to an iommufd, also one that does no DMA.
         if unit.dma || unit.device.is_some() {
@@ -110,6 +114,22 @@ impl Grants {
         Ok(tap.into_fd())
     }
 
+    /// `/dev/fuse`, or what a predecessor mounted with it. One that was never mounted and one whose mount is gone poll as an
+    /// error: neither has anything to go on with.
+    fn mount_connection(&mut self, name: &str) -> Result<OwnedFd> {
+        if let Some(kept) = self.connections.get(name) {
+            let mut fds = [PollFd::new(kept, PollFlags::empty())];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut fds, Some(&now))?;
+            if !fds[0].revents().contains(PollFlags::ERR) {
+                return Ok(kept.try_clone()?);
+            }
+        }
+        let fd: OwnedFd = open(Path::new("dev/fuse"))?.into();
+        self.connections.insert(name.to_owned(), fd.try_clone()?);
+        Ok(fd)
+    }
+
     fn connection(&mut self, name: &str, path: &Path) -> Result<OwnedFd> {
         if let Some(kept) = self.connections.get(name) {
             return Ok(kept.try_clone()?);
@@ -137,7 +157,7 @@ impl Grants {
         let at = own_path(&served.at);
         std::fs::create_dir_all(at).with_context(|| at.display().to_string())?;
         let fd = fuse.as_raw_fd();
-        let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions");
+        let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,resumable");
         let flags = if served.read_only { MsFlags::MS_NOATIME | MsFlags::MS_RDONLY } else { MsFlags::MS_NOATIME };
         mount(Some(&served.source), at, Some(served.kind.as_str()), flags, Some(data.as_str()))?;
         self.connections.insert(name.to_owned(), fuse.as_fd().try_clone_to_owned()?);

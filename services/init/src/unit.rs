@@ -129,6 +129,9 @@ pub struct Unit {
     /// Files that it receives open for reading and writing, each named by its last component.
     #[serde(default)]
     pub files: Vec<PathBuf>,
+    /// It receives `/dev/fuse` as descriptor `fuse`. What it mounts with it is kept while it is restarted.
+    #[serde(default)]
+    pub fuse: bool,
     /// It runs in a root of its own with a user id of its own and without capabilities ([`mod@crate::confine`]).
     #[serde(default)]
     pub confined: bool,

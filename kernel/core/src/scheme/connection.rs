@@ -27,12 +27,14 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use fuse_abi::scheme::Replay;
 use fuse_abi::{InHeader, InterruptIn, MIN_READ_BUFFER, NotifyCode, Opcode, OutHeader, UNIQUE_RESEND};
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 use ursa_hal::sync::SpinLock;
 use ursa_hal::task::Task;
 
 use super::request::{CallOptions, Message, OnKill, Reply, Request, State};
+use super::retain::{self, Retained, Retention};
 use crate::fs::{File, Sink, Source};
 use crate::poll::{PollEvents, PollTable};
 use crate::process::{Pid, try_current};
@@ -58,6 +60,17 @@ pub trait Owner: Any + Send + Sync {
 
     /// The connection has ended; runs once.
     fn aborted(&self, connection: &Arc<Connection>);
+
+    /// An ioctl on the server's descriptor that is not one of every connection.
+    ///
+    /// # Errors
+    /// `ENOTTY` for an unknown one.
+    fn ioctl(&self, _connection: &Arc<Connection>, _cmd: u32, _arg: usize) -> Result<i64> {
+        Err(Errno::ENOTTY)
+    }
+
+    /// A request that had been answered was sent to a successor, which failed it.
+    fn replay_failed(&self, _request: &Request, _error: Errno) {}
 }
 
 /// The bit of `unique` that names the `INTERRUPT` of a request.
@@ -66,23 +79,37 @@ const INTERRUPT_BIT: u64 = 1;
 const ERRNO_END: i32 = 512;
 /// The most bytes of a notification.
 const NOTIFY_MAX: usize = 256 << 10;
+/// How many answered requests are remembered.
+const HISTORY: usize = 64;
 
-struct Queue {
-    aborted: bool,
-    pending: VecDeque<Arc<Request>>,
+pub(super) struct Queue {
+    pub aborted: bool,
+    /// A server has read something.
+    pub served: bool,
+    /// The next number, in steps of 2: the lowest bit is [`INTERRUPT_BIT`]. Numbers rise along `pending`, but for what
+    /// comes again.
+    pub next_unique: u64,
+    pub pending: VecDeque<Arc<Request>>,
     /// Sent and not answered.
-    processing: BTreeMap<u64, Arc<Request>>,
+    pub processing: BTreeMap<u64, Arc<Request>>,
     /// Whose `INTERRUPT` is to be sent.
     interrupts: VecDeque<Arc<Request>>,
+    pub retention: Retention,
+    /// The last requests that were answered.
+    history: VecDeque<Record>,
+    /// The same of the last server that ended.
+    last_words: Vec<Record>,
 }
 
 /// A connection to a server.
 pub struct Connection {
     name: Box<str>,
     owner: Box<dyn Owner>,
-    /// Counts in steps of 2: the lowest bit is [`INTERRUPT_BIT`].
-    next_unique: AtomicU64,
-    queue: SpinLock<Queue>,
+    pub(super) queue: SpinLock<Queue>,
+    /// What is answered is retained until it is durable.
+    retains: AtomicBool,
+    /// Callers that wait until less is retained.
+    pub(super) room: WaitQueue,
     /// Server threads that wait for requests, and pollers.
     readers: Arc<WaitQueue>,
     /// Open server descriptors.
@@ -115,19 +142,44 @@ pub struct Snapshot {
     pub server: Pid,
 }
 
+/// A request that a server has answered, or had when it ended.
+#[derive(Clone, Copy)]
+pub struct Record {
+    /// Its number.
+    pub unique: u64,
+    /// What it asked.
+    pub opcode: u32,
+    /// Node or cookie.
+    pub node: u64,
+    /// The error number of the answer, 0 or less; none when there was no answer.
+    pub answer: Option<i32>,
+}
+
+impl Record {
+    fn of(request: &Request, answer: Option<i32>) -> Record {
+        Record { unique: request.unique(), opcode: request.header.opcode, node: request.header.nodeid, answer }
+    }
+}
+
 impl Connection {
     /// A connection that no server has opened yet. `name` is for people.
     pub fn new(name: &str, owner: Box<dyn Owner>) -> Arc<Connection> {
         Arc::new(Connection {
             name: Box::from(name),
             owner,
-            next_unique: AtomicU64::new(2),
             queue: SpinLock::new(Queue {
                 aborted: false,
+                served: false,
+                next_unique: 2,
                 pending: VecDeque::new(),
                 processing: BTreeMap::new(),
                 interrupts: VecDeque::new(),
+                retention: Retention::default(),
+                history: VecDeque::new(),
+                last_words: Vec::new(),
             }),
+            retains: AtomicBool::new(false),
+            room: WaitQueue::new(),
             readers: Arc::new(WaitQueue::new()),
             servers: AtomicUsize::new(0),
             max_write: AtomicU32::new(4096),
@@ -156,6 +208,16 @@ impl Connection {
         self.queue.lock().aborted
     }
 
+    /// From now on answers are retained until they are durable.
+    pub fn set_retains(&self) {
+        self.retains.store(true, Ordering::Release);
+    }
+
+    /// Whether they are.
+    pub(super) fn retains(&self) -> bool {
+        self.retains.load(Ordering::Acquire)
+    }
+
     /// Sets what the handshake agreed on.
     pub fn set_max_write(&self, bytes: u32) {
         self.max_write.store(bytes, Ordering::Relaxed);
@@ -178,7 +240,15 @@ impl Connection {
     /// # Errors
     /// What the server answers; [`Owner::gone`]; `EIO` for an answer that is none; `ERESTARTSYS`, `EINTR`.
     pub fn call(self: &Arc<Self>, message: Message, options: CallOptions<'_>) -> Result<Reply> {
-        let (restartable, patient, on_kill) = (options.restartable, options.patient, options.on_kill);
+        let (restartable, patient, mut on_kill) = (options.restartable, options.patient, options.on_kill);
+        let changes = self.retains() && message.changes_files();
+        if changes {
+            self.wait_for_room()?;
+            // What a server has read may have had its effect, on which others may build.
+            if on_kill == OnKill::Forget {
+                on_kill = OnKill::KeepSent;
+            }
+        }
         let request = self.submit(message, options, true, false)?;
         let mut answer = None;
         if !patient {
@@ -198,7 +268,7 @@ impl Connection {
                 .inspect_err(|_| self.abandon(&request, on_kill))?,
         };
         match answer {
-            Ok(body) => Ok(Reply { body, request }),
+            Ok(body) => Ok(Reply { body, connection: self.retains().then(|| self.clone()), request }),
             Err(Errno::EINTR) if restartable && crate::sched::signal_pending() => Err(Errno::ERESTARTSYS),
             Err(error) => Err(error),
         }
@@ -221,17 +291,42 @@ impl Connection {
     }
 
     fn submit(&self, message: Message, options: CallOptions<'_>, waits: bool, no_reply: bool) -> Result<Arc<Request>> {
-        let unique = self.next_unique.fetch_add(2, Ordering::Relaxed);
-        let request = Arc::new(Request::new(message, unique, options, waits, no_reply));
-        {
-            let mut queue = self.queue.lock();
-            if queue.aborted {
-                return Err(self.gone());
-            }
-            queue.pending.push_back(request.clone());
-        }
-        self.readers.wake_n(1, PollEvents::READABLE, waits);
+        let request = self.enqueue(message, options, waits, no_reply)?;
+        self.wake_reader(waits);
         Ok(request)
+    }
+
+    fn enqueue(&self, message: Message, options: CallOptions<'_>, waits: bool, no_reply: bool) -> Result<Arc<Request>> {
+        let mut request = Arc::new(Request::new(message, options, waits, no_reply));
+        let mut queue = self.queue.lock();
+        if queue.aborted {
+            drop(queue);
+            return Err(self.gone());
+        }
+        // Under the lock: numbers are in the order in which requests are sent, so that "all up to" means something.
+        if let Some(request) = Arc::get_mut(&mut request) {
+            request.header.unique = queue.next_unique;
+        }
+        queue.next_unique += 2;
+        queue.pending.push_back(request.clone());
+        Ok(request)
+    }
+
+    fn wake_reader(&self, handoff: bool) {
+        self.readers.wake_n(1, PollEvents::READABLE, handoff);
+    }
+
+    /// As [`Connection::post`], but nobody is woken: [`Connection::wake_posted`] does. For callers that hold a spin lock.
+    ///
+    /// # Errors
+    /// [`Owner::gone`].
+    pub fn post_quietly(&self, message: Message) -> Result {
+        self.enqueue(message, CallOptions::new(super::ReplySize::NONE), false, true).map(drop)
+    }
+
+    /// See [`Connection::post_quietly`].
+    pub fn wake_posted(&self) {
+        self.wake_reader(false);
     }
 
     /// Takes a request that no server has seen out of the queue. False: it was seen.
@@ -239,7 +334,7 @@ impl Connection {
         let mut queue = self.queue.lock();
         let found = queue.pending.iter().position(|other| Arc::ptr_eq(other, request));
         // One that a former server had may have had its effect.
-        let found = found.filter(|_| !request.progress.lock().resend);
+        let found = found.filter(|_| !request.progress.lock().was_seen());
         let taken = found.and_then(|index| queue.pending.remove(index));
         drop(queue);
         taken.is_some()
@@ -268,13 +363,14 @@ impl Connection {
     }
 
     /// The caller is being killed: nobody waits for the answer any more.
-    fn abandon(&self, request: &Arc<Request>, on_kill: OnKill) {
+    fn abandon(self: &Arc<Self>, request: &Arc<Request>, on_kill: OnKill) {
         let mut queue = self.queue.lock();
         let mut progress = request.progress.lock();
         // The server must not reach into a process that goes, nor keep its memory.
         let caller = progress.caller.take();
         let installs = core::mem::take(&mut progress.installs);
-        let seen = progress.state != State::Pending || progress.resend;
+        let unread = progress.outcome.take();
+        let seen = progress.was_seen();
         let forget = match on_kill {
             OnKill::Forget => true,
             OnKill::KeepSent => !seen,
@@ -293,9 +389,17 @@ impl Connection {
         }
         drop(queue);
         drop((processing, hook, caller, installs));
+        if let Some(outcome) = unread {
+            self.forget_answer(request, &outcome);
+        }
     }
 
     // The server's side.
+
+    /// An ioctl that is the owner's.
+    pub(super) fn owner_ioctl(self: &Arc<Self>, cmd: u32, arg: usize) -> Result<i64> {
+        self.owner.ioctl(self, cmd, arg)
+    }
 
     /// Counts a server descriptor.
     pub(super) fn attach_server(&self) {
@@ -311,12 +415,14 @@ impl Connection {
 
     /// Ends the connection: every request fails, now and later.
     pub fn abort(self: &Arc<Self>) {
+        let retention;
         let requests: Vec<Arc<Request>> = {
             let mut queue = self.queue.lock();
             if core::mem::replace(&mut queue.aborted, true) {
                 return;
             }
             queue.interrupts.clear();
+            retention = core::mem::take(&mut queue.retention);
             let pending = core::mem::take(&mut queue.pending);
             let processing = core::mem::take(&mut queue.processing);
             pending.into_iter().chain(processing.into_values()).collect()
@@ -324,12 +430,17 @@ impl Connection {
         for request in requests {
             self.complete(&request, Err(self.owner.cut_off()), false);
         }
+        drop(retention);
+        self.room.wake_all();
         self.readers.wake_events(PollEvents::READABLE | PollEvents::ALWAYS);
         self.owner.aborted(self);
     }
 
     /// Whether a receive would not wait.
     fn has_work(queue: &Queue) -> bool {
+        if queue.retention.is_replaying() {
+            return queue.aborted || queue.retention.has_next();
+        }
         queue.aborted || !queue.interrupts.is_empty() || !queue.pending.is_empty()
     }
 
@@ -383,6 +494,10 @@ impl Connection {
                         return Ok(len);
                     }
                 }
+                Next::Replay(replay) => {
+                    let put = put(&replay.request, true, Some(replay.extension()), dst);
+                    return put.inspect_err(|_| self.queue.lock().retention.put_back(replay));
+                }
             }
         }
     }
@@ -411,10 +526,15 @@ impl Connection {
         if queue.aborted {
             return Some(Err(Errno::ENODEV));
         }
+        if queue.retention.is_replaying() {
+            // One by one, and nothing else before all are answered.
+            return queue.retention.next().map(|replay| Ok(Next::Replay(replay)));
+        }
         if let Some(request) = queue.interrupts.pop_front() {
             return Some(Ok(Next::Interrupt(request)));
         }
         let request = queue.pending.pop_front()?;
+        queue.served = true;
         let interrupted = {
             let mut progress = request.progress.lock();
             progress.state = State::Sent;
@@ -445,16 +565,18 @@ impl Connection {
 
     /// Copies a request out. `None`: it was failed instead, since it does not fit.
     fn put_request(self: &Arc<Self>, request: &Arc<Request>, dst: &mut Sink<'_>) -> Result<Option<usize>> {
-        let mut header = request.header;
-        if request.progress.lock().resend {
-            header.unique |= UNIQUE_RESEND;
-        }
-        if header.len as usize > dst.remaining() {
+        let (resend, durable) = {
+            let progress = request.progress.lock();
+            (progress.resend, progress.durable)
+        };
+        let extension = durable.filter(|_| resend).map(retain::durable);
+        let more = extension.map_or(0, |_| size_of::<Replay>());
+        if request.header.len as usize + more > dst.remaining() {
             self.fail_sent(request, Errno::EIO);
             return Ok(None);
         }
-        match dst.put_all(header.as_bytes()).and_then(|()| dst.put_all(&request.body)) {
-            Ok(()) => Ok(Some(header.len as usize)),
+        match put(request, resend, extension, dst) {
+            Ok(len) => Ok(Some(len)),
             Err(error) => {
                 self.fail_sent(request, Errno::EIO);
                 Err(error)
@@ -508,7 +630,16 @@ impl Connection {
             if queue.aborted {
                 return Err(Errno::ENODEV);
             }
+            if let Some(replay) = queue.retention.finish(unique) {
+                drop(queue);
+                self.replayed(&replay, header.error);
+                return Ok(total);
+            }
             let request = queue.processing.remove(&unique).ok_or(Errno::ENOENT)?;
+            if queue.history.len() >= HISTORY {
+                queue.history.pop_front();
+            }
+            queue.history.push_back(Record::of(&request, Some(header.error)));
             if !queue.interrupts.is_empty() {
                 queue.interrupts.retain(|other| !Arc::ptr_eq(other, &request));
             }
@@ -519,8 +650,19 @@ impl Connection {
             Err(error) => (Err(Errno::EIO), Err(error)),
         };
         self.answered.fetch_add(1, Ordering::Relaxed);
+        if self.retains() {
+            self.retain(&request, &outcome);
+        }
         self.complete(&request, outcome, handoff);
         result
+    }
+
+    /// A request that is retained was done again.
+    fn replayed(&self, replay: &Retained, error: i32) {
+        if error != 0 {
+            self.owner.replay_failed(&replay.request, error_of(error));
+        }
+        self.readers.wake_events(PollEvents::READABLE);
     }
 
     /// The outcome that an answer means; an error if it is none.
@@ -581,16 +723,25 @@ impl Connection {
         let (hook, dropped) = {
             let mut progress = request.progress.lock();
             let dropped = if outcome.is_err() { core::mem::take(&mut progress.installs) } else { Vec::new() };
-            (progress.hook.take(), dropped)
+            (progress.hook.take(), (dropped, progress.held.take()))
         };
         drop(dropped);
         if let Some(hook) = hook {
             hook(self, &outcome);
         }
-        {
+        let unread = {
             let mut progress = request.progress.lock();
             progress.state = State::Done;
-            progress.outcome = Some(outcome);
+            // Nobody waits for what was sent without a caller, or whose caller was killed.
+            if progress.caller.is_some() {
+                progress.outcome = Some(outcome);
+                None
+            } else {
+                Some(outcome)
+            }
+        };
+        if let Some(outcome) = unread {
+            self.forget_answer(request, &outcome);
         }
         if handoff {
             request.done.wake_one_handoff();
@@ -599,13 +750,18 @@ impl Connection {
         }
     }
 
-    /// Queues what was sent and not answered again, in the old order, before everything else. Returns how many.
-    pub(super) fn resend(&self) -> usize {
+    /// Queues what a former server had again: what is retained, in the order of the answers, then what was sent and not
+    /// answered, in the order of the numbers; before everything else. Returns how many.
+    pub(crate) fn resend(&self) -> usize {
         let mut dropped = Vec::new();
         let count = {
             let mut queue = self.queue.lock();
             let sent = core::mem::take(&mut queue.processing);
-            let count = sent.len();
+            let mut words: Vec<Record> = queue.history.drain(..).collect();
+            words.extend(sent.values().map(|request| Record::of(request, None)));
+            words.drain(..words.len().saturating_sub(HISTORY));
+            queue.last_words = words;
+            let count = sent.len() + queue.retention.restart();
             queue.interrupts.clear();
             for request in sent.into_values().rev() {
                 {
@@ -623,6 +779,16 @@ impl Connection {
             self.readers.wake_events(PollEvents::READABLE);
         }
         count
+    }
+
+    /// The last requests of the last server that ended, oldest first.
+    pub fn last_words(&self) -> Vec<Record> {
+        self.queue.lock().last_words.clone()
+    }
+
+    /// How many requests are retained, and how many bytes they take.
+    pub fn retained(&self) -> (usize, usize) {
+        self.queue.lock().retention.count()
     }
 
     /// What is under way, oldest first.
@@ -679,8 +845,27 @@ fn error_of(error: i32) -> Errno {
     Errno::from_raw(error.unsigned_abs()).unwrap_or(Errno::EIO)
 }
 
+/// Copies a request out.
+fn put(request: &Request, resend: bool, extension: Option<Replay>, dst: &mut Sink<'_>) -> Result<usize> {
+    let mut header = request.header;
+    if resend {
+        header.unique |= UNIQUE_RESEND;
+    }
+    if extension.is_some() {
+        header.len += size_of::<Replay>() as u32;
+        header.total_extlen = (size_of::<Replay>() / 8) as u16;
+    }
+    dst.put_all(header.as_bytes())?;
+    dst.put_all(&request.body)?;
+    if let Some(extension) = extension {
+        dst.put_all(extension.as_bytes())?;
+    }
+    Ok(header.len as usize)
+}
+
 /// What a server thread receives.
 enum Next {
     Request(Arc<Request>),
+    Replay(Arc<Retained>),
     Interrupt(Arc<Request>),
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`request`] | one question and its answer |
 //! | [`connection`] | [`Connection`]: the queue between clients and server threads; signals, abort, hostile answers |
+//! | `retain` | what was answered and is not durable yet; replays for a successor |
 //! | [`server`] | [`ServerFile`]: the server's descriptor (`/dev/fuse`, `/dev/scheme`) |
 //! | [`device`] | [`DeviceServer`]: a connection that publishes devices; grants and handshake |
 //! | [`publish`] | what a device is in the system: number, node, sysfs |
@@ -22,9 +23,10 @@ mod extension;
 pub mod file;
 mod publish;
 pub mod request;
+mod retain;
 pub mod server;
 mod tests;
-mod tree;
+pub(crate) mod tree;
 
 use alloc::sync::Arc;
 
@@ -33,7 +35,7 @@ use fuse_abi::scheme::SCHEME_MINOR;
 pub use connection::{Connection, Owner, Snapshot};
 pub use device::DeviceServer;
 pub use file::OpenFile;
-pub use request::{CallOptions, Message, OnKill, Reply, ReplySize};
+pub use request::{CallOptions, Message, OnKill, Reply, ReplySize, Request};
 pub use server::ServerFile;
 
 use crate::Result;

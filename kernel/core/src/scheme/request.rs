@@ -79,6 +79,11 @@ impl Message {
         user::read_bytes(addr, &mut self.body[at..]).inspect_err(|_| self.body.truncate(at))
     }
 
+    /// Whether it may change what a file system keeps.
+    pub(super) fn changes_files(&self) -> bool {
+        Opcode::from_raw(self.opcode).is_some_and(Opcode::changes_files)
+    }
+
     /// Changes the structure at the front of the body.
     pub fn update<T: FromBytes + IntoBytes + linux_uapi::zerocopy::KnownLayout>(
         &mut self,
@@ -192,6 +197,17 @@ pub(super) struct Progress {
     pub installs: Vec<Install>,
     /// None: nobody waits (background, or the caller was killed), or it has no answer at all.
     pub caller: Option<Arc<Caller>>,
+    /// A former server made it durable and did not answer: what it made.
+    pub durable: Option<u64>,
+    /// Until the answer.
+    pub held: Option<Held>,
+}
+
+impl Progress {
+    /// Whether a server has read it, so that it may have had its effect.
+    pub fn was_seen(&self) -> bool {
+        self.state != State::Pending || self.resend
+    }
 }
 
 /// A descriptor that the caller gets with the answer.
@@ -201,7 +217,7 @@ pub(super) struct Install {
 }
 
 /// Pages that a large request takes, on its caller's account.
-struct Held {
+pub(super) struct Held {
     charge: Arc<Charge>,
     pages: u64,
 }
@@ -223,12 +239,11 @@ pub struct Request {
     pub(super) since: u64,
     pub(super) progress: SpinLock<Progress>,
     pub(super) done: WaitQueue,
-    _held: Option<Held>,
 }
 
 impl Request {
-    /// Makes a request of the running thread. The unique number comes with [`Request::header`] when it is queued.
-    pub(super) fn new(message: Message, unique: u64, options: CallOptions<'_>, waits: bool, no_reply: bool) -> Request {
+    /// Makes a request of the running thread. Its number comes when it is queued.
+    pub(super) fn new(message: Message, options: CallOptions<'_>, waits: bool, no_reply: bool) -> Request {
         let current = try_current();
         let (mut uid, mut gid, mut pid) = (0, 0, 0);
         if let Some(thread) = &current {
@@ -251,7 +266,6 @@ impl Request {
         let header = InHeader {
             len: (size_of::<InHeader>() + message.body.len()) as u32,
             opcode: message.opcode,
-            unique,
             nodeid: message.node,
             uid,
             gid,
@@ -273,15 +287,21 @@ impl Request {
                 hook: options.hook,
                 installs: Vec::new(),
                 caller,
+                durable: None,
+                held,
             }),
             done: WaitQueue::new(),
-            _held: held,
         }
     }
 
     /// The number that the server answers with.
     pub fn unique(&self) -> u64 {
         self.header.unique
+    }
+
+    /// What it asks, as a number.
+    pub fn opcode(&self) -> u32 {
+        self.header.opcode
     }
 
     /// The answer, once.
@@ -316,6 +336,8 @@ impl Request {
 /// An answer without error.
 pub struct Reply {
     pub(super) body: Vec<u8>,
+    /// Where a look-up in it counts as unclaimed while this lives.
+    pub(super) connection: Option<Arc<Connection>>,
     pub(super) request: Arc<Request>,
 }
 
@@ -343,6 +365,16 @@ impl Reply {
         let installs = core::mem::take(&mut self.request.progress.lock().installs);
         for Install { slot, file } in installs {
             slot.commit(file);
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.connection
+            && Opcode::from_raw(self.request.header.opcode).is_some_and(Opcode::answers_entry)
+        {
+            connection.claim(self.request.unique());
         }
     }
 }

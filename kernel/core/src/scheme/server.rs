@@ -110,7 +110,7 @@ impl FileOps for ServerFile {
         }
         match connection.owner_as::<DeviceServer>() {
             Some(server) => extension::ioctl(connection, server, cmd, arg),
-            None => Err(Errno::ENOTTY),
+            None => connection.owner_ioctl(cmd, arg),
         }
     }
 

@@ -152,9 +152,18 @@ pub(super) fn add(connection: &Arc<Connection>) -> Result {
     Ok(())
 }
 
+/// Shows a mount's connection in `/proc/scheme`, unless its name is taken.
+pub(crate) fn add_mount(connection: &Arc<Connection>) {
+    NAMES.lock().entry(connection.name().to_string()).or_insert_with(|| Arc::downgrade(connection));
+}
+
 /// Takes the name of a connection that has ended back.
-pub(super) fn forget(connection: &Connection) {
+pub(crate) fn forget(connection: &Connection) {
     let name = connection.name();
+    if !NAMES.lock().get(name).is_some_and(|known| core::ptr::eq(known.as_ptr(), connection)) {
+        return;
+    }
+    // First the directory: the name is free for another afterwards only.
     with_entries(None, |root| drop(root.remove(name)));
     let gone = NAMES.lock().remove(name);
     drop(gone);
@@ -209,6 +218,10 @@ fn show(connection: &Connection, out: &mut Text) -> Result {
         writeln!(out, "extensions {extensions:#x} resumable {}", u8::from(server.is_resumable())).map_err(fail)?;
     }
     writeln!(out, "answered {}", connection.answered()).map_err(fail)?;
+    let (retained, bytes) = connection.retained();
+    if retained > 0 {
+        writeln!(out, "retained {retained} bytes {bytes}").map_err(fail)?;
+    }
     writeln!(out, "unique opcode node age_us state caller server").map_err(fail)?;
     for request in connection.snapshot() {
         let state = match (request.sent, request.interrupted) {
@@ -216,13 +229,28 @@ fn show(connection: &Connection, out: &mut Text) -> Result {
             (true, false) => "sent",
             (true, true) => "interrupted",
         };
-        write!(out, "{} ", request.unique).map_err(fail)?;
-        match Opcode::from_raw(request.opcode) {
-            Some(opcode) => write!(out, "{opcode:?}").map_err(fail)?,
-            None => write!(out, "{}", request.opcode).map_err(fail)?,
-        }
+        write!(out, "{} {} ", request.unique, Name(request.opcode)).map_err(fail)?;
         let (node, age) = (request.node, request.age_ns / 1000);
-        writeln!(out, " {node} {age} {state} {} {}", request.caller, request.server).map_err(fail)?;
+        writeln!(out, "{node} {age} {state} {} {}", request.caller, request.server).map_err(fail)?;
+    }
+    for record in connection.last_words() {
+        write!(out, "before: {} {} {} ", record.unique, Name(record.opcode), record.node).map_err(fail)?;
+        match record.answer {
+            Some(error) => writeln!(out, "answered {error}").map_err(fail)?,
+            None => writeln!(out, "not answered").map_err(fail)?,
+        }
     }
     Ok(())
+}
+
+/// A request's name, or its number.
+struct Name(u32);
+
+impl core::fmt::Display for Name {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match Opcode::from_raw(self.0) {
+            Some(opcode) => write!(f, "{opcode:?}"),
+            None => write!(f, "{}", self.0),
+        }
+    }
 }

@@ -77,8 +77,11 @@ pub struct Time {
 }
 
 impl Time {
-    /// Now.
+    /// Now, or when it was that what is done again was done.
     pub fn now() -> Time {
+        if let Some(again) = crate::again::current() {
+            return again.now;
+        }
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
     }

@@ -20,8 +20,8 @@ use crate::error::{Error, Result};
 /// Bytes of one [`Done`] in a commit block; their number is the word before the first.
 const DONE: usize = 16;
 
-/// A closed transaction, its blocks in order, and how far requests are.
-type Frozen = (Transaction, Vec<(u64, Arc<[u8]>)>, Progress);
+/// A closed transaction and its blocks in order.
+type Frozen = (Transaction, Vec<(u64, Arc<[u8]>)>);
 
 impl Journal {
     /// Makes transaction `target` and all before it durable.
@@ -36,17 +36,16 @@ impl Journal {
         if self.has_failed() {
             return Err(Errno::ROFS.into());
         }
-        let frozen = self.freeze(hooks).inspect_err(|_| self.fail())?;
-        let Some((transaction, frozen, progress)) = frozen else {
+        let (frozen, progress) = self.freeze(hooks).inspect_err(|_| self.fail())?;
+        let Some((transaction, frozen)) = frozen else {
             // Nothing to commit, but data may have been written over in place.
-            return self.dev.flush().map_err(|error| {
-                self.fail();
-                error.into()
-            });
+            self.dev.flush().inspect_err(|_| self.fail())?;
+            hooks.committed(&[], &progress);
+            return Ok(());
         };
         self.write(&mut log, &transaction, &frozen, &progress).inspect_err(|_| self.fail())?;
         self.state.lock().committed = transaction.tid;
-        hooks.committed(&transaction.freed);
+        hooks.committed(&transaction.freed, &progress);
         if let Some(log) = log.as_mut()
             && log.free < log.capacity() / 4
         {
@@ -55,25 +54,27 @@ impl Journal {
         Ok(())
     }
 
-    /// Closes the running transaction and takes its blocks as they are now; `None` when there is nothing in it. It keeps its
-    /// number then: a replay stops at a number that is missing.
-    fn freeze(&self, hooks: &dyn Hooks) -> Result<Option<Frozen>> {
+    /// Closes the running transaction and takes its blocks as they are now, with what requests are in it and those before;
+    /// `None` when there is nothing in it. It keeps its number then: a replay stops at a number that is missing.
+    fn freeze(&self, hooks: &dyn Hooks) -> Result<(Option<Frozen>, Progress)> {
         let mut state = self.state.lock();
         state.locked = true;
         while state.active > 0 {
             self.changed.wait(&mut state);
         }
         if state.running.is_empty() {
+            let progress = hooks.progress();
             state.locked = false;
             self.changed.notify_all();
-            return Ok(None);
+            return Ok((None, progress));
         }
         let tid = state.running.tid;
         // The handle that seals counts as active, so that its end finds what it expects.
         state.active = 1;
         drop(state);
         let handle = Handle { journal: self, tid, credits: 0 };
-        let progress = hooks.seal(&handle);
+        let sealed = hooks.seal(&handle);
+        let progress = hooks.progress();
         drop(handle);
 
         let mut state = self.state.lock();
@@ -95,7 +96,8 @@ impl Journal {
         self.changed.notify_all();
         drop(state);
         frozen.sort_unstable_by_key(|(block, _)| *block);
-        Ok(Some((transaction, frozen, progress?)))
+        sealed?;
+        Ok((Some((transaction, frozen)), progress))
     }
 
     fn write(

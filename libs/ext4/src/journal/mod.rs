@@ -29,6 +29,7 @@ use rustix::io::Errno;
 use crate::cache::{Buf, Overlay};
 use crate::device::BlockDevice;
 use crate::error::Result;
+pub(crate) use commit::done_room;
 pub use log::Log;
 pub(crate) use replay::{Recovered, recover};
 
@@ -50,17 +51,35 @@ pub struct Progress {
     pub also: Vec<Done>,
 }
 
+/// Keeps account of requests, so that a commit can say which are in it.
+pub trait Ledger: Send + Sync {
+    /// What was found on the disk at mount, before anything is written.
+    fn recovered(&self, progress: &Progress);
+
+    /// How far requests are. No operation is changing anything.
+    fn progress(&self) -> Progress;
+
+    /// The operation that this thread does has had all of its effect, which is in the running transaction: the caller has
+    /// a handle. `made`: number and generation of an inode.
+    fn done(&self, made: Option<(u32, u32)>);
+
+    /// So much is durable.
+    fn committed(&self, progress: &Progress);
+}
+
 /// What the file system does around a commit.
 pub trait Hooks {
-    /// Writes what is kept outside of blocks (counters, group descriptors) into blocks, and says how far requests are. No
-    /// other handle is open.
+    /// Writes what is kept outside of blocks (counters, group descriptors) into blocks. No other handle is open.
     ///
     /// # Errors
     /// Any ends the journal.
-    fn seal(&self, handle: &Handle<'_>) -> Result<Progress>;
+    fn seal(&self, handle: &Handle<'_>) -> Result<()>;
 
-    /// The runs of blocks that the transaction freed may be used again.
-    fn committed(&self, freed: &[(u64, u32)]);
+    /// How far requests are. No handle is open.
+    fn progress(&self) -> Progress;
+
+    /// The runs of blocks that the transaction freed may be used again, and so much is durable.
+    fn committed(&self, freed: &[(u64, u32)], progress: &Progress);
 }
 
 /// A transaction that collects changes.

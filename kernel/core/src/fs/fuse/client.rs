@@ -9,11 +9,13 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use fuse_abi::scheme::{self as abi, Live};
 use fuse_abi::{
-    InitFlags, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, NotifyCode, NotifyDeleteOut, NotifyInvalEntryOut,
+    ForgetIn, InitFlags, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, NotifyCode, NotifyDeleteOut, NotifyInvalEntryOut,
     NotifyInvalInodeOut, NotifyPollWakeupOut, Opcode,
 };
-use linux_uapi::zerocopy::{FromBytes, IntoBytes};
+use linux_uapi::zerocopy::{FromBytes, Immutable, IntoBytes};
+use ursa_hal::error;
 use ursa_hal::sync::{Once, SpinLock};
 
 use super::Options;
@@ -22,7 +24,8 @@ use super::node::Node;
 use crate::fs::dentry::hash_name;
 use crate::fs::inode::Inode;
 use crate::process::{Cap, try_current};
-use crate::scheme::{CallOptions, Connection, Message, Owner, Reply, ReplySize};
+use crate::scheme::{CallOptions, Connection, Message, Owner, Reply, ReplySize, Request, tree};
+use crate::user::{self, UserAddr, UserPtr};
 use crate::wait::WaitQueue;
 use crate::{Errno, Result};
 
@@ -60,7 +63,7 @@ pub struct Terms {
 
 impl Terms {
     /// Checks the answer to `INIT`. Older servers send less of it.
-    fn of(body: &[u8], max_read: u32) -> Option<Terms> {
+    fn of(body: &[u8], max_read: u32, offered: InitFlags) -> Option<Terms> {
         let mut out = InitOut::default();
         out.as_mut_bytes().get_mut(..body.len())?.copy_from_slice(body);
         if out.major != KERNEL_VERSION || out.minor < MINOR_MIN {
@@ -70,7 +73,7 @@ impl Terms {
         if flags.contains(InitFlags::INIT_EXT) {
             flags |= InitFlags::from_bits_retain(u64::from(out.flags2) << 32);
         }
-        let flags = flags & OFFERED;
+        let flags = flags & offered;
         let pages = match flags.contains(InitFlags::MAX_PAGES) {
             true => usize::from(out.max_pages).clamp(1, PAGES_MAX),
             false => PAGES_DEFAULT,
@@ -81,6 +84,13 @@ impl Terms {
     }
 }
 
+/// An inode that the server knows.
+struct Known {
+    inode: Weak<Inode>,
+    /// How often it was looked up. Counted here as well while the inode is going.
+    lookups: Arc<AtomicU64>,
+}
+
 /// A mount's state, shared by the super block, the inodes and the connection.
 pub struct FuseFs {
     pub(super) options: Options,
@@ -88,7 +98,9 @@ pub struct FuseFs {
     /// The server's answer to `INIT` was none.
     refused: AtomicBool,
     started: WaitQueue,
-    inodes: SpinLock<BTreeMap<u64, Weak<Inode>>>,
+    inodes: SpinLock<BTreeMap<u64, Known>>,
+    /// A change that had been answered was lost with a server; said to the next `fsync` or `sync`.
+    lost: AtomicBool,
     /// Counts changes of attributes: an answer that is older than the last change is not believed.
     version: AtomicU64,
     /// Requests that the server does not know, by number.
@@ -105,6 +117,7 @@ impl FuseFs {
             refused: AtomicBool::new(false),
             started: WaitQueue::new(),
             inodes: SpinLock::new(BTreeMap::new()),
+            lost: AtomicBool::new(false),
             version: AtomicU64::new(1),
             unknown: AtomicU64::new(0),
             polled: SpinLock::new(BTreeMap::new()),
@@ -114,6 +127,14 @@ impl FuseFs {
     /// Whether the server has answered `INIT`.
     pub fn is_started(&self) -> bool {
         self.terms.get().is_some()
+    }
+
+    fn offered(&self) -> InitFlags {
+        if self.options.resumable { OFFERED | InitFlags::RESUMABLE } else { OFFERED }
+    }
+
+    fn is_resumable(&self) -> bool {
+        self.terms.get().is_some_and(|terms| terms.flags.contains(InitFlags::RESUMABLE))
     }
 
     /// The present version of attributes.
@@ -138,37 +159,78 @@ impl FuseFs {
 
     /// The inode that is known as `id`.
     pub fn inode(&self, id: u64) -> Option<Arc<Inode>> {
-        self.inodes.lock().get(&id).and_then(Weak::upgrade)
+        self.inodes.lock().get(&id).and_then(|known| known.inode.upgrade())
     }
 
     /// All inodes that are known.
     pub fn all_inodes(&self) -> Vec<Arc<Inode>> {
-        self.inodes.lock().values().filter_map(Weak::upgrade).collect()
+        self.inodes.lock().values().filter_map(|known| known.inode.upgrade()).collect()
     }
 
     /// Makes `inode` known, unless `keep` likes the one that is known as `id`; the one that is known then.
-    pub fn enter(&self, id: u64, inode: &Arc<Inode>, keep: impl FnOnce(&Inode) -> bool) -> Arc<Inode> {
+    pub fn enter(
+        &self,
+        id: u64,
+        inode: &Arc<Inode>,
+        lookups: &Arc<AtomicU64>,
+        keep: impl FnOnce(&Inode) -> bool,
+    ) -> Arc<Inode> {
         let mut inodes = self.inodes.lock();
-        let known = inodes.get(&id).and_then(Weak::upgrade);
+        let known = inodes.get(&id).and_then(|known| known.inode.upgrade());
+        let mut replaced = None;
         let chosen = match &known {
             Some(known) if keep(known) => known.clone(),
             _ => {
-                inodes.insert(id, Arc::downgrade(inode));
+                let new = Known { inode: Arc::downgrade(inode), lookups: lookups.clone() };
+                replaced = inodes.insert(id, new);
                 inode.clone()
             }
         };
         // Dropped without the lock: the last reference of an inode takes it.
         drop(inodes);
-        drop(known);
+        drop((known, replaced));
         chosen
     }
 
-    /// `inode` is going.
-    pub fn leave(&self, id: u64, inode: &Inode) {
-        let mut inodes = self.inodes.lock();
-        if inodes.get(&id).is_some_and(|known| core::ptr::eq(known.as_ptr(), inode)) {
-            inodes.remove(&id);
+    /// `inode` is going: its `count` look-ups are given back.
+    pub fn leave(&self, id: u64, inode: &Inode, connection: &Connection, count: u64) {
+        let gone = {
+            let mut inodes = self.inodes.lock();
+            // With the lock: a successor of the server counts the inode, or gets the message.
+            if count > 0 {
+                // An error means that the server is gone, and what it knew with it.
+                let _ = connection.post_quietly(Message::new(Opcode::Forget, id).with(&ForgetIn { nlookup: count }));
+            }
+            let is_it = inodes.get(&id).is_some_and(|known| core::ptr::eq(known.inode.as_ptr(), inode));
+            is_it.then(|| inodes.remove(&id))
+        };
+        drop(gone);
+        if count > 0 {
+            connection.wake_posted();
         }
+    }
+
+    /// What a successor of the server must know: inodes with their look-ups. What is on its way of either is in it. An
+    /// answer that is being taken at this moment may count twice, which keeps an inode longer than need be.
+    fn live(&self, connection: &Connection) -> Result<Vec<Live>> {
+        let (live, forgets) = {
+            let inodes = self.inodes.lock();
+            let (unclaimed, forgets) = connection.take_over()?;
+            let mut live: BTreeMap<u64, u64> =
+                inodes.iter().map(|(id, known)| (*id, known.lookups.load(Ordering::Acquire))).collect();
+            for node in unclaimed {
+                *live.entry(node).or_default() += 1;
+            }
+            (live, forgets)
+        };
+        drop(forgets);
+        let live = live.into_iter().filter(|(_, lookups)| *lookups > 0);
+        Ok(live.map(|(node, lookups)| Live { node, lookups }).collect())
+    }
+
+    /// Whether answered changes were lost since the last time that this was asked.
+    pub fn take_lost(&self) -> Result {
+        if self.lost.load(Ordering::Relaxed) && self.lost.swap(false, Ordering::AcqRel) { Err(Errno::EIO) } else { Ok(()) }
     }
 
     /// Registers a file for poll notifications.
@@ -210,7 +272,8 @@ impl Client {
     /// # Errors
     /// `ENOTCONN` when the descriptor was closed already.
     pub fn begin(&self) -> Result {
-        let flags = OFFERED.bits();
+        let offered = self.fs.offered();
+        let flags = offered.bits();
         let body = InitIn {
             major: KERNEL_VERSION,
             minor: KERNEL_MINOR_VERSION,
@@ -221,8 +284,11 @@ impl Client {
         };
         let fs = self.fs.clone();
         let hook = Box::new(move |connection: &Arc<Connection>, outcome: &Result<Vec<u8>>| {
-            match outcome.as_ref().ok().and_then(|body| Terms::of(body, fs.options.max_read)) {
+            match outcome.as_ref().ok().and_then(|body| Terms::of(body, fs.options.max_read, offered)) {
                 Some(terms) => {
+                    if terms.flags.contains(InitFlags::RESUMABLE) {
+                        connection.set_retains();
+                    }
                     connection.set_max_write(terms.max_write as u32);
                     fs.terms.call_once(|| terms);
                 }
@@ -328,6 +394,14 @@ impl Client {
 /// The connection's owner.
 pub struct Mounted(pub Arc<FuseFs>);
 
+/// Writes as many of `entries` as there is room for; how many there are.
+fn list<T: IntoBytes + Immutable>(at: u64, entries: &[T]) -> Result<i64> {
+    let room = UserPtr::<abi::Room>::new(at).read()?;
+    let count = entries.len().min(usize::try_from(room.count).unwrap_or(usize::MAX));
+    user::write_bytes(UserAddr::new(room.at), entries[..count].as_bytes())?;
+    Ok(entries.len() as i64)
+}
+
 /// Splits a notification into its structure and the name that follows, which ends with a NUL.
 fn named<T: FromBytes>(body: &[u8], len: impl FnOnce(&T) -> u32) -> Result<(T, &[u8])> {
     let (out, rest) = T::read_from_prefix(body).map_err(|_| Errno::EINVAL)?;
@@ -376,11 +450,14 @@ impl Mounted {
 
 impl Owner for Mounted {
     fn gone(&self) -> Errno {
+        if self.0.is_resumable() {
+            return Errno::EIO;
+        }
         if self.0.refused.load(Ordering::Acquire) { Errno::ECONNREFUSED } else { Errno::ENOTCONN }
     }
 
     fn cut_off(&self) -> Errno {
-        Errno::ECONNABORTED
+        if self.0.is_resumable() { Errno::EIO } else { Errno::ECONNABORTED }
     }
 
     fn notify(&self, _connection: &Arc<Connection>, code: NotifyCode, body: &[u8]) -> Result {
@@ -405,7 +482,43 @@ impl Owner for Mounted {
         }
     }
 
-    fn aborted(&self, _connection: &Arc<Connection>) {
+    fn ioctl(&self, connection: &Arc<Connection>, cmd: u32, arg: usize) -> Result<i64> {
+        if !self.0.options.resumable {
+            return Err(Errno::ENOTTY);
+        }
+        if connection.is_aborted() {
+            return Err(Errno::ENODEV);
+        }
+        let at = arg as u64;
+        match cmd {
+            abi::SCHEME_IOC_COMMITTED => {
+                let call = UserPtr::<abi::Committed>::new(at).read()?;
+                let count = usize::try_from(call.count).ok().filter(|count| *count <= abi::ALSO_MAX);
+                let also = user::read_slice(UserPtr::<abi::Done>::new(call.also), count.ok_or(Errno::E2BIG)?)?;
+                let mut also: Vec<(u64, u64)> = also.iter().map(|done| (done.unique, done.result)).collect();
+                also.sort_unstable();
+                connection.committed(call.upto, &also).map(|()| 0)
+            }
+            abi::SCHEME_IOC_LIVE => list(at, &self.0.live(connection)?),
+            abi::SCHEME_IOC_OUTSTANDING => list(at, &connection.outstanding()),
+            abi::SCHEME_IOC_RESUME => Ok(connection.resend() as i64),
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    fn replay_failed(&self, request: &Request, error: Errno) {
+        // What the file that it was about has gone since changes nothing.
+        if error != Errno::ESTALE {
+            let (unique, opcode) = (request.unique(), request.opcode());
+            error!("fuse: request {unique} ({opcode}) was answered by a server that ended, and fails now: {error}");
+            self.0.lost.store(true, Ordering::Release);
+        }
+    }
+
+    fn aborted(&self, connection: &Arc<Connection>) {
+        if self.0.options.resumable {
+            tree::forget(connection);
+        }
         self.0.started.wake_all();
         let _ = self.0.wake_polled(None);
     }

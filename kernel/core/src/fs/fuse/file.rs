@@ -367,8 +367,8 @@ impl FileOps for FuseFile {
         let body = FsyncIn { fh: self.handle.fh, fsync_flags: data_only.into(), padding: 0 };
         // A server without it has nothing to make durable.
         self.client
-            .try_call(Opcode::Fsync, ReplySize::NONE, || Message::new(Opcode::Fsync, node.id()).with(&body))
-            .map(drop)
+            .try_call(Opcode::Fsync, ReplySize::NONE, || Message::new(Opcode::Fsync, node.id()).with(&body))?;
+        self.client.fs.take_lost()
     }
 
     fn fallocate(&self, f: &File, mode: u32, offset: u64, len: u64) -> Result {

@@ -17,11 +17,15 @@
 //! or with `WRITEBACK_CACHE` ends in the page cache: then sizes and times of files are the kernel's to know. Dirty pages are
 //! written at `msync`, `fsync`, `close` and by the tasks of [`crate::mm::writeback`].
 //!
+//! With the option `resumable`, which the superuser may give, a server that agrees to it may end without harm: requests
+//! wait for its successor, and what it had not made durable is done again (`fuse_abi::scheme`). When nobody holds the
+//! connection any more, everybody gets `EIO`.
+//!
 //! Without `allow_other` only the mounting user is served, the superuser neither: a server could hold any caller up for
 //! ever. Without `default_permissions` the server decides who may do what.
 //!
 //! ## Locking
-//! `FuseFs::inodes` is a leaf. `Node::attributes` (sleeping) orders answers with attributes; inside it only the memory
+//! `FuseFs::inodes` comes before a connection's queue, and is a leaf otherwise. `Node::attributes` (sleeping) orders answers with attributes; inside it only the memory
 //! object's locks are taken. No request is made under either.
 //!
 //! References: fuse(4), mount.fuse3(8), `include/uapi/linux/fuse.h`, Linux `fs/fuse/`.
@@ -32,7 +36,7 @@ mod file;
 mod handle;
 mod node;
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 use core::fmt::Write;
 
 use fuse_abi::{Opcode, ROOT_ID, StatfsOut, SyncfsIn};
@@ -44,8 +48,8 @@ use self::node::Node;
 use super::inode::{FileKind, FileSystem, FsStat, SbFlags, SuperBlock, SuperBlockParams, SuperOps};
 use super::path::{LookupFlags, lookup_at};
 use crate::block::{Claim, disk::volume_of};
-use crate::process::current;
-use crate::scheme::{CallOptions, Connection, Message, ReplySize, ServerFile};
+use crate::process::{Cap, capable, current};
+use crate::scheme::{self, CallOptions, Connection, Message, ReplySize, ServerFile};
 use crate::{Errno, Result};
 
 /// `FUSE_SUPER_MAGIC`
@@ -63,12 +67,15 @@ struct Options {
     allow_other: bool,
     default_permissions: bool,
     max_read: u32,
+    /// The server may be succeeded: Ursa's own option, for the superuser.
+    resumable: bool,
 }
 
 /// Decodes `data`. All of `fd`, `rootmode`, `user_id` and `group_id` must be there.
 fn parse_options(data: &[u8], block: bool) -> Result<Options> {
     let (mut fd, mut rootmode, mut user_id, mut group_id) = (None, None, None, None);
     let (mut allow_other, mut default_permissions, mut max_read) = (false, false, u32::MAX);
+    let mut resumable = false;
     for option in data.split(|byte| *byte == b',').filter(|option| !option.is_empty()) {
         let text = core::str::from_utf8(option).map_err(|_| Errno::EINVAL)?;
         let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
@@ -81,6 +88,7 @@ fn parse_options(data: &[u8], block: bool) -> Result<Options> {
             "max_read" => max_read = number(10)?.max(MAX_READ_MIN),
             "allow_other" if value.is_none() => allow_other = true,
             "default_permissions" if value.is_none() => default_permissions = true,
+            "resumable" if value.is_none() => resumable = true,
             // It says how requests to the device are cut, of which the kernel makes none.
             "blksize" if block => drop(number(10)?),
             // What mount.fuse leaves in for others to read.
@@ -98,7 +106,20 @@ fn parse_options(data: &[u8], block: bool) -> Result<Options> {
         allow_other,
         default_permissions,
         max_read,
+        resumable,
     })
+}
+
+/// The name of a resumable connection, for people: `ext4-vda`.
+fn resumable_name(subtype: &str, source: &[u8]) -> String {
+    let last = source.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let kind = if subtype.is_empty() { "fuse" } else { subtype };
+    kind.bytes()
+        .chain([b'-'])
+        .chain(last.iter().copied())
+        .map(|byte| if plain(&byte) { char::from(byte) } else { '_' })
+        .collect()
 }
 
 /// The types `fuse` and `fuseblk`.
@@ -140,10 +161,14 @@ impl FileSystem for FuseType {
         } else {
             None
         };
+        if options.resumable && !capable(Cap::SysAdmin) {
+            return Err(Errno::EPERM);
+        }
         let file = current().file(options.fd)?;
         let server = file.ops::<ServerFile>().ok_or(Errno::EINVAL)?;
         let fs = Arc::new(FuseFs::new(options));
-        let connection = Connection::new(self.name, Box::new(client::Mounted(fs.clone())));
+        let name = if options.resumable { resumable_name(subtype, source) } else { self.name.into() };
+        let connection = Connection::new(&name, Box::new(client::Mounted(fs.clone())));
         let client = Client { connection: connection.clone(), fs };
         let params =
             SuperBlockParams { fs_name: self.name, magic: MAGIC, attributes_expire: true, cache_negative: true, flags };
@@ -153,6 +178,9 @@ impl FileSystem for FuseType {
         sb.set_root(Node::root(&client, &sb, options.rootmode));
         // From here on the descriptor's last close ends the connection, and so does the end of the super block.
         server.bind(&connection)?;
+        if options.resumable {
+            scheme::tree::add_mount(&connection);
+        }
         client.begin()?;
         Ok(sb)
     }
@@ -201,7 +229,7 @@ impl SuperOps for FuseSuper {
             let message = || Message::new(Opcode::Syncfs, ROOT_ID).with(&SyncfsIn::default());
             result = self.client.try_call(Opcode::Syncfs, ReplySize::NONE, message).map(drop).and(result);
         }
-        result
+        result.and(self.client.fs.take_lost())
     }
 
     fn show_options(&self, _sb: &SuperBlock, out: &mut dyn Write) -> core::fmt::Result {
@@ -212,6 +240,9 @@ impl SuperOps for FuseSuper {
         }
         if options.allow_other {
             out.write_str(",allow_other")?;
+        }
+        if options.resumable {
+            out.write_str(",resumable")?;
         }
         if options.max_read != u32::MAX {
             write!(out, ",max_read={}", options.max_read)?;

@@ -49,7 +49,7 @@ struct Pending {
 pub struct Node {
     shared: Arc<Shared>,
     generation: u64,
-    lookups: AtomicU64,
+    lookups: Arc<AtomicU64>,
     /// It became another file.
     bad: AtomicBool,
     /// The version of the attributes; see [`FuseFs::version`](super::client::FuseFs::version).
@@ -94,7 +94,7 @@ impl Node {
         Node {
             shared: Shared::new(client, id),
             generation,
-            lookups: AtomicU64::new(0),
+            lookups: Arc::default(),
             bad: AtomicBool::new(false),
             version: AtomicU64::new(0),
             attributes: Mutex::new(Time::default()),
@@ -109,8 +109,10 @@ impl Node {
     /// The root of a mount, of which nothing but the mode is known.
     pub fn root(client: &Client, sb: &Arc<SuperBlock>, mode: u32) -> Arc<Inode> {
         let new = NewInode { mode, uid: 0, gid: 0, rdev: 0 };
-        let inode = Inode::new(sb, ROOT_ID, &new, Box::new(Node::new(client, ROOT_ID, 0)));
-        client.fs.enter(ROOT_ID, &inode, |_| false)
+        let node = Node::new(client, ROOT_ID, 0);
+        let lookups = node.lookups.clone();
+        let inode = Inode::new(sb, ROOT_ID, &new, Box::new(node));
+        client.fs.enter(ROOT_ID, &inode, &lookups, |_| false)
     }
 
     /// The server's number.
@@ -344,7 +346,8 @@ impl Node {
                 }
                 let new = NewInode { mode: attr.mode, uid: attr.uid, gid: attr.gid, rdev: attr.rdev };
                 let node = Box::new(Node::new(client, out.nodeid, out.generation));
-                client.fs.enter(out.nodeid, &Inode::new(sb, out.nodeid, &new, node), is_it)
+                let lookups = node.lookups.clone();
+                client.fs.enter(out.nodeid, &Inode::new(sb, out.nodeid, &new, node), &lookups, is_it)
             }
         };
         let node = node_of(&inode)?;
@@ -700,10 +703,7 @@ impl InodeOps for Node {
     }
 
     fn evict(&self, inode: &Inode) {
-        self.client().fs.leave(self.id(), inode);
-        let count = self.lookups.load(Ordering::Relaxed);
-        if count > 0 {
-            Self::forget(self.client(), self.id(), count);
-        }
+        let client = self.client();
+        client.fs.leave(self.id(), inode, &client.connection, self.lookups.load(Ordering::Relaxed));
     }
 }
