@@ -53,7 +53,7 @@ pub use dispatch::Dispatched;
 pub use fuse_abi::OpenFlags;
 pub use grant::{Extensions, Grant, NumberRange};
 pub use journal::{Journal, Table};
-pub use mount::MountConnection;
+pub use mount::{Before, MountConnection};
 pub use rustix::io::Errno;
 pub use server::{
     Answer, Cache, Cx, DeviceServer, Failure, FaultRequest, Ioctl, IoctlReply, MmapBacking, MmapRequest, Opened, Range,

@@ -17,21 +17,32 @@ const PASSED_NAME: &str = "fuse";
 #[derive(Debug)]
 pub struct MountConnection(OwnedFd);
 
+/// What has happened to a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// Nothing is mounted with it, or nothing that can be resumed.
+    Nothing,
+    /// It is mounted, and nobody has served it.
+    Mounted,
+    /// A server ended. These inodes the kernel has.
+    Served(Vec<Live>),
+}
+
 impl MountConnection {
     /// The one that init passed, if it passed one.
     pub fn from_environment() -> Option<MountConnection> {
         passed_descriptor(PASSED_NAME, &|name| std::env::var(name).ok()).map(|fd| MountConnection(sys::passed(fd)))
     }
 
-    /// Takes over from a server that ended: the inodes that the kernel has. `None`: there was none, since nothing is mounted
-    /// with this yet, or nobody has served it.
+    /// Takes over from a server that ended, if there was one.
     ///
     /// # Errors
     /// `ENODEV` when the mount is gone.
-    pub fn take_over(&self) -> io::Result<Option<Vec<Live>>> {
+    pub fn take_over(&self) -> io::Result<Before> {
         match sys::live(self.0.as_fd()) {
-            Ok(live) => Ok(Some(live)),
-            Err(Errno::NOTTY | Errno::PERM | Errno::NODATA) => Ok(None),
+            Ok(live) => Ok(Before::Served(live)),
+            Err(Errno::NODATA) => Ok(Before::Mounted),
+            Err(Errno::NOTTY | Errno::PERM) => Ok(Before::Nothing),
             Err(error) => Err(error.into()),
         }
     }

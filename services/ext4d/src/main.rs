@@ -36,7 +36,7 @@ use ext4::{FileDevice, Fs, Ledger, Live, Progress};
 use fuse_abi::scheme::Done;
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::mount::{MountFlags, mount};
-use scheme::MountConnection;
+use scheme::{Before, MountConnection};
 
 use crate::requests::{ExitAt, Kernel, Requests};
 use crate::server::{End, Server};
@@ -173,9 +173,6 @@ fn connection(args: &Arguments) -> Result<MountConnection> {
 
 /// Hangs the connection into the tree.
 fn mount_at(args: &Arguments, fuse: &Fuse, resumable: bool, read_only: bool) -> Result<()> {
-    if args.stdin {
-        return Ok(());
-    }
     let point = args.mount_point.as_ref().context("no mount point")?;
     let resumable = if resumable { ",resumable" } else { "" };
     let fd = fuse.0.as_fd().as_raw_fd();
@@ -203,8 +200,12 @@ fn run() -> Result<()> {
         eprintln!("ext4d: memory is not locked: {errno}");
     }
     let fuse = Arc::new(Fuse(connection(&args)?));
-    let before = if args.resumable { fuse.0.take_over().context("taking over")? } else { None };
-    let successor = before.is_some();
+    let before = if args.resumable { fuse.0.take_over().context("taking over")? } else { Before::Nothing };
+    let mounted = args.stdin || before != Before::Nothing;
+    let (successor, live) = match before {
+        Before::Served(live) => (true, live_of(live)),
+        _ => (false, Vec::new()),
+    };
     if successor {
         args.exit_at = None;
     }
@@ -212,7 +213,7 @@ fn run() -> Result<()> {
     let requests = Arc::new(Requests::new(fuse.clone(), args.resumable, successor, args.exit_at));
     let options = ext4::Options {
         read_only: args.read_only,
-        live: live_of(before.unwrap_or_default()),
+        live,
         ledger: args.resumable.then(|| requests.clone() as Arc<dyn Ledger>),
         ..ext4::Options::default()
     };
@@ -229,7 +230,7 @@ fn run() -> Result<()> {
     if successor {
         let count = fuse.0.resume().context("taking over")?;
         eprintln!("ext4d: {}: went on where another stopped, {count} requests to repeat", args.device.display());
-    } else {
+    } else if !mounted {
         mount_at(&args, &fuse, requests.is_resumable(), fs.is_read_only())?;
     }
     let server = Arc::new(Server::new(fs.clone(), fuse, requests, args.write_back));
