@@ -18,7 +18,7 @@ use crate::disk::superblock::{
 use crate::error::{Error, Result};
 use crate::group::Group;
 use crate::inode::{Inode, InodeData, InodeTable};
-use crate::journal::{done_room, Handle, Hooks, Journal, Ledger, Log, NoHandle, Progress, Recovered, recover};
+use crate::journal::{Handle, Hooks, Journal, Ledger, Log, NoHandle, Progress, Recovered, done_room, recover};
 use crate::orphan::Orphans;
 
 /// What of the superblock never changes while mounted.

@@ -229,8 +229,7 @@ pub fn resume(fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// `SCHEME_IOC_COMMITTED`.
 pub fn committed(fd: BorrowedFd<'_>, upto: u64, also: &[abi::Done]) -> Result<(), Errno> {
     let also = &also[..also.len().min(abi::ALSO_MAX)];
-    let mut request =
-        abi::Committed { upto, also: also.as_ptr().expose_provenance() as u64, count: also.len() as u64 };
+    let mut request = abi::Committed { upto, also: also.as_ptr().expose_provenance() as u64, count: also.len() as u64 };
     // SAFETY: `also` holds `count` structures and outlives the call.
     unsafe { call(fd, abi::SCHEME_IOC_COMMITTED, &mut request) }.map(drop)
 }

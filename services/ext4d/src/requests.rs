@@ -193,7 +193,9 @@ impl Requests {
         if self.is_resumable() {
             let room = self.room.load(Ordering::Relaxed);
             let mut state = self.state.lock();
-            while state.entries.len() > room && state.entries.first_key_value().is_some_and(|(first, _)| *first != unique) {
+            while state.entries.len() > room
+                && state.entries.first_key_value().is_some_and(|(first, _)| *first != unique)
+            {
                 self.finished.wait(&mut state);
             }
         }

@@ -241,7 +241,8 @@ impl State {
         let mut counts = Vec::new();
         if let Some(node) = entry {
             *self.lookups.entry(node).or_default() += 1;
-            if let Op::Mkdir(.., slot) | Op::Create(.., slot) | Op::Symlink(.., slot) | Op::Lookup(.., slot) = self.ops[op]
+            if let Op::Mkdir(.., slot) | Op::Create(.., slot) | Op::Symlink(.., slot) | Op::Lookup(.., slot) =
+                self.ops[op]
             {
                 self.nodes.insert(slot, node);
             }
@@ -321,7 +322,8 @@ impl Kernel for Fake {
 }
 
 fn image() -> Vec<u8> {
-    let path = std::env::temp_dir().join(format!("ursa-ext4d-{}-{:?}", std::process::id(), std::thread::current().id()));
+    let path =
+        std::env::temp_dir().join(format!("ursa-ext4d-{}-{:?}", std::process::id(), std::thread::current().id()));
     std::fs::File::create(&path).unwrap().set_len(6 << 20).unwrap();
     // A small log, so that it goes round.
     let args = ["-q", "-F", "-t", "ext4", "-b", "1024", "-J", "size=1", "-N", "128"];

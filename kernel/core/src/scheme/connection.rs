@@ -369,6 +369,7 @@ impl Connection {
         // The server must not reach into a process that goes, nor keep its memory.
         let caller = progress.caller.take();
         let installs = core::mem::take(&mut progress.installs);
+        progress.waited = false;
         let unread = progress.outcome.take();
         let seen = progress.was_seen();
         let forget = match on_kill {
@@ -733,7 +734,7 @@ impl Connection {
             let mut progress = request.progress.lock();
             progress.state = State::Done;
             // Nobody waits for what was sent without a caller, or whose caller was killed.
-            if progress.caller.is_some() {
+            if progress.waited {
                 progress.outcome = Some(outcome);
                 None
             } else {

@@ -197,6 +197,8 @@ pub(super) struct Progress {
     pub installs: Vec<Install>,
     /// None: nobody waits (background, or the caller was killed), or it has no answer at all.
     pub caller: Option<Arc<Caller>>,
+    /// Somebody waits for the answer: the caller, or a task of the kernel's.
+    pub waited: bool,
     /// A former server made it durable and did not answer: what it made.
     pub durable: Option<u64>,
     /// Until the answer.
@@ -287,6 +289,7 @@ impl Request {
                 hook: options.hook,
                 installs: Vec::new(),
                 caller,
+                waited: waits,
                 durable: None,
                 held,
             }),

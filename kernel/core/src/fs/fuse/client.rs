@@ -11,8 +11,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use fuse_abi::scheme::{self as abi, Live};
 use fuse_abi::{
-    ForgetIn, InitFlags, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, NotifyCode, NotifyDeleteOut, NotifyInvalEntryOut,
-    NotifyInvalInodeOut, NotifyPollWakeupOut, Opcode,
+    ForgetIn, InitFlags, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, NotifyCode, NotifyDeleteOut,
+    NotifyInvalEntryOut, NotifyInvalInodeOut, NotifyPollWakeupOut, Opcode,
 };
 use linux_uapi::zerocopy::{FromBytes, Immutable, IntoBytes};
 use ursa_hal::error;
@@ -230,7 +230,11 @@ impl FuseFs {
 
     /// Whether answered changes were lost since the last time that this was asked.
     pub fn take_lost(&self) -> Result {
-        if self.lost.load(Ordering::Relaxed) && self.lost.swap(false, Ordering::AcqRel) { Err(Errno::EIO) } else { Ok(()) }
+        if self.lost.load(Ordering::Relaxed) && self.lost.swap(false, Ordering::AcqRel) {
+            Err(Errno::EIO)
+        } else {
+            Ok(())
+        }
     }
 
     /// Registers a file for poll notifications.

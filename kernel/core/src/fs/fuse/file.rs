@@ -366,8 +366,7 @@ impl FileOps for FuseFile {
         let (_, node) = node_of(f)?;
         let body = FsyncIn { fh: self.handle.fh, fsync_flags: data_only.into(), padding: 0 };
         // A server without it has nothing to make durable.
-        self.client
-            .try_call(Opcode::Fsync, ReplySize::NONE, || Message::new(Opcode::Fsync, node.id()).with(&body))?;
+        self.client.try_call(Opcode::Fsync, ReplySize::NONE, || Message::new(Opcode::Fsync, node.id()).with(&body))?;
         self.client.fs.take_lost()
     }
 
