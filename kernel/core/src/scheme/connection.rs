@@ -730,9 +730,12 @@ impl Connection {
         if let Some(hook) = hook {
             hook(self, &outcome);
         }
+        // A request that is retained must not keep the process that made it.
+        let caller;
         let unread = {
             let mut progress = request.progress.lock();
             progress.state = State::Done;
+            caller = progress.caller.take();
             // Nobody waits for what was sent without a caller, or whose caller was killed.
             if progress.waited {
                 progress.outcome = Some(outcome);
@@ -741,6 +744,7 @@ impl Connection {
                 Some(outcome)
             }
         };
+        drop(caller);
         if let Some(outcome) = unread {
             self.forget_answer(request, &outcome);
         }
