@@ -180,12 +180,14 @@ pub struct Service {
     wanted: bool,
     starts: VecDeque<Instant>,
     restarts: u32,
+    /// It has said ready.
+    was_ready: bool,
 }
 
 impl Service {
     fn new(unit: Unit) -> Service {
         let (starts, status) = (VecDeque::new(), String::new());
-        Service { unit, state: State::Inactive, status, wanted: true, starts, restarts: 0 }
+        Service { unit, state: State::Inactive, status, wanted: true, starts, restarts: 0, was_ready: false }
     }
 
     /// Whether those that come after it may start.
@@ -486,7 +488,11 @@ impl Service {
     fn ended_badly(&mut self, now: Instant, name: &str, reason: &str, actions: &mut Vec<Action>) {
         if !self.wanted {
             self.state = State::Inactive;
-        } else if self.unit.restart == Restart::Never {
+        } else if match self.unit.restart {
+            Restart::Never => true,
+            Restart::OnceReady => !self.was_ready,
+            Restart::OnFailure | Restart::Always => false,
+        } {
             actions.push(Action::Log(format!("{name}: failed: {reason}")));
             self.state = State::Failed(reason.to_owned());
         } else {
@@ -516,6 +522,7 @@ impl Service {
             && self.unit.kind == Kind::Notify
         {
             self.state = State::Running { pid, watchdog: first_watchdog(&self.unit, now) };
+            self.was_ready = true;
             actions.push(Action::Log(format!("{name}: ready")));
         }
         if let State::Running { pid, watchdog } = &mut self.state {

@@ -34,6 +34,8 @@ pub enum Restart {
     /// When it ended by a signal, a non-zero status, a time limit or its watchdog.
     #[default]
     OnFailure,
+    /// As [`Restart::OnFailure`], once it has been ready: a first start that goes wrong is the last.
+    OnceReady,
     /// However it ended.
     Always,
 }

@@ -212,3 +212,22 @@ fn units_that_come_later_start_and_known_ones_stay() {
     assert_eq!(bench.pid("disk"), disk);
     assert!(matches!(bench.state("app"), State::Running { .. }));
 }
+
+#[test]
+fn a_service_that_is_restarted_once_ready_may_not_fail_before() {
+    let unit = "type = 'notify'\nrestart = 'once-ready'";
+    let mut bench = Bench::new(&[("a", unit), ("b", unit)]);
+    let (a, b) = (bench.pid("a"), bench.pid("b"));
+    bench.send(Event::Notify(b, ready()));
+    for pid in [a, b] {
+        bench.send(Event::Exited(pid, ExitKind::Signal(9)));
+    }
+    bench.after(1000);
+    assert!(matches!(bench.state("a"), State::Failed(_)));
+    // One that was ready is started again, also when a successor is not ready at once.
+    let next = bench.pid("b");
+    assert_ne!(next, b);
+    bench.send(Event::Exited(next, ExitKind::Status(1)));
+    bench.after(1000);
+    assert_ne!(bench.pid("b"), next);
+}
