@@ -119,7 +119,9 @@ pub struct Case {
     #[serde(default)]
     pub picture: Option<String>,
     /// What a person does before the command runs, in order: `type TEXT`, `key COMBO`, `move X Y`, `click [BUTTON]`,
-    /// `drag X Y X Y`, `qmp COMMAND JSON` (to QEMU), `wait SHELL` (until a command of the guest succeeds).
+    /// `drag X Y X Y`, `qmp COMMAND JSON` (to QEMU), `wait SHELL` (until a command of the guest succeeds), `see X Y RRGGBB`
+    /// (until the screen shows this pixel), `picture NAME` (the screen into `target/pictures/NAME.png`), `film NAME` and `cut`
+    /// (all that happens between them, as an animated picture).
     #[serde(default)]
     pub input: Vec<String>,
     /// Pixels that the screen shows in the end, `X Y RRGGBB`: they are waited for.
@@ -131,6 +133,9 @@ pub struct Case {
     /// Whether it has a machine of its own, because it harms its surroundings.
     #[serde(default)]
     pub alone: bool,
+    /// Whether the machine must power itself off within the time; what the command says is then nobody's business.
+    #[serde(default)]
+    pub powers_off: bool,
     /// Too long for every day: `cargo xtask campaign FILE` runs it, `cargo xtask test` does not.
     #[serde(default)]
     pub long: bool,

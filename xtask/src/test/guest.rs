@@ -8,13 +8,16 @@ use super::{Tally, unit};
 use crate::guest::{agent_of, show_log};
 use crate::machine::link::{Link, Outcome, Output, Request};
 use crate::machine::qmp::Qmp;
-use crate::machine::{Boot, Kernel, Machine, Options};
+use crate::machine::{Boot, Event, Kernel, Machine, Options};
+use crate::paths;
 use crate::toolchain::host_cargo;
+use crate::vm::film::Film;
 use crate::vm::{input, screen};
 use anyhow::{Context, Result};
+use std::fs;
 use std::io::Cursor;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The cargo test target that holds the tests of `cargo xtask guest` itself.
@@ -115,12 +118,20 @@ fn run_batch(
     let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
     let machine = Machine::start(options, boot, file.gpu, folder.path(), false)?;
     let mut link = agent_of(&machine)?;
+    let mut film = None;
     for (number, case) in cases.iter().enumerate() {
         let start = Instant::now();
         let (mut problem, mut usable) = (None, true);
         for action in &case.input {
             if problem.is_none() {
-                (problem, usable) = act(&machine, &mut link, folder.path(), file, case, action)?;
+                (problem, usable) = match action.split_once(' ').unwrap_or((action, "")) {
+                    ("film", name) => {
+                        film = Some(Film::start(folder.path(), picture(name)));
+                        (None, true)
+                    }
+                    ("cut", _) => (film.take().and_then(|film| film.cut().err()).map(|e| format!("{e:#}")), true),
+                    _ => act(&machine, &mut link, folder.path(), file, case, action)?,
+                };
             }
         }
         if problem.is_none() {
@@ -129,7 +140,7 @@ fn run_batch(
         if problem.is_none() {
             problem = wait_for_screen(folder.path(), case)?;
         }
-        if !usable {
+        if !usable && problem.is_some() {
             show_log(&machine.console());
         }
         report(case, problem, start.elapsed());
@@ -149,22 +160,36 @@ fn act(
     case: &Case,
     action: &str,
 ) -> Result<(Option<String>, bool)> {
-    if let Some(condition) = action.strip_prefix("wait ") {
+    if let Some(condition) = action.strip_prefix("wait").filter(|rest| rest.starts_with(char::is_whitespace)) {
         let waiting = Case {
-            run: format!("until {condition}; do sleep 0.2; done > /dev/null 2>&1"),
+            run: format!("until {}; do sleep 0.2; done > /dev/null 2>&1", condition.trim()),
             status: 0,
             stdout: None,
             stderr: None,
             stdout_has: Vec::new(),
             stderr_has: Vec::new(),
+            powers_off: false,
             ..case.clone()
         };
         let (problem, usable) = run_case(machine, link, file, &waiting)?;
         return Ok((problem.map(|problem| format!("{action:?}: {problem}")), usable));
     }
+    if let Some(pixel) = action.strip_prefix("see ") {
+        let problem = until_shown(case, || {
+            let mut qmp = Qmp::connect(&folder.join("qmp.sock"))?;
+            screen::complaint(&mut qmp, folder, &[pixel.to_owned()])
+        })?;
+        return Ok((problem.map(|problem| format!("{action:?}: {problem}")), true));
+    }
     let mut qmp = Qmp::connect(&folder.join("qmp.sock"))?;
     if let Some((command, arguments)) = action.strip_prefix("qmp ").map(|a| a.split_once(' ').unwrap_or((a, "{}"))) {
         qmp.execute(command, serde_json::from_str(arguments)?)?;
+        return Ok((None, true));
+    }
+    if let Some(name) = action.strip_prefix("picture ") {
+        let file = picture(name);
+        fs::create_dir_all(file.parent().context("no folder for pictures")?)?;
+        screen::save(&mut qmp, folder, &file)?;
         return Ok((None, true));
     }
     input::perform(&mut qmp, action, |qmp| screen::size(qmp, folder))?;
@@ -176,9 +201,19 @@ fn wait_for_screen(folder: &Path, case: &Case) -> Result<Option<String>> {
     if case.picture.is_none() && case.pixels.is_empty() {
         return Ok(None);
     }
+    until_shown(case, || screen_complaint(folder, case))
+}
+
+/// Where a picture that a case makes goes.
+fn picture(name: &str) -> PathBuf {
+    paths::target().join("pictures").join(name).with_extension("png")
+}
+
+/// Waits until nothing is wrong with the screen any more, within the case's time.
+fn until_shown(case: &Case, mut complaint: impl FnMut() -> Result<Option<String>>) -> Result<Option<String>> {
     let start = Instant::now();
     loop {
-        let complaint = screen_complaint(folder, case)?;
+        let complaint = complaint()?;
         if complaint.is_none() || start.elapsed() > Duration::from_secs(case.timeout) {
             return Ok(complaint);
         }
@@ -195,6 +230,20 @@ fn screen_complaint(folder: &Path, case: &Case) -> Result<Option<String>> {
         }
     }
     screen::complaint(&mut qmp, folder, &case.pixels)
+}
+
+/// Waits for the machine to power off after a command's outcome: what is wrong.
+fn powers_off(machine: &Machine, outcome: &Outcome, seconds: u64) -> Option<String> {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let mut ended = matches!(outcome, Outcome::MachineEnded);
+    while !ended && Instant::now() < deadline {
+        match machine.next_event(Duration::from_secs(1)) {
+            Some(Event::Ended) => ended = true,
+            Some(Event::Panic(text)) => return Some(format!("the kernel panicked: {text}")),
+            _ => {}
+        }
+    }
+    (!ended).then(|| format!("the machine still runs after {seconds} s"))
 }
 
 /// Runs one case: what is wrong with it, and whether the machine can take another.
@@ -223,6 +272,9 @@ fn run_case(
         let tail = |bytes: &[u8]| String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(2000)..]).into_owned();
         format!("\n      stdout: {}\n      stderr: {}", tail(&stdout), tail(&stderr))
     };
+    if case.powers_off {
+        return Ok((powers_off(machine, &outcome, case.timeout), false));
+    }
     Ok(match outcome {
         Outcome::Ended(status) => {
             let complaints = case.judge(status, &stdout, &stderr);

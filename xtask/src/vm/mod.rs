@@ -19,6 +19,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 mod attach;
+pub mod film;
 pub mod input;
 mod keys;
 pub mod screen;

@@ -96,9 +96,68 @@ fn parse(bytes: &[u8]) -> Result<Picture<'_>> {
     Ok(Picture { width, height, pixels })
 }
 
+/// A picture of the screen that is kept.
+#[derive(PartialEq, Eq)]
+pub struct Frame {
+    pub width: u32,
+    pub height: u32,
+    /// Three bytes each, row by row.
+    pixels: Vec<u8>,
+}
+
+impl Frame {
+    /// What the screen shows.
+    pub fn take(qmp: &mut Qmp, folder: &Path) -> Result<Frame> {
+        let dump = dump(qmp, folder)?;
+        let Picture { width, height, pixels } = parse(&dump)?;
+        Ok(Frame { width, height, pixels: pixels.to_vec() })
+    }
+
+    fn row(&self, y: u32) -> &[u8] {
+        let row = self.width as usize * 3;
+        &self.pixels[y as usize * row..][..row]
+    }
+
+    /// The smallest rectangle (x, y, width, height) that holds all differences from a frame of the same size; never empty.
+    pub fn changed(&self, before: &Frame) -> (u32, u32, u32, u32) {
+        let (mut left, mut top, mut right, mut bottom) = (self.width, self.height, 0, 0);
+        for y in 0..self.height {
+            let (new, old) = (self.row(y), before.row(y));
+            if new == old {
+                continue;
+            }
+            let differs = |(a, b): (&[u8], &[u8])| a != b;
+            let pixels = || new.chunks(3).zip(old.chunks(3));
+            if let (Some(first), Some(last)) = (pixels().position(differs), pixels().rposition(differs)) {
+                left = left.min(first as u32);
+                right = right.max(last as u32 + 1);
+            }
+            top = top.min(y);
+            bottom = y + 1;
+        }
+        if right == 0 { (0, 0, 1, 1) } else { (left, top, right - left, bottom - top) }
+    }
+
+    /// The pixels of a rectangle.
+    pub fn part(&self, x: u32, y: u32, width: u32, height: u32) -> Vec<u8> {
+        (y..y + height).flat_map(|y| &self.row(y)[x as usize * 3..][..width as usize * 3]).copied().collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changed_rectangle_holds_all_differences_and_no_more() {
+        let black = Frame { width: 4, height: 3, pixels: vec![0; 36] };
+        let mut other = Frame { width: 4, height: 3, pixels: vec![0; 36] };
+        other.pixels[(4 + 2) * 3] = 1;
+        other.pixels[(8 + 1) * 3 + 2] = 7;
+        assert_eq!(other.changed(&black), (1, 1, 2, 2));
+        assert_eq!(other.part(1, 1, 2, 2), [0, 0, 0, 1, 0, 0, 0, 0, 7, 0, 0, 0]);
+        assert_eq!(black.changed(&Frame { width: 4, height: 3, pixels: vec![0; 36] }), (0, 0, 1, 1));
+    }
 
     #[test]
     fn ppm_is_read_and_a_cut_one_refused() {
