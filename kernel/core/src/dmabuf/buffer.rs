@@ -17,7 +17,6 @@ use ursa_hal::sync::{Once, SpinLock};
 
 use super::fence::Fence;
 use super::sync_file::SyncFile;
-use crate::fs::dev::{make_dev, user_dev};
 use crate::fs::{File, FileOps};
 use crate::mm::{MapBacking, MapFlags, MapRequest, MemoryObject};
 use crate::poll::{PollEvents, PollTable};
@@ -253,7 +252,6 @@ impl FileOps for DmaBuf {
 
     fn stat(&self, _f: &File) -> Result<Option<Stat>> {
         Ok(Some(Stat {
-            st_dev: user_dev(make_dev(0, 13)),
             st_ino: self.ino,
             st_nlink: 1,
             st_mode: 0o600,

@@ -68,14 +68,14 @@ pub fn reopen(inode: &Inode, flags: u32) -> Option<Result<Arc<dyn FileOps>>> {
     Some(node.file.file_ops().reopen(&node.file, flags))
 }
 
-fn mount_of(kind: u32) -> Result<&'static Arc<Mount>> {
+fn mount_of(kind: u32) -> &'static Arc<Mount> {
     static MOUNTS: [Once<Arc<Mount>>; 3] = [Once::new(), Once::new(), Once::new()];
     let (slot, name, magic) = match kind & 0o170_000 {
         0o010_000 => (0, "pipefs", PIPE_MAGIC),
         0o140_000 => (1, "sockfs", SOCK_MAGIC),
         _ => (2, "anon_inodefs", ANON_MAGIC),
     };
-    Ok(MOUNTS[slot].call_once(|| new_mount(name, magic)))
+    MOUNTS[slot].call_once(|| new_mount(name, magic))
 }
 
 /// A mount that is attached nowhere, of a file system that nothing is looked up in.
@@ -95,6 +95,11 @@ fn new_mount(name: &'static str, magic: u64) -> Arc<Mount> {
     Mount::new(sb, root, name.as_bytes(), MountFlags::empty())
 }
 
+/// The device number of files without a path, by their kind (`S_IFMT`).
+pub fn device_of(kind: u32) -> u32 {
+    mount_of(kind).sb.dev
+}
+
 /// The path of an open file; one without gets a path of its own.
 ///
 /// # Errors
@@ -104,7 +109,7 @@ pub fn path_of(file: &Arc<File>) -> Result<Path> {
         return Ok(path.clone());
     }
     let stat = file_stat(file)?;
-    let mount = mount_of(stat.st_mode)?.clone();
+    let mount = mount_of(stat.st_mode).clone();
     let mut name = String::new();
     file.file_ops().link_name(file, &mut name).map_err(|_| Errno::EIO)?;
     // `pipe:`, `socket:`; a dma-buf without a name of its own stays `/dmabuf:`.

@@ -9,7 +9,8 @@ use super::{UserPath, at_flags, resolve};
 use crate::{
     Errno, Result,
     fs::{
-        dev::{major, make_dev, minor, user_dev},
+        anon,
+        dev::{major, minor, user_dev},
         file::File,
         inode::{Attr, FileKind, Time},
         path::{self, LookupFlags, Path},
@@ -47,18 +48,19 @@ fn path_stat(path: &Path) -> Result<Stat> {
     Ok(to_stat(&inode.attr()?, inode.sb.dev))
 }
 
-/// The device number and inode number that all anonymous files share.
+/// The inode number that all anonymous files without one of their own share.
 const ANON_INO: u64 = 1;
 
 /// Attributes of an open file.
 pub fn file_stat(file: &File) -> Result<Stat> {
     if let Some(stat) = file.file_ops().stat(file)? {
-        return Ok(stat);
+        // The number that a path to it (`/proc/self/fd/N`) shows too: programs compare the two.
+        return Ok(Stat { st_dev: user_dev(anon::device_of(stat.st_mode)), ..stat });
     }
     match file.inode() {
         Some(inode) => Ok(to_stat(&inode.attr()?, inode.sb.dev)),
         None => Ok(Stat {
-            st_dev: user_dev(make_dev(0, 15)),
+            st_dev: user_dev(anon::device_of(0)),
             st_ino: ANON_INO,
             st_nlink: 1,
             st_mode: 0o600,

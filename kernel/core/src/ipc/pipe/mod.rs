@@ -360,7 +360,7 @@ impl FileOps for PipeEnd {
             return Ok(None);
         }
         let (uid, gid) = self.pipe.owner;
-        let mut stat = Stat { st_dev: 0xe, ..Stat::default() };
+        let mut stat = Stat::default();
         stat.st_ino = self.pipe.ino;
         stat.st_mode = uapi::S_IFIFO | 0o600;
         stat.st_nlink = 1;

@@ -17,7 +17,6 @@ use linux_uapi::sysv::{
 use ursa_hal::sync::{Lazy, SpinLock};
 
 use super::{Object, Perm, Table, command, now};
-use crate::fs::dev::{make_dev, user_dev};
 use crate::fs::{File, FileOps, procfs};
 use crate::mm::{Charge, MapBacking, MapFlags, MapRequest, MemoryObject, VmFlags};
 use crate::process::{Cap, capable, current};
@@ -105,7 +104,6 @@ impl FileOps for Attachment {
     fn stat(&self, _f: &File) -> Result<Option<Stat>> {
         let perm = self.0.perm();
         Ok(Some(Stat {
-            st_dev: user_dev(make_dev(0, 1)),
             st_ino: self.0.id as u64,
             st_mode: uapi::S_IFREG | perm.mode & super::MODE,
             st_uid: perm.uid,
