@@ -360,17 +360,18 @@ impl FileOps for PipeEnd {
             return Ok(None);
         }
         let (uid, gid) = self.pipe.owner;
-        let mut stat = Stat::default();
-        stat.st_ino = self.pipe.ino;
-        stat.st_mode = uapi::S_IFIFO | 0o600;
-        stat.st_nlink = 1;
-        stat.st_uid = uid;
-        stat.st_gid = gid;
-        stat.st_blksize = PAGE as i64;
-        stat.st_atime = self.pipe.created;
-        stat.st_mtime = self.pipe.created;
-        stat.st_ctime = self.pipe.created;
-        Ok(Some(stat))
+        Ok(Some(Stat {
+            st_ino: self.pipe.ino,
+            st_mode: uapi::S_IFIFO | 0o600,
+            st_nlink: 1,
+            st_uid: uid,
+            st_gid: gid,
+            st_blksize: PAGE as i64,
+            st_atime: self.pipe.created,
+            st_mtime: self.pipe.created,
+            st_ctime: self.pipe.created,
+            ..Stat::default()
+        }))
     }
 
     fn link_name(&self, _f: &File, out: &mut dyn fmt::Write) -> fmt::Result {
