@@ -23,10 +23,10 @@ use ursa_hal::sync::SpinLock;
 
 use self::message::{Wishes, wishes};
 use self::raw::{PING, RAW};
-use super::address::{Endpoint, Family, family_of};
+use super::address::{Endpoint, Family, family_of, is_link_local};
 use super::icmp::Report;
 use super::interface::{self, Way};
-use super::ip;
+use super::ip::{self, Header};
 use super::options::{IpOptions, SOL_IP, SOL_IPV6, Switch};
 use super::ports::{Binding, Claim, Ports, UNPRIVILEGED};
 use super::{Identity, bound_device, wait};
@@ -127,6 +127,27 @@ struct Packet {
     ttl: u8,
     tos: u8,
     time: u64,
+}
+
+impl Packet {
+    /// What came in under `header`, from [`sender`]'s endpoint.
+    fn received(header: &Header, from: Endpoint, data: Vec<u8>) -> Packet {
+        Packet {
+            data,
+            from,
+            to: header.destination,
+            interface: header.interface.index,
+            ttl: header.ttl,
+            tos: header.tos,
+            time: 0,
+        }
+    }
+}
+
+/// Where a packet came from; a link-local address is one of its interface.
+fn sender(header: &Header, port: u16) -> Endpoint {
+    let scope = if is_link_local(header.source) { header.interface.index } else { 0 };
+    Endpoint { ip: header.source, port, scope }
 }
 
 #[derive(Default)]

@@ -10,13 +10,13 @@ use core::sync::atomic::Ordering::Relaxed;
 use linux_uapi::raw::net as uapi;
 use ursa_hal::sync::SpinLock;
 
-use super::super::address::{Endpoint, Family, is_link_local};
+use super::super::address::{Endpoint, Family};
 use super::super::icmp;
 use super::super::ip::{self, Header};
 use super::super::options::Switch;
 use super::super::ports::Ports;
 use super::message::Wishes;
-use super::{Datagram, ICMP_HEADER, PACKET_MAX, Packet, Protocol, RAW_COUNT, Row};
+use super::{Datagram, ICMP_HEADER, PACKET_MAX, Packet, Protocol, RAW_COUNT, Row, sender};
 use crate::{Errno, Result};
 
 pub(super) static PING: Ports<Datagram> = Ports::new(false);
@@ -121,18 +121,9 @@ pub fn sockets() -> Vec<(u8, Row)> {
 pub fn deliver_ping(header: &Header, message: &[u8]) {
     let id = u16::from_be_bytes([message[4], message[5]]);
     let index = header.interface.index;
-    let scope = if is_link_local(header.source) { index } else { 0 };
-    let from = Endpoint { ip: header.source, port: 0, scope };
+    let from = sender(header, 0);
     if let Some(socket) = PING.find(header.destination, id, &from, index, false) {
-        socket.offer(Packet {
-            data: message.to_vec(),
-            from,
-            to: header.destination,
-            interface: index,
-            ttl: header.ttl,
-            tos: header.tos,
-            time: 0,
-        });
+        socket.offer(Packet::received(header, from, message.to_vec()));
     }
 }
 
@@ -146,17 +137,8 @@ pub fn deliver_raw(header: &Header, payload: &[u8]) -> bool {
     for socket in sockets.iter().filter(|s| s.takes_raw(header, payload)) {
         // IPv4's come with their header.
         let data = if header.source.is_ipv4() { ip::quote(header, payload, PACKET_MAX) } else { payload.to_vec() };
-        let scope = if is_link_local(header.source) { header.interface.index } else { 0 };
         taken = true;
-        socket.offer(Packet {
-            data,
-            from: Endpoint { ip: header.source, port: 0, scope },
-            to: header.destination,
-            interface: header.interface.index,
-            ttl: header.ttl,
-            tos: header.tos,
-            time: 0,
-        });
+        socket.offer(Packet::received(header, sender(header, 0), data));
     }
     taken
 }

@@ -13,7 +13,7 @@ use super::super::interface;
 use super::super::ip::{self, Header};
 use super::super::ports::Ports;
 use super::message::Wishes;
-use super::{COUNTERS, Datagram, Packet, Protocol, RAW_COUNT, Row, UDP_HEADER};
+use super::{COUNTERS, Datagram, Packet, Protocol, RAW_COUNT, Row, UDP_HEADER, sender};
 use crate::{Errno, Result};
 
 static UDP: Ports<Datagram> = Ports::new(false);
@@ -155,17 +155,8 @@ pub fn deliver_udp(header: &Header, payload: &[u8]) {
         }
     }
     let index = header.interface.index;
-    let from =
-        Endpoint { ip: header.source, port: field(0), scope: if is_link_local(header.source) { index } else { 0 } };
-    let packet = || Packet {
-        data: payload[UDP_HEADER..].to_vec(),
-        from,
-        to: header.destination,
-        interface: index,
-        ttl: header.ttl,
-        tos: header.tos,
-        time: 0,
-    };
+    let from = sender(header, field(0));
+    let packet = || Packet::received(header, from, payload[UDP_HEADER..].to_vec());
     if header.to_many {
         for socket in table(lite).find_all(header.destination, field(2), &from, index) {
             if lite && !socket.coverage.accepts(covered, len) {
