@@ -5,13 +5,25 @@
 //! repeats. `cargo test` gives each a moment; `cargo run --release -p ursa-fuzz -- TARGET SECONDS` gives one as long as asked.
 #![deny(unsafe_code)]
 
+extern crate alloc;
+
+mod elsewhere;
 mod mutate;
+mod system;
 mod targets;
 
 use std::time::{Duration, Instant};
 
 pub use mutate::Mutator;
-pub use targets::ALL;
+
+/// All parsers.
+pub fn all() -> impl Iterator<Item = &'static Target> {
+    targets::TARGETS.iter().chain(system::TARGETS)
+}
+
+// As the kernel's files name them.
+use linux_uapi::Errno;
+type Result<T = (), E = Errno> = std::result::Result<T, E>;
 
 /// A parser under test.
 pub struct Target {

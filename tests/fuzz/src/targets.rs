@@ -13,7 +13,7 @@ use tty_ldisc::{LineDiscipline, default_termios};
 use crate::Target;
 
 /// All of them.
-pub const ALL: &[Target] = &[
+pub const TARGETS: &[Target] = &[
     Target { name: "elf", seeds: elf_seeds, parse: elf },
     Target { name: "cpio", seeds: cpio_seeds, parse: archive },
     Target { name: "bpf", seeds: bpf_seeds, parse: bpf },

@@ -11,6 +11,11 @@ use linux_uapi::Errno;
 
 use crate::uapi::*;
 
+/// The modes that a display announces in its EDID, those left out that nobody could use; `None` for what is no EDID.
+pub fn of_edid(bytes: &[u8]) -> Option<Vec<Mode>> {
+    edid::Edid::parse(bytes).map(|edid| edid.modes().into_iter().filter(Mode::is_sane).collect())
+}
+
 impl Mode {
     /// Its name as text: `1024x768`.
     pub fn name(&self) -> &str {
