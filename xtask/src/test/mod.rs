@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 mod boot;
 pub mod cases;
+mod gdb;
 pub mod guest;
 mod ktest;
 pub mod power;
@@ -108,6 +109,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         tally.add(power::run(filter));
         Ok(tally)
     });
+    run(Kind::Boot, "the debugger", &mut || gdb::run(filter));
     run(Kind::Guest, "tests in guests", &mut || guest::run(filter, &kernels, options.missing));
     let skipped = if total.skipped == 0 { String::new() } else { format!(", {} skipped", total.skipped) };
     println!("{} passed, {} failed{skipped}", total.passed, total.failed);
