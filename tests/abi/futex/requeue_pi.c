@@ -88,6 +88,7 @@ static void free_lock(void)
         start(&t[i], waiter, 0);
     settle(3);
     FAILS(EINVAL, futex(&word, FUTEX_WAKE, 1, 0, 0, 0));
+    FAILS(EINVAL, futex(&word, FUTEX_REQUEUE, 0, (void *)1, &other, 0));
     FAILS(EINVAL, futex(&word, FUTEX_CMP_REQUEUE_PI, 1, (void *)1, &other, 0));
     CHECK(futex(&word, FUTEX_CMP_REQUEUE_PI, 1, (void *)INT_MAX, &lock, 0) == 3);
     for (int i = 0; i < 3; i++)

@@ -143,7 +143,7 @@ pub fn wake_user_addr(addr: UserAddr) {
 /// `FUTEX_REQUEUE` and `FUTEX_CMP_REQUEUE`: wakes `wake_count` waiters and moves up to `move_count` others to another word.
 ///
 /// # Errors
-/// `EAGAIN` when the word does not hold `expected`.
+/// `EAGAIN` when the word does not hold `expected`, `EINVAL` for waiters that ask for a PI futex.
 pub(super) fn requeue(
     from: (UserAddr, bool),
     to: (UserAddr, bool),
@@ -174,7 +174,8 @@ pub(super) fn requeue(
         }
         break move_waiters(&mut source, target.as_deref_mut(), (&from_key, &to_key), to_index, move_count);
     };
-    Ok(wake_taken(taken) + moved)
+    let woken = wake_taken(taken);
+    Ok(woken + moved?)
 }
 
 fn move_waiters(
@@ -183,20 +184,23 @@ fn move_waiters(
     (from_key, to_key): (&FutexKey, &FutexKey),
     to_index: usize,
     count: usize,
-) -> usize {
+) -> Result<usize> {
     let mut moved = 0;
     if from_key == to_key {
         // Nothing changes place; as on Linux they count.
-        return source.iter().filter(|waiter| waiter.is_plain() && waiter.is_on(from_key)).count().min(count);
+        return Ok(source.iter().filter(|waiter| waiter.is_plain() && waiter.is_on(from_key)).count().min(count));
     }
     let mut index = 0;
     let mut left = source.len();
     while moved < count && left > 0 && index < source.len() {
         left -= 1;
-        let matches = source[index].is_plain() && source[index].is_on(from_key);
-        if !matches {
+        if !source[index].is_on(from_key) {
             index += 1;
             continue;
+        }
+        // Those for a PI futex are moved by its own operation only.
+        if !source[index].is_plain() {
+            return Err(Errno::EINVAL);
         }
         let room = target.as_deref_mut().is_none_or(|target| target.try_reserve(1).is_ok());
         if !room {
@@ -212,7 +216,7 @@ fn move_waiters(
         }
         moved += 1;
     }
-    moved
+    Ok(moved)
 }
 
 /// The operation of `FUTEX_WAKE_OP`, decoded.
