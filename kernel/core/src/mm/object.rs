@@ -657,8 +657,14 @@ impl MemoryObject {
         }
         if size >= old {
             self.size.store(size, Ordering::Release);
-            return Ok(());
+        } else {
+            self.cut(size);
         }
+        Ok(())
+    }
+
+    /// Makes the object smaller.
+    fn cut(&self, size: u64) {
         let first = size.div_ceil(PAGE);
         let mut removed = Vec::new();
         {
@@ -675,7 +681,6 @@ impl MemoryObject {
         }
         self.unmap(first, u64::MAX, Reach::AlsoPrivateCopies);
         self.uncharge(removed.len() as u64);
-        Ok(())
     }
 
     /// Frees the pages wholly inside `offset..offset+len` and zeroes the rest of the range (`FALLOC_FL_PUNCH_HOLE`,
@@ -714,25 +719,76 @@ impl MemoryObject {
         Ok(())
     }
 
-    /// Makes every page of `offset..offset+len` present (`fallocate`); grows the object unless `keep_size`.
+    /// Makes every page of `offset..offset+len` present (`fallocate`); grows the object unless `keep_size`. The caller keeps
+    /// other changes of size away.
+    ///
+    /// # Errors
+    /// `ENOSPC` if the quota has no room for them, which is known before the first page is taken; `EPERM` for a sealed object;
+    /// `EINTR`, `ENOMEM` for a caller who is to die. What an allocation that failed had taken is given back.
     pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result {
         let end = offset.checked_add(len).filter(|&end| end <= MAX_SIZE).ok_or(Errno::EFBIG)?;
-        if end > self.size() && !keep_size {
-            if self.seals().contains(Seals::GROW) {
-                return Err(Errno::EPERM);
-            }
-            self.size.fetch_max(end, Ordering::Release);
+        let old = self.size();
+        let grows = end > old && !keep_size;
+        if grows && self.seals().contains(Seals::GROW) {
+            return Err(Errno::EPERM);
         }
         // Linux keeps pages beyond the end for KEEP_SIZE; they would be invisible, so only what can be seen is allocated here.
-        for index in offset / PAGE..end.div_ceil(PAGE).min(self.size_pages()) {
-            if !self.is_resident(index) {
-                self.bring_in(index)?;
+        let pages = offset / PAGE..if grows { end.div_ceil(PAGE) } else { end.div_ceil(PAGE).min(self.size_pages()) };
+        if let Some(quota) = &self.quota {
+            let mut missing = pages.end.saturating_sub(pages.start);
+            self.pages.read().for_each(pages.start, pages.end, |_, _| {
+                missing -= 1;
+                true
+            });
+            if quota.pages().saturating_add(missing) > quota.limit() {
+                return Err(Errno::ENOSPC);
             }
-            if super::is_dying() {
-                return Err(Errno::EINTR);
+        }
+        if grows {
+            self.size.store(end, Ordering::Release);
+        }
+        let mut taken: Vec<core::ops::Range<u64>> = Vec::new();
+        for index in pages {
+            let result = match self.is_resident(index) {
+                _ if super::is_dying() => Err(Errno::EINTR),
+                true => continue,
+                false => self.bring_in(index),
+            };
+            if let Err(error) = result {
+                if grows {
+                    self.cut(old);
+                }
+                taken.into_iter().for_each(|range| self.give_back(range));
+                return Err(error);
+            }
+            match taken.last_mut() {
+                Some(last) if last.end == index => last.end += 1,
+                _ => taken.push(index..index + 1),
             }
         }
         Ok(())
+    }
+
+    /// Frees those pages of a range that are mapped nowhere and hold zeroes, as a hole does.
+    fn give_back(&self, range: core::ops::Range<u64>) {
+        let mut removed = Vec::new();
+        let mut bytes = [0; 256];
+        {
+            let mut pages = self.pages.write();
+            for index in range {
+                let unused = pages.get(index).is_some_and(|frame| {
+                    frame.is_unique()
+                        && (0..PAGE as usize).step_by(bytes.len()).all(|at| {
+                            frame.read(at, &mut bytes);
+                            bytes.iter().all(|&byte| byte == 0)
+                        })
+                });
+                if unused {
+                    removed.extend(pages.remove(index));
+                }
+            }
+        }
+        self.uncharge(removed.len() as u64);
     }
 
     /// Takes the pages of `first..end` away from every mapping: the next touch asks the object again. For revocation the

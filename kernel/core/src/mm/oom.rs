@@ -4,10 +4,10 @@
 //! `oom_score_adj` thousandths of memory, as Linux's `oom_badness`. −1000 exempts; so is the init process. One victim at a
 //! time: while it is dying others wait for its memory a little and try again.
 
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use linux_uapi::raw::general as uapi;
-use ursa_hal::mm::UserSpace;
 use ursa_hal::time;
 
 use super::AddressSpace;
@@ -22,33 +22,27 @@ pub(super) const EXEMPT: i32 = -1000;
 /// The smallest and largest `oom_score_adj`.
 pub const SCORE_ADJ_RANGE: core::ops::RangeInclusive<i32> = -1000..=1000;
 
-/// How long one victim gets before another is chosen.
-const PATIENCE_NS: u64 = 2_000_000_000;
+/// How long one victim gets before another is chosen: it may wait for a lock that someone holds who waits for memory.
+const PATIENCE_NS: u64 = 5_000_000_000;
 /// How long a waiter sleeps before it tries again.
 const RETRY_NS: u64 = 10_000_000;
 
-/// How long its page tables take to be freed at most, once nothing refers to them any more.
-const FREEING_NS: u64 = 200_000_000;
-
 struct Victim {
-    space: Weak<UserSpace>,
+    /// True when its memory is back.
+    freed: Arc<AtomicBool>,
     since_ns: u64,
-    /// When its memory was first seen on its way back.
-    gone_ns: Option<u64>,
 }
 
 impl Victim {
     /// Whether its memory may still come back by itself.
-    fn is_ending(&mut self, now: u64) -> bool {
-        if self.space.strong_count() > 0 {
-            return now.wrapping_sub(self.since_ns) < PATIENCE_NS;
-        }
-        now.wrapping_sub(*self.gone_ns.get_or_insert(now)) < FREEING_NS
+    fn is_ending(&self, now: u64) -> bool {
+        !self.freed.load(Ordering::Acquire) && now.wrapping_sub(self.since_ns) < PATIENCE_NS
     }
 }
 
 /// Held while a victim is chosen, so that two who run out at once choose one.
 static VICTIM: Mutex<Option<Victim>> = Mutex::with_queue(None, WaitQueue::new());
+/// Nobody wakes who waits here: to know of each freed frame would cost everybody, and this is rare.
 static RETRY: WaitQueue = WaitQueue::new();
 
 /// The weight that decides who ends; `None` for the exempt. `total` is memory in pages.
@@ -76,12 +70,12 @@ pub(super) fn out_of_memory() -> Result {
     }
     let now = time::monotonic_ns();
     let mut last = VICTIM.lock();
-    if !last.as_mut().is_some_and(|victim| victim.is_ending(now)) {
+    if !last.as_ref().is_some_and(|victim| victim.is_ending(now)) {
         let Some((victim, vm)) = choose() else {
             ursa_hal::error!("out of memory and nothing to end");
             return Err(Errno::ENOMEM);
         };
-        *last = Some(Victim { space: Arc::downgrade(vm.user_space()), since_ns: now, gone_ns: None });
+        *last = Some(Victim { freed: vm.user_space().freed(), since_ns: now });
         ursa_hal::error!(
             "Out of memory: Killed process {} ({}) rss:{}kB shmem:{}kB oom_score_adj:{}",
             victim.pid(),
@@ -121,9 +115,4 @@ fn choose() -> Option<(Arc<Process>, Arc<AddressSpace>)> {
         }
     }
     worst.map(|(_, process, vm)| (process, vm))
-}
-
-/// A process ended and its memory is free: whoever waits for memory may try again.
-pub fn memory_freed() {
-    RETRY.wake_all();
 }

@@ -21,9 +21,10 @@ use super::tlb;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
 use crate::percpu;
 use crate::sync::{SpinLock, SpinLockGuard};
+use alloc::sync::Arc;
 use core::mem::MaybeUninit;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Bytes that a leaf table maps.
@@ -74,6 +75,7 @@ pub struct UserSpace {
     pub(crate) cpus: AtomicU64,
     /// Table frames, the root included.
     tables: AtomicUsize,
+    freed: Arc<AtomicBool>,
 }
 
 /// Pages that a gather list holds without a frame.
@@ -223,7 +225,13 @@ impl UserSpace {
     /// Empty tables. `None` when memory is short.
     pub fn new() -> Option<Self> {
         let root = new_root()?;
-        Some(Self { root, lock: SpinLock::new(()), cpus: AtomicU64::new(0), tables: AtomicUsize::new(1) })
+        Some(Self {
+            root,
+            lock: SpinLock::new(()),
+            cpus: AtomicU64::new(0),
+            tables: AtomicUsize::new(1),
+            freed: Arc::default(),
+        })
     }
 
     /// Physical address of the top-level table.
@@ -235,8 +243,13 @@ impl UserSpace {
         self.tables.load(Ordering::Relaxed)
     }
 
+    /// Becomes true when the last of its pages and tables is free.
+    pub fn freed(&self) -> Arc<AtomicBool> {
+        self.freed.clone()
+    }
+
     /// Runs this space's user half on this CPU from now on; the same as `task::switch_space`.
-    pub fn activate(self: &alloc::sync::Arc<Self>) {
+    pub fn activate(self: &Arc<Self>) {
         crate::task::switch_space(self);
     }
 
@@ -827,6 +840,7 @@ impl Drop for UserSpace {
         assert!(self.cpus.load(Ordering::Relaxed) == 0, "a space that is active was dropped");
         clear_table(self.root, 4);
         free_root(self.root);
+        self.freed.store(true, Ordering::Release);
     }
 }
 
