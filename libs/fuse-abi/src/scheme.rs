@@ -26,7 +26,7 @@
 //! The kernel asks for a commit with `SYNCFS` when it retains much, and lets callers wait when it retains too much.
 //!
 //! The numbers are private to Ursa: magic 0xF5, opcodes from 6000 on, the top two `FOPEN_` bits, extension 0x5552,
-//! `INIT` flag 62.
+//! `INIT` flags 61 and 62.
 
 use bitflags::bitflags;
 

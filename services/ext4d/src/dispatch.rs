@@ -85,8 +85,14 @@ impl Server {
             Opcode::Destroy => fs.sync()?,
             Opcode::Lookup => {
                 let (name, _) = name(request.body)?;
-                let inode = fs.lookup(&*self.inode(node)?, name)?;
-                answer.put(&entry_of(&inode.stat(), self.block_size()));
+                match fs.lookup(&*self.inode(node)?, name) {
+                    Ok(inode) => answer.put(&entry_of(&inode.stat(), self.block_size())),
+                    // A name that is not there may be remembered as such; the error itself says nothing of how long.
+                    Err(Error::Errno(Errno::NOENT)) => {
+                        answer.put(&EntryOut { entry_valid: VALID, ..EntryOut::default() });
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             Opcode::Forget => {
                 let (forget, _): (ForgetIn, _) = args(request)?;
@@ -225,7 +231,8 @@ impl Server {
             | InitFlags::CACHE_SYMLINKS
             | InitFlags::NO_OPEN_SUPPORT
             | InitFlags::NO_OPENDIR_SUPPORT
-            | InitFlags::INIT_EXT;
+            | InitFlags::INIT_EXT
+            | InitFlags::SOLE_WRITER;
         if self.write_back {
             want |= InitFlags::WRITEBACK_CACHE;
         }

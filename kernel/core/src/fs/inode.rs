@@ -248,6 +248,10 @@ pub trait InodeOps: Any + Send + Sync {
     fn refresh(&self, inode: &Inode) -> Result {
         Ok(())
     }
+    /// As [`InodeOps::refresh`], where mode and owner are all that matters.
+    fn refresh_mode(&self, inode: &Inode) -> Result {
+        self.refresh(inode)
+    }
     /// Size and blocks where the cached ones are not the truth (a page cache object has its own size).
     fn size(&self, inode: &Inode) -> (u64, u64) {
         (inode.size.load(Ordering::Relaxed), inode.blocks.load(Ordering::Relaxed))

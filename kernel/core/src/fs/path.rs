@@ -580,6 +580,18 @@ pub fn lookup_child_locked(
         Err(Errno::ENOENT) => super::inode::Entry { inode: None, valid_until: u64::MAX },
         other => other?,
     };
+    Ok(note_child(dir, hash, name, cached, entry))
+}
+
+/// Takes a file system's answer about `name` into the cache, where `cached` was found before: the child, if there is one. The caller
+/// holds the directory's lock.
+pub fn note_child(
+    dir: &Arc<Dentry>,
+    hash: u64,
+    name: &[u8],
+    cached: Option<Arc<Dentry>>,
+    entry: super::inode::Entry,
+) -> Option<Arc<Dentry>> {
     if let Some(old) = cached {
         let same = match (old.inode(), &entry.inode) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
@@ -588,18 +600,18 @@ pub fn lookup_child_locked(
         };
         if same && entry.valid_until > 0 {
             old.set_valid_until(entry.valid_until);
-            return Ok(old.inode().is_some().then_some(old));
+            return old.inode().is_some().then_some(old);
         }
         dir.remove_child(hash, name, !same);
     }
     match entry.inode {
-        Some(found) if entry.valid_until == 0 => Ok(Some(Dentry::new_detached(dir, name, found, false))),
-        Some(found) => Ok(Some(dir.add_child(hash, name, Some(found), entry.valid_until))),
+        Some(found) if entry.valid_until == 0 => Some(Dentry::new_detached(dir, name, found, false)),
+        Some(found) => Some(dir.add_child(hash, name, Some(found), entry.valid_until)),
         None => {
-            if inode.sb.cache_negative && entry.valid_until > 0 {
+            if dir.inode().is_some_and(|inode| inode.sb.cache_negative) && entry.valid_until > 0 {
                 dir.add_child(hash, name, None, entry.valid_until);
             }
-            Ok(None)
+            None
         }
     }
 }

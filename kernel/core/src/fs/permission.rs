@@ -43,7 +43,7 @@ pub static PROTECTED_REGULAR: AtomicU32 = AtomicU32::new(2);
 pub fn check(inode: &Inode, mask: u32, cred: &Credentials) -> Result {
     if !inode.sb.own_permissions {
         if inode.sb.attributes_expire {
-            inode.ops().refresh(inode)?;
+            inode.ops().refresh_mode(inode)?;
         }
         check_mode(inode, mask & !MAY_ACCESS, cred)?;
     }

@@ -79,6 +79,8 @@ const INTERRUPT_BIT: u64 = 1;
 const ERRNO_END: i32 = 512;
 /// The most bytes of a notification.
 const NOTIFY_MAX: usize = 256 << 10;
+/// One past the numbers of requests that are counted one by one.
+const OPCODES: usize = 64;
 /// How many answered requests are remembered.
 const HISTORY: usize = 64;
 
@@ -120,6 +122,8 @@ pub struct Connection {
     no_interrupt: AtomicBool,
     /// Requests answered, for `/proc/scheme`.
     answered: AtomicU64,
+    /// Requests read by servers, by number; those of devices, which are higher, are not told apart.
+    asked: [AtomicU64; OPCODES],
 }
 
 /// A request as `/proc/scheme` shows it.
@@ -185,6 +189,7 @@ impl Connection {
             max_write: AtomicU32::new(4096),
             no_interrupt: AtomicBool::new(false),
             answered: AtomicU64::new(0),
+            asked: [const { AtomicU64::new(0) }; OPCODES],
         })
     }
 
@@ -231,6 +236,12 @@ impl Connection {
     /// How many requests were answered.
     pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
+    }
+
+    /// How many requests of each number servers have read, of those that were read at all.
+    pub fn asked(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        let counts = self.asked.iter().map(|count| count.load(Ordering::Relaxed));
+        (0..).zip(counts).filter(|(_, count)| *count > 0)
     }
 
     // The client's side.
@@ -536,6 +547,9 @@ impl Connection {
         }
         let request = queue.pending.pop_front()?;
         queue.served = true;
+        if let Some(count) = self.asked.get(request.header.opcode as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
         let interrupted = {
             let mut progress = request.progress.lock();
             progress.state = State::Sent;

@@ -375,7 +375,8 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(connection) = &self.connection
-            && Opcode::from_raw(self.request.header.opcode).is_some_and(Opcode::answers_entry)
+            && Opcode::from_raw(self.request.header.opcode)
+                .is_some_and(|opcode| opcode.answers_entry() || opcode == Opcode::Readdirplus)
         {
             connection.claim(self.request.unique());
         }

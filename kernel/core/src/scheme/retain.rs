@@ -15,7 +15,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use fuse_abi::scheme::{EXT_REPLAY, REPLAY_DURABLE, Replay};
-use fuse_abi::{ForgetIn, InHeader, Opcode, SyncfsIn};
+use fuse_abi::{Dirent, EntryOut, ForgetIn, InHeader, Opcode, SyncfsIn};
 use linux_uapi::zerocopy::FromBytes;
 
 use super::connection::Connection;
@@ -70,7 +70,7 @@ pub(super) struct Retention {
     /// The server was asked to commit and has not answered.
     asked: bool,
     /// Nodes in answers that nobody has taken, by request.
-    unclaimed: BTreeMap<u64, u64>,
+    unclaimed: BTreeMap<u64, Vec<u64>>,
 }
 
 impl Retention {
@@ -147,11 +147,24 @@ impl Retention {
     }
 }
 
-/// The node at the front of an answer that names one.
-fn node_in(request: &Request, outcome: &Result<Vec<u8>>) -> Option<u64> {
-    let names = Opcode::from_raw(request.header.opcode).is_some_and(Opcode::answers_entry);
-    let body = outcome.as_ref().ok().filter(|_| names)?;
-    u64::read_from_prefix(body).ok().map(|(node, _)| node).filter(|node| *node != 0)
+/// The nodes that an answer names: one at its front, or one with each entry of `READDIRPLUS`.
+fn nodes_in(request: &Request, outcome: &Result<Vec<u8>>) -> Vec<u64> {
+    let (Some(opcode), Ok(body)) = (Opcode::from_raw(request.header.opcode), outcome) else { return Vec::new() };
+    let first = |body: &[u8]| u64::read_from_prefix(body).map_or(0, |(node, _)| node);
+    let mut nodes = Vec::new();
+    if opcode == Opcode::Readdirplus {
+        let mut rest = body.as_slice();
+        while let Some(Ok((entry, _))) = rest.get(size_of::<EntryOut>()..).map(Dirent::read_from_prefix) {
+            let len = (size_of::<EntryOut>() + size_of::<Dirent>() + entry.namelen as usize).next_multiple_of(8);
+            let Some(later) = rest.get(len..) else { break };
+            nodes.push(first(rest));
+            rest = later;
+        }
+    } else if opcode.answers_entry() {
+        nodes.push(first(body));
+    }
+    nodes.retain(|node| *node != 0);
+    nodes
 }
 
 /// Whether a request is retained after its answer.
@@ -174,18 +187,18 @@ impl Connection {
 
     /// `request` is being answered with `outcome`: before anybody hears of it.
     pub(super) fn retain(self: &Arc<Self>, request: &Arc<Request>, outcome: &Result<Vec<u8>>) {
-        let node = node_in(request, outcome);
+        let nodes = nodes_in(request, outcome);
         let retains = changes(&request.header) && outcome.is_ok();
-        if !retains && node.is_none() {
+        if !retains && nodes.is_empty() {
             return;
         }
-        let (result, time) = (node.unwrap_or(0), crate::time::realtime_ns());
+        let (result, time) = (nodes.first().copied().unwrap_or(0), crate::time::realtime_ns());
         let retained = retains.then(|| Arc::new(Retained { request: request.clone(), result, time }));
         let ask = {
             let mut queue = self.queue.lock();
             let retention = &mut queue.retention;
-            if let Some(node) = node {
-                retention.unclaimed.insert(request.unique(), node);
+            if !nodes.is_empty() {
+                retention.unclaimed.insert(request.unique(), nodes);
             }
             if let Some(retained) = retained {
                 retention.push(retained);
@@ -210,13 +223,17 @@ impl Connection {
 
     /// The answer of request `unique` was taken, and the look-up in it counted.
     pub(super) fn claim(&self, unique: u64) {
-        self.queue.lock().retention.unclaimed.remove(&unique);
+        let claimed = self.queue.lock().retention.unclaimed.remove(&unique);
+        drop(claimed);
     }
 
-    /// The answer of `request` reaches nobody: a look-up in it is given back.
+    /// The answer of `request` reaches nobody: look-ups in it are given back.
     pub(super) fn forget_answer(self: &Arc<Self>, request: &Request, outcome: &Result<Vec<u8>>) {
-        if let Some(node) = node_in(request, outcome) {
+        let nodes = nodes_in(request, outcome);
+        if !nodes.is_empty() {
             self.claim(request.unique());
+        }
+        for node in nodes {
             // An error means that the server is gone, and what it knew with it.
             let _ = self.post(Message::new(Opcode::Forget, node).with(&ForgetIn { nlookup: 1 }));
         }
@@ -241,7 +258,7 @@ impl Connection {
             }
             !forgets_one
         });
-        Ok((queue.retention.unclaimed.values().copied().collect(), forgets))
+        Ok((queue.retention.unclaimed.values().flatten().copied().collect(), forgets))
     }
 
     /// The server says that all requests up to `upto` are durable, and those in `also` (sorted; with what they made).

@@ -218,6 +218,9 @@ fn show(connection: &Connection, out: &mut Text) -> Result {
         writeln!(out, "extensions {extensions:#x} resumable {}", u8::from(server.is_resumable())).map_err(fail)?;
     }
     writeln!(out, "answered {}", connection.answered()).map_err(fail)?;
+    for (opcode, count) in connection.asked() {
+        writeln!(out, "asked {} {count}", Name(opcode)).map_err(fail)?;
+    }
     let (retained, bytes) = connection.retained();
     if retained > 0 {
         writeln!(out, "retained {retained} bytes {bytes}").map_err(fail)?;

@@ -45,6 +45,9 @@ const OFFERED: InitFlags = InitFlags::ASYNC_READ
     .union(InitFlags::NO_OPEN_SUPPORT)
     .union(InitFlags::NO_OPENDIR_SUPPORT)
     .union(InitFlags::PARALLEL_DIROPS)
+    .union(InitFlags::DO_READDIRPLUS)
+    .union(InitFlags::READDIRPLUS_AUTO)
+    .union(InitFlags::CACHE_SYMLINKS)
     .union(InitFlags::WRITEBACK_CACHE)
     .union(InitFlags::MAX_PAGES)
     .union(InitFlags::INIT_EXT)
@@ -129,8 +132,9 @@ impl FuseFs {
         self.terms.get().is_some()
     }
 
+    /// What is offered. Who may mount a resumable file system is believed that nobody else changes it.
     fn offered(&self) -> InitFlags {
-        if self.options.resumable { OFFERED | InitFlags::RESUMABLE } else { OFFERED }
+        if self.options.resumable { OFFERED | InitFlags::RESUMABLE | InitFlags::SOLE_WRITER } else { OFFERED }
     }
 
     fn is_resumable(&self) -> bool {
@@ -323,9 +327,31 @@ impl Client {
         })?
     }
 
+    /// What both can do; nothing before that is known.
+    pub fn flags(&self) -> InitFlags {
+        self.fs.terms.get().map_or(InitFlags::empty(), |terms| terms.flags)
+    }
+
+    /// Whether nothing changes but by requests of this mount (`SOLE_WRITER`).
+    pub fn is_sole_writer(&self) -> bool {
+        self.flags().contains(InitFlags::SOLE_WRITER)
+    }
+
+    /// Until when an answer holds. Never 0 (not even for this use); `u64::MAX` (for ever) where nobody else changes anything.
+    pub fn deadline(&self, sec: u64, nsec: u32) -> u64 {
+        if sec == 0 && nsec == 0 {
+            return 1;
+        }
+        if self.is_sole_writer() {
+            return u64::MAX;
+        }
+        let span = sec.saturating_mul(1_000_000_000).saturating_add(u64::from(nsec.min(999_999_999)));
+        ursa_hal::time::monotonic_ns().saturating_add(span).min(u64::MAX - 1)
+    }
+
     /// Whether written data stay in the page cache, and sizes and times are the kernel's to know (`WRITEBACK_CACHE`).
     pub fn writes_back(&self) -> bool {
-        self.fs.terms.get().is_some_and(|terms| terms.flags.contains(InitFlags::WRITEBACK_CACHE))
+        self.flags().contains(InitFlags::WRITEBACK_CACHE)
     }
 
     /// Asks and waits.

@@ -56,6 +56,9 @@ pub fn ask_ioctl(f: &File, handle: &Handle, cmd: u32, arg: usize, dir: bool) -> 
     let (_, node) = node_of(f)?;
     let client = node.client();
     client.check_allowed()?;
+    if client.fs.lacks(Opcode::Ioctl) {
+        return Err(Errno::ENOTTY);
+    }
     let mut flags = IoctlFlags::empty();
     if dir {
         if !client.terms()?.flags.contains(InitFlags::HAS_IOCTL_DIR) {
@@ -78,7 +81,10 @@ pub fn ask_ioctl(f: &File, handle: &Handle, cmd: u32, arg: usize, dir: bool) -> 
     let addr = UserAddr::new(arg as u64);
     message.read_user(addr, in_size)?;
     let reply = match node.call(message, ReplySize::with_tail::<IoctlOut>(out_size)) {
-        Err(Errno::ENOSYS) => return Err(Errno::ENOTTY),
+        Err(Errno::ENOSYS) => {
+            client.fs.set_lacks(Opcode::Ioctl);
+            return Err(Errno::ENOTTY);
+        }
         other => other?,
     };
     let (out, data) = reply.read::<IoctlOut>()?;

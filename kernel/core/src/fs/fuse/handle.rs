@@ -44,7 +44,7 @@ pub struct Handle {
 impl Handle {
     /// What a server without `OPEN` has: no handle, and a cache that is always right.
     pub fn without(client: &Client, node: u64, flags: u32) -> Arc<Handle> {
-        let open = OpenFlags::KEEP_CACHE;
+        let open = OpenFlags::KEEP_CACHE | OpenFlags::CACHE_DIR;
         Arc::new(Handle { client: client.clone(), node, fh: 0, open, flags, release: None })
     }
 
@@ -61,6 +61,10 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         let Some(opcode) = self.release else { return };
+        // A server without handles may answer `CREATE` with one that means nothing.
+        if opcode == Opcode::Release && self.client.fs.lacks(Opcode::Open) {
+            return;
+        }
         let body = ReleaseIn { fh: self.fh, flags: self.flags, ..ReleaseIn::default() };
         // An error means that the server is gone: there is nobody to tell.
         let message = Message::new(opcode, self.node).with(&body);

@@ -20,7 +20,7 @@ use linux_uapi::zerocopy::FromBytes;
 use ursa_hal::sync::{Once, SpinLock};
 
 use super::client::Client;
-use super::dir::FuseDir;
+use super::dir::{FuseDir, Listing};
 use super::file::FuseFile;
 use super::handle::{Handle, Opening, Shared, open_out};
 use crate::fs::FileOps;
@@ -30,7 +30,7 @@ use crate::fs::inode::{
 use crate::fs::permission::{MAY_ACCESS, MAY_EXEC};
 use crate::mm::{MAX_OBJECT_SIZE, MemoryObject};
 use crate::process::{Pid, current, try_current};
-use crate::scheme::{Message, Reply, ReplySize};
+use crate::scheme::{CallOptions, Message, Reply, ReplySize};
 use crate::wait::Mutex;
 use crate::{Errno, Result};
 
@@ -62,16 +62,25 @@ pub struct Node {
     object: Once<Arc<MemoryObject>>,
     /// The kernel's times are newer than the server's.
     times_changed: AtomicBool,
+    /// Until when (monotonic nanoseconds) mode and owner hold, which changes of contents leave alone.
+    mode_until: AtomicU64,
+    /// Counts changes of a directory's names and of extended attributes: what was asked for before is not kept.
+    changes: AtomicU64,
+    /// Of a directory: all its names, if they are known.
+    listing: SpinLock<Option<Arc<Listing>>>,
+    /// Of a directory: names were looked up one by one since it was listed.
+    looked_up: AtomicBool,
+    /// Of a symbolic link: where it leads, if that is known.
+    link: SpinLock<Option<Arc<[u8]>>>,
+    /// There are no extended attributes.
+    no_xattrs: AtomicBool,
     pending: SpinLock<Option<Pending>>,
 }
 
-/// Until when an answer holds. Never 0 (not even for this use) and never `u64::MAX` (for ever).
-fn deadline(sec: u64, nsec: u32) -> u64 {
-    if sec == 0 && nsec == 0 {
-        return 1;
-    }
-    let span = sec.saturating_mul(1_000_000_000).saturating_add(u64::from(nsec.min(999_999_999)));
-    ursa_hal::time::monotonic_ns().saturating_add(span).min(u64::MAX - 1)
+/// Whether what holds until then does.
+fn holds(until: &AtomicU64) -> bool {
+    let until = until.load(Ordering::Relaxed);
+    until == u64::MAX || until > ursa_hal::time::monotonic_ns()
 }
 
 /// The kind that attributes say, if they can be.
@@ -102,6 +111,12 @@ impl Node {
             block_size: AtomicU32::new(4096),
             object: Once::new(),
             times_changed: AtomicBool::new(false),
+            mode_until: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+            listing: SpinLock::new(None),
+            looked_up: AtomicBool::new(false),
+            link: SpinLock::new(None),
+            no_xattrs: AtomicBool::new(false),
             pending: SpinLock::new(None),
         }
     }
@@ -141,6 +156,12 @@ impl Node {
         self.client().call(message, reply)
     }
 
+    /// As [`Node::call`], with options.
+    pub fn call_with(&self, message: Message, options: CallOptions<'_>) -> Result<Reply> {
+        self.check_bad()?;
+        self.client().call_with(message, options)
+    }
+
     fn try_call(&self, opcode: Opcode, reply: ReplySize, message: impl FnOnce() -> Message) -> Result<Option<Reply>> {
         self.check_bad()?;
         self.client().try_call(opcode, reply, message)
@@ -156,15 +177,58 @@ impl Node {
 
     // Attributes.
 
-    /// The attributes are not to be believed any more.
+    /// Nothing that was said about the inode is to be believed any more, its data apart.
     pub fn expire(&self) {
-        self.shared.valid_until.store(0, Ordering::Relaxed);
+        self.mode_until.store(0, Ordering::Relaxed);
+        self.no_xattrs.store(false, Ordering::SeqCst);
+        self.names_changed();
+    }
+
+    /// Contents, names or links changed: all attributes but mode and owner are to be asked for.
+    fn touched(&self) {
+        // First the version: an answer that is being taken over finds it changed, or is expired here.
+        self.version.store(self.client().fs.next_version(), Ordering::SeqCst);
+        self.shared.valid_until.store(0, Ordering::SeqCst);
+    }
+
+    /// Names in the directory changed.
+    fn names_changed(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        let old = self.listing.lock().take();
+        drop(old);
+        self.touched();
+    }
+
+    /// A number that is another one when names or extended attributes have changed.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    /// All names of the directory, if they are known.
+    pub fn listing(&self) -> Option<Arc<Listing>> {
+        self.listing.lock().clone()
+    }
+
+    /// Keeps all names of the directory as they were when it had changed so often; its lock is held.
+    pub fn keep_listing(&self, changes: u64, listing: Arc<Listing>) {
+        let old = {
+            let mut kept = self.listing.lock();
+            if self.changes() == changes { kept.replace(listing) } else { None }
+        };
+        drop(old);
+    }
+
+    /// Whether names were looked up one by one since this was last asked.
+    pub fn take_looked_up(&self) -> bool {
+        self.looked_up.swap(false, Ordering::Relaxed)
     }
 
     /// The server called attributes and (`offset` not negative) data back; `len` 0 or less: to the end.
     pub fn call_back(&self, offset: i64, len: i64) {
         self.version.store(self.client().fs.next_version(), Ordering::Release);
         self.expire();
+        let link = self.link.lock().take();
+        drop(link);
         if let Some(object) = self.cached()
             && let Ok(offset) = u64::try_from(offset)
         {
@@ -193,7 +257,8 @@ impl Node {
                 return;
             }
             let (first, changed) = (self.version.load(Ordering::Acquire) == 0, *seen != mtime);
-            self.version.store(self.client().fs.next_version(), Ordering::Release);
+            let mine = self.client().fs.next_version();
+            self.version.store(mine, Ordering::Release);
             *seen = mtime;
             inode.set_mode(attr.mode);
             inode.set_owner(attr.uid, attr.gid);
@@ -211,7 +276,16 @@ impl Node {
             self.ino.store(attr.ino, Ordering::Relaxed);
             self.block_size.store(if attr.blksize != 0 { attr.blksize } else { 4096 }, Ordering::Relaxed);
             let resized = !ours && self.resize(inode, attr.size);
-            self.shared.valid_until.store(deadline(valid.0, valid.1), Ordering::Relaxed);
+            let until = self.client().deadline(valid.0, valid.1);
+            self.mode_until.store(until, Ordering::Relaxed);
+            self.shared.valid_until.store(until, Ordering::SeqCst);
+            if self.version.load(Ordering::SeqCst) != mine {
+                self.shared.valid_until.store(0, Ordering::SeqCst);
+            }
+            if changed && !first && inode.is_dir() && !self.client().is_sole_writer() {
+                self.changes.fetch_add(1, Ordering::SeqCst);
+                *self.listing.lock() = None;
+            }
             !first && !ours && (changed || resized)
         };
         if stale
@@ -286,7 +360,7 @@ impl Node {
         if end > inode.size.load(Ordering::Acquire) {
             self.resize(inode, end);
         }
-        self.expire();
+        self.touched();
     }
 
     /// Asks for the attributes.
@@ -307,10 +381,7 @@ impl Node {
     /// # Errors
     /// What the server answers.
     pub fn renew(&self, inode: &Inode) -> Result {
-        if self.shared.valid_until.load(Ordering::Relaxed) > ursa_hal::time::monotonic_ns() {
-            return Ok(());
-        }
-        self.getattr(inode)
+        if holds(&self.shared.valid_until) { Ok(()) } else { self.getattr(inode) }
     }
 
     // Names.
@@ -321,14 +392,19 @@ impl Node {
         let _ = client.connection.post(Message::new(Opcode::Forget, id).with(&ForgetIn { nlookup: count }));
     }
 
+    /// Gives the look-up in an answer back that is of no use.
+    pub fn refuse(&self, out: &EntryOut) {
+        if out.nodeid != 0 {
+            Self::forget(self.client(), out.nodeid, 1);
+        }
+    }
+
     /// The inode that an answer names; the look-up is counted.
     fn inode_of_entry(&self, sb: &Arc<SuperBlock>, out: &EntryOut, version: u64) -> Result<Arc<Inode>> {
         let (client, attr) = (self.client(), &out.attr);
         let kind = kind_of(attr).filter(|_| out.nodeid != 0 && out.nodeid != ROOT_ID);
         let Some(kind) = kind else {
-            if out.nodeid != 0 {
-                Self::forget(client, out.nodeid, 1);
-            }
+            self.refuse(out);
             return Err(Errno::EIO);
         };
         let is_it = |inode: &Inode| {
@@ -356,7 +432,11 @@ impl Node {
         Ok(inode)
     }
 
-    fn entry(&self, dir: &Inode, out: &EntryOut, version: u64) -> Result<Entry> {
+    /// The entry that an answer names in `dir`; the look-up is counted. `version`: of the attributes, before it was asked for.
+    ///
+    /// # Errors
+    /// `EIO` for what cannot be, `ELOOP` for a directory in itself.
+    pub fn entry(&self, dir: &Inode, out: &EntryOut, version: u64) -> Result<Entry> {
         let inode = self.inode_of_entry(&dir.sb, out, version)?;
         // A directory in itself: what locks parent before child would wait for itself.
         let above = inode.alias.lock().upgrade();
@@ -365,7 +445,7 @@ impl Node {
         if core::ptr::eq(&raw const *inode, dir) || inside {
             return Err(Errno::ELOOP);
         }
-        Ok(Entry { inode: Some(inode), valid_until: deadline(out.entry_valid, out.entry_valid_nsec) })
+        Ok(Entry { inode: Some(inode), valid_until: self.client().deadline(out.entry_valid, out.entry_valid_nsec) })
     }
 
     /// Makes something of `kind`.
@@ -377,7 +457,7 @@ impl Node {
 
     fn made(&self, dir: &Inode, out: &EntryOut, version: u64, kind: FileKind) -> Result<Entry> {
         let entry = self.entry(dir, out, version)?;
-        self.expire();
+        self.names_changed();
         if entry.inode.as_ref().is_none_or(|inode| inode.kind != kind) {
             return Err(Errno::EIO);
         }
@@ -391,8 +471,30 @@ impl Node {
         }
         inode.touch_changed();
         if let Ok(node) = node_of(inode) {
-            node.expire();
+            node.touched();
         }
+    }
+
+    /// Remembers that there are no extended attributes, unless something changed since `changes`.
+    fn found_no_xattrs(&self, changes: u64) {
+        if self.client().is_sole_writer() && self.changes() == changes {
+            self.no_xattrs.store(true, Ordering::SeqCst);
+            // Whoever sets one says so before and after.
+            if self.changes() != changes {
+                self.no_xattrs.store(false, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn list_xattrs(&self) -> Result<Vec<u8>> {
+        let body = GetxattrIn { size: XATTR_MAX as u32, padding: 0 };
+        let message = || self.message(Opcode::Listxattr).with(&body);
+        let changes = self.changes();
+        let names = self.xattr_call(Opcode::Listxattr, message, ReplySize::up_to(XATTR_MAX))?.body().to_vec();
+        if names.is_empty() {
+            self.found_no_xattrs(changes);
+        }
+        Ok(names)
     }
 
     fn xattr_call(&self, opcode: Opcode, message: impl FnOnce() -> Message, reply: ReplySize) -> Result<Reply> {
@@ -436,6 +538,7 @@ impl Node {
 
 impl InodeOps for Node {
     fn lookup(&self, dir: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
+        self.looked_up.store(true, Ordering::Relaxed);
         let version = self.client().fs.version();
         let reply = match self.call(named(self.message(Opcode::Lookup), name), ReplySize::of::<EntryOut>()) {
             // How long that holds was not said.
@@ -444,7 +547,8 @@ impl InodeOps for Node {
         };
         let (out, _) = reply.read::<EntryOut>()?;
         if out.nodeid == 0 {
-            return Ok(Entry { inode: None, valid_until: deadline(out.entry_valid, out.entry_valid_nsec) });
+            let valid_until = self.client().deadline(out.entry_valid, out.entry_valid_nsec);
+            return Ok(Entry { inode: None, valid_until });
         }
         self.entry(dir, &out, version)
     }
@@ -504,20 +608,20 @@ impl InodeOps for Node {
         let body = LinkIn { oldnodeid: node_of(inode)?.id() };
         // The server may have a number of its own for the new name: then the answer's inode goes at once.
         self.make(dir, named(self.message(Opcode::Link).with(&body), name), inode.kind)?;
-        node_of(inode)?.expire();
+        node_of(inode)?.touched();
         Ok(())
     }
 
     fn unlink(&self, _dir: &Arc<Inode>, name: &[u8], inode: &Arc<Inode>) -> Result {
         self.call(named(self.message(Opcode::Unlink), name), ReplySize::NONE)?;
-        self.expire();
+        self.names_changed();
         Self::unlinked(inode);
         Ok(())
     }
 
     fn rmdir(&self, _dir: &Arc<Inode>, name: &[u8], inode: &Arc<Inode>) -> Result {
         self.call(named(self.message(Opcode::Rmdir), name), ReplySize::NONE)?;
-        self.expire();
+        self.names_changed();
         inode.set_nlink(0);
         node_of(inode)?.expire();
         Ok(())
@@ -534,10 +638,11 @@ impl InodeOps for Node {
             let message = || names(self.message(Opcode::Rename2).with(&body));
             self.try_call(Opcode::Rename2, ReplySize::NONE, message)?.ok_or(Errno::EINVAL)?;
         }
-        self.expire();
-        to.expire();
+        self.names_changed();
+        to.names_changed();
         for inode in [old.inode, new.inode].into_iter().flatten() {
-            node_of(inode)?.expire();
+            // A directory that moves has another name above it.
+            node_of(inode)?.names_changed();
         }
         if let Some(replaced) = new.inode
             && flags & uapi::RENAME_EXCHANGE == 0
@@ -553,11 +658,27 @@ impl InodeOps for Node {
 
     fn readlink(&self, _inode: &Arc<Inode>) -> Result<LinkTarget> {
         self.client().check_allowed()?;
+        if let Some(known) = &*self.link.lock() {
+            return Ok(LinkTarget::Path(known.clone()));
+        }
+        let changes = self.changes();
         let reply = self.call(self.message(Opcode::Readlink), ReplySize::up_to(LINK_MAX))?;
         if reply.body().contains(&0) {
             return Err(Errno::EIO);
         }
-        Ok(LinkTarget::Path(Arc::from(reply.body())))
+        let target: Arc<[u8]> = Arc::from(reply.body());
+        if self.client().flags().contains(InitFlags::CACHE_SYMLINKS) {
+            let mut link = self.link.lock();
+            if self.changes() == changes {
+                *link = Some(target.clone());
+            }
+        }
+        Ok(LinkTarget::Path(target))
+    }
+
+    fn refresh_mode(&self, inode: &Inode) -> Result {
+        self.client().check_allowed()?;
+        if holds(&self.mode_until) { Ok(()) } else { self.renew(inode) }
     }
 
     fn refresh(&self, inode: &Inode) -> Result {
@@ -671,9 +792,22 @@ impl InodeOps for Node {
     }
 
     fn getxattr(&self, _inode: &Inode, name: &[u8]) -> Result<Vec<u8>> {
+        // Names of the system's are not kept with the file, and may mean something without being there.
+        let plain = name.starts_with(b"security.") || name.starts_with(b"user.");
+        if plain && self.no_xattrs.load(Ordering::SeqCst) {
+            self.client().check_allowed()?;
+            return Err(Errno::ENODATA);
+        }
         let body = GetxattrIn { size: XATTR_MAX as u32, padding: 0 };
         let message = || named(self.message(Opcode::Getxattr).with(&body), name);
-        Ok(self.xattr_call(Opcode::Getxattr, message, ReplySize::up_to(XATTR_MAX))?.body().to_vec())
+        match self.xattr_call(Opcode::Getxattr, message, ReplySize::up_to(XATTR_MAX)) {
+            Err(Errno::ENODATA) if self.client().is_sole_writer() => {
+                // Most files have none at all, and every start of a program asks for one.
+                let _ = self.list_xattrs();
+                Err(Errno::ENODATA)
+            }
+            other => Ok(other?.body().to_vec()),
+        }
     }
 
     fn setxattr(&self, _inode: &Inode, name: &[u8], value: &[u8], flags: u32) -> Result {
@@ -682,15 +816,18 @@ impl InodeOps for Node {
             let head = self.message(Opcode::Setxattr).with(&[value.len() as u32, flags]);
             named(head, name).with_bytes(value)
         };
-        self.xattr_call(Opcode::Setxattr, message, ReplySize::NONE)?;
         self.expire();
-        Ok(())
+        let result = self.xattr_call(Opcode::Setxattr, message, ReplySize::NONE);
+        self.expire();
+        result.map(drop)
     }
 
     fn listxattr(&self, _inode: &Inode) -> Result<Vec<u8>> {
-        let body = GetxattrIn { size: XATTR_MAX as u32, padding: 0 };
-        let message = || self.message(Opcode::Listxattr).with(&body);
-        let names = self.xattr_call(Opcode::Listxattr, message, ReplySize::up_to(XATTR_MAX))?.body().to_vec();
+        if self.no_xattrs.load(Ordering::SeqCst) {
+            self.client().check_allowed()?;
+            return Ok(Vec::new());
+        }
+        let names = self.list_xattrs()?;
         // A list that does not end would run into what follows it at the caller.
         if names.last().is_some_and(|byte| *byte != 0) { Err(Errno::EIO) } else { Ok(names) }
     }
