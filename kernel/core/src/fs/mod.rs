@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`fdtable`] | descriptor → open file |
 //! | [mod@file], [`io`], [`owner`] | open file descriptions, what implements them, where bytes come from and go to |
-//! | [`inode`], [`dentry`], [`mount`] | files, names and where file systems show |
+//! | [`inode`], [`dentry`], [`mount`], [`listing`] | files, names and where file systems show; open directories |
 //! | [`path`], [`permission`], [`context`] | from a path to a dentry, and who may |
 //! | [`cgroup`] | processes kept together, as a file system |
 //! | [`lock`], [`notify`] | file locks, inotify's hooks |
@@ -25,6 +25,7 @@ pub mod fuse;
 pub mod initramfs;
 pub mod inode;
 pub mod io;
+pub mod listing;
 pub mod lock;
 pub mod mount;
 pub mod namei;
@@ -51,6 +52,7 @@ pub use fdtable::FdTable;
 pub use file::{DirSink, File, FileMode, FileOps, ReleaseHook};
 pub use inode::{Attr, FileKind, FileSystem, Inode, InodeOps, SuperBlock};
 pub use io::{IoRange, PageSink, PageSource, Sink, Source};
+pub use listing::Listing;
 pub use mount::Mount;
 pub use path::{LookupFlags, Path};
 

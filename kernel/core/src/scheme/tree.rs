@@ -15,10 +15,11 @@ use linux_uapi::raw::general as uapi;
 use ursa_hal::sync::{Once, SpinLock};
 
 use super::{Connection, DeviceServer};
+use crate::fs::Listing;
 use crate::fs::inode::{Entry, FileSystem, FsStat, InodeOps, NewInode, SbFlags, SuperBlockParams, SuperOps, inode_of};
 use crate::fs::mount::{self, MountFlags};
 use crate::fs::path::lookup_child_locked;
-use crate::fs::procfs::node::{FixedDir, GeneratedFile, Listing, make};
+use crate::fs::procfs::node::{FixedDir, GeneratedFile, make};
 use crate::fs::procfs::{self, Text};
 use crate::fs::{DirSink, File, FileKind, FileOps, Inode, Mount, Path, SuperBlock, dentry, registry};
 use crate::{Errno, Result};
@@ -47,7 +48,7 @@ impl InodeOps for SchemeDir {
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        Ok(Arc::new(Listing(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             inode_of(f)?.ops_as::<SchemeDir>().ok_or(Errno::EIO)?.0.list(2, pos, sink);
             Ok(())
         })))
@@ -196,7 +197,7 @@ impl InodeOps for ProcSchemes {
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        Ok(Arc::new(Listing(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let names: Vec<String> = NAMES.lock().keys().cloned().collect();
             let ino = inode_of(f)?.ino;
             for (name, at) in names.iter().zip(2u64..).skip(pos.saturating_sub(2) as usize) {

@@ -18,9 +18,8 @@ use crate::{
             Entry, FileKind, FileSystem, FsStat, Inode, InodeOps, NewInode, SbFlags, SetAttr, SuperBlock,
             SuperBlockParams, SuperOps, inode_of,
         },
-        notify,
-        procfs::node::Listing,
-        registry,
+        listing::Listing,
+        notify, registry,
         tmpfs::xattr::Xattrs,
     },
     poll::PollEvents,
@@ -233,7 +232,7 @@ impl InodeOps for Directory {
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        Ok(Arc::new(Listing(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let directory = inode_of(f)?.ops_as::<Directory>().ok_or(Errno::EIO)?;
             directory.list(pos, sink);
             Ok(())

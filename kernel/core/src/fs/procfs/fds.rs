@@ -9,9 +9,10 @@ use linux_uapi::raw::general as uapi;
 
 use super::{
     Text,
-    node::{GeneratedFile, Generator, Link, Listing},
+    node::{GeneratedFile, Generator, Link},
     pid::{Target, fd_ino, ino, jump, make_owned},
 };
+use crate::fs::Listing;
 use crate::{
     Errno, Result,
     fs::{
@@ -77,7 +78,7 @@ impl InodeOps for FdDir {
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
         self.target.may_inspect()?;
-        Ok(Arc::new(Listing(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let dir = inode_of(f)?.ops_as::<FdDir>().ok_or(Errno::EIO)?;
             if dir.target.process().map_err(|_| Errno::ENOENT)?.is_zombie() {
                 return Ok(());
@@ -196,7 +197,7 @@ impl InodeOps for NsDir {
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
         self.target.may_inspect()?;
-        Ok(Arc::new(Listing(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let dir = inode_of(f)?.ops_as::<NsDir>().ok_or(Errno::EIO)?;
             for (i, (name, ..)) in NAMESPACES.iter().enumerate().skip((*pos - 2) as usize) {
                 let number = ino(dir.target.id(), 0x1000 + i as u64);

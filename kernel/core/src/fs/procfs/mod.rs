@@ -27,7 +27,7 @@ mod system;
 use alloc::{boxed::Box, format, sync::Arc};
 
 use linux_uapi::raw::general as uapi;
-use node::{FixedDir, GeneratedFile, Link, Listing, make, text_target};
+use node::{FixedDir, GeneratedFile, Link, make, text_target};
 pub use node::{Generator, Text};
 pub use pid::process_of;
 use ursa_hal::sync::Once;
@@ -36,6 +36,7 @@ use super::{
     file::{DirSink, File, FileOps},
     inode::{Entry, FileKind, FileSystem, FsStat, Inode, InodeOps, SbFlags, SuperBlock, SuperBlockParams, SuperOps},
 };
+use crate::fs::Listing;
 use crate::{
     Errno, Result,
     process::{self, Pid, current},
@@ -71,7 +72,7 @@ impl InodeOps for Root {
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        Ok(Arc::new(Listing(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let root = super::inode::inode_of(f)?.ops_as::<Root>().ok_or(Errno::EIO)?;
             if *pos < PIDS_FROM {
                 if !root.fixed.list(2, pos, sink) {

@@ -11,8 +11,9 @@ use ursa_hal::sync::SpinLock;
 use crate::{
     Errno, Result,
     fs::{
+        Listing,
         file::{DirSink, File, FileOps, seek_from},
-        inode::{Entry, FileKind, Inode, InodeOps, LinkTarget, NewInode, SetAttr, SuperBlock, inode_of},
+        inode::{Entry, Inode, InodeOps, LinkTarget, NewInode, SetAttr, SuperBlock, inode_of},
         io::{Sink, Source},
     },
     poll::{PollEvents, PollTable},
@@ -232,47 +233,11 @@ impl InodeOps for FixedDir {
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        Ok(Arc::new(Listing(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let dir = inode_of(f)?.ops_as::<FixedDir>().ok_or(Errno::EIO)?;
             dir.list(2, pos, sink);
             Ok(())
         })))
-    }
-}
-
-/// An open directory: `.`, `..`, then what `F` lists from position 2 on.
-pub struct Listing<F>(pub F);
-
-impl<F: Fn(&File, &mut u64, &mut dyn DirSink) -> Result + Send + Sync + 'static> FileOps for Listing<F> {
-    fn read(&self, _f: &File, _dst: &mut Sink<'_>, _pos: u64) -> Result<usize> {
-        Err(Errno::EISDIR)
-    }
-
-    fn is_stream(&self) -> bool {
-        false
-    }
-
-    fn can_poll(&self) -> bool {
-        false
-    }
-
-    fn seek(&self, _f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {
-        seek_from(offset, whence, pos, None)
-    }
-
-    fn readdir(&self, f: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result {
-        let inode = inode_of(f)?;
-        let parent =
-            f.path().and_then(|p| p.dentry.parent()).and_then(|d| d.inode().map(|i| i.ino)).unwrap_or(inode.ino);
-        for (at, name, ino) in [(0, &b"."[..], inode.ino), (1, &b".."[..], parent)] {
-            if *pos == at {
-                if !sink.emit(name, ino, FileKind::Directory.dirent_type(), at + 1) {
-                    return Ok(());
-                }
-                *pos = at + 1;
-            }
-        }
-        (self.0)(f, pos, sink)
     }
 }
 

@@ -14,9 +14,10 @@ use linux_uapi::raw::general as uapi;
 
 use super::{
     fds, maps, mounts,
-    node::{GeneratedFile, Generator, Listing, Text, make},
+    node::{GeneratedFile, Generator, Text, make},
     status,
 };
+use crate::fs::Listing;
 use crate::{
     Errno, Result,
     fs::{
@@ -306,7 +307,7 @@ impl InodeOps for PidDir {
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        Ok(Arc::new(Listing(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let dir = inode_of(f)?.ops_as::<PidDir>().ok_or(Errno::EIO)?;
             dir.target.process().map_err(|_| Errno::ENOENT)?;
             for (index, item) in ITEMS.iter().enumerate() {
@@ -353,7 +354,7 @@ impl InodeOps for TaskDir {
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        Ok(Arc::new(Listing(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let dir = inode_of(f)?.ops_as::<TaskDir>().ok_or(Errno::EIO)?;
             let process = dir.target.process().map_err(|_| Errno::ENOENT)?;
             let mut tids: alloc::vec::Vec<Pid> = process.threads().iter().map(|t| t.tid()).collect();
@@ -390,7 +391,7 @@ impl InodeOps for NetDir {
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        Ok(Arc::new(Listing(|_: &File, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|_: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let net = net()?;
             net.ops_as::<super::FixedDir>().ok_or(Errno::EIO)?.list(2, pos, sink);
             Ok(())

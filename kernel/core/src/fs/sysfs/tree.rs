@@ -19,7 +19,8 @@ use crate::{
         dentry::{Dentry, hash_name},
         file::{DirSink, File as OpenFile, FileOps},
         inode::{Entry, Inode, InodeOps, LinkTarget, NewInode, SuperBlock, inode_of},
-        procfs::node::{Listing, make},
+        listing::Listing,
+        procfs::node::make,
     },
 };
 
@@ -303,7 +304,7 @@ impl InodeOps for DirectoryOps {
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        Ok(Arc::new(Listing(|f: &OpenFile, pos: &mut u64, sink: &mut dyn DirSink| {
+        Ok(Arc::new(Listing::new(|f: &OpenFile, pos: &mut u64, sink: &mut dyn DirSink| {
             let directory = &inode_of(f)?.ops_as::<DirectoryOps>().ok_or(Errno::EIO)?.0;
             directory.list(pos, sink);
             Ok(())

@@ -7,7 +7,7 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 
 use hashbrown::HashTable;
 
-use crate::fs::{dentry::hash_name, inode::Inode};
+use crate::fs::{DirSink, dentry::hash_name, inode::Inode};
 
 struct Slot {
     hash: u64,
@@ -95,10 +95,17 @@ impl Entries {
         Some(core::mem::replace(&mut entry.inode, inode))
     }
 
-    /// The first entry at position `from` or later: position, name, inode.
-    pub fn next(&self, from: usize) -> Option<(usize, &[u8], &Arc<Inode>)> {
-        let (at, slot) = self.slots.iter().enumerate().skip(from).find_map(|(i, s)| Some((i, s.as_ref()?)))?;
-        Some((at, &slot.name, &slot.inode))
+    /// Lists from position `pos` on, where 0 and 1 are `.` and `..`, until the sink is full.
+    pub fn list(&self, pos: &mut u64, sink: &mut dyn DirSink) {
+        let first = usize::try_from(pos.saturating_sub(2)).unwrap_or(usize::MAX);
+        for (at, slot) in self.slots.iter().enumerate().skip(first) {
+            let Some(Slot { name, inode, .. }) = slot else { continue };
+            let next = at as u64 + 3;
+            if !sink.emit(name, inode.ino, inode.kind.dirent_type(), next) {
+                return;
+            }
+            *pos = next;
+        }
     }
 
     /// Takes all inodes out, for the end of the file system.

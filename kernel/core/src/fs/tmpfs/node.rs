@@ -9,7 +9,8 @@ use super::{PAGE, Tmpfs, dir::Entries, fs_of, xattr::Xattrs};
 use crate::{
     Errno, Result,
     fs::{
-        file::{DirSink, File, FileOps, seek_from},
+        Listing,
+        file::{DirSink, File, FileOps},
         inode::{Entry, FileKind, Inode, InodeOps, LinkTarget, NewInode, RenameSide, SetAttr, SuperBlock, inode_of},
         io::{Sink, Source},
         permission,
@@ -225,7 +226,10 @@ impl InodeOps for TmpNode {
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
         match &self.data {
             Data::Regular { .. } => self.file().map(|f| f.clone() as Arc<dyn FileOps>).ok_or(Errno::EIO),
-            Data::Directory(_) => Ok(DIR_OPS.call_once(|| Arc::new(TmpDir)).clone()),
+            Data::Directory(_) => {
+                static OPEN: Once<Arc<dyn FileOps>> = Once::new();
+                Ok(OPEN.call_once(|| Arc::new(Listing::syncing(list))).clone())
+            }
             _ => Err(Errno::ENXIO),
         }
     }
@@ -277,62 +281,15 @@ impl Drop for TmpNode {
     }
 }
 
-static DIR_OPS: Once<Arc<TmpDir>> = Once::new();
-
-/// An open directory of tmpfs.
-struct TmpDir;
-
-impl FileOps for TmpDir {
-    fn read(&self, _f: &File, _dst: &mut Sink<'_>, _pos: u64) -> Result<usize> {
-        Err(Errno::EISDIR)
+/// Lists an open directory.
+fn list(f: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result {
+    let inode = inode_of(f)?;
+    // The sink writes to kernel memory, so the entries may be visited under their lock.
+    node(inode)?.entries()?.lock().list(pos, sink);
+    if let Some(path) = f.path() {
+        inode.accessed(&path.mount, f.flags());
     }
-
-    fn is_stream(&self) -> bool {
-        false
-    }
-
-    fn can_poll(&self) -> bool {
-        false
-    }
-
-    fn seek(&self, _f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {
-        seek_from(offset, whence, pos, None)
-    }
-
-    fn readdir(&self, f: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result {
-        let inode = inode_of(f)?;
-        let entries = node(inode)?.entries()?;
-        let parent =
-            f.path().and_then(|p| p.dentry.parent()).and_then(|d| d.inode().map(|i| i.ino)).unwrap_or(inode.ino);
-        for (at, name, ino) in [(0, &b"."[..], inode.ino), (1, &b".."[..], parent)] {
-            if *pos == at {
-                if !sink.emit(name, ino, FileKind::Directory.dirent_type(), at + 1) {
-                    return Ok(());
-                }
-                *pos = at + 1;
-            }
-        }
-        // The sink writes to kernel memory, so the entries may be visited under their lock.
-        let entries = entries.lock();
-        let mut slot = usize::try_from(*pos - 2).unwrap_or(usize::MAX);
-        while let Some((at, name, child)) = entries.next(slot) {
-            let next = at as u64 + 3;
-            if !sink.emit(name, child.ino, child.kind.dirent_type(), next) {
-                break;
-            }
-            slot = at + 1;
-            *pos = next;
-        }
-        drop(entries);
-        if let Some(path) = f.path() {
-            inode.accessed(&path.mount, f.flags());
-        }
-        Ok(())
-    }
-
-    fn fsync(&self, _f: &File, _data_only: bool) -> Result {
-        Ok(())
-    }
+    Ok(())
 }
 
 /// The contents of a regular file, shared by all who have it open.

@@ -10,7 +10,6 @@ use linux_uapi::raw::general as uapi;
 use ursa_hal::sync::{Once, SpinLock};
 
 use super::{HARD_MESSAGES, HARD_SIZE, Limits, Queue, is_privileged};
-use crate::fs::file::seek_from;
 use crate::fs::inode::{
     Attr, Entry, FileSystem, FsStat, NewInode, SbFlags, SuperBlock, SuperBlockParams, SuperOps, inode_of,
 };
@@ -18,7 +17,7 @@ use crate::fs::mount::MountFlags;
 use crate::fs::open::{OpenRequest, open_inode};
 use crate::fs::path::lookup_child_locked;
 use crate::fs::tmpfs::dir::Entries;
-use crate::fs::{DirSink, File, FileKind, FileOps, Inode, InodeOps, Mount, Path, Sink, dentry, namei, permission};
+use crate::fs::{DirSink, File, FileOps, Inode, InodeOps, Listing, Mount, Path, dentry, namei, permission};
 use crate::process::current;
 use crate::{Errno, Result};
 
@@ -179,8 +178,8 @@ impl InodeOps for Directory {
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        static OPEN: Once<Arc<OpenDirectory>> = Once::new();
-        Ok(OPEN.call_once(|| Arc::new(OpenDirectory)).clone())
+        static OPEN: Once<Arc<dyn FileOps>> = Once::new();
+        Ok(OPEN.call_once(|| Arc::new(Listing::syncing(list))).clone())
     }
 }
 
@@ -194,49 +193,12 @@ impl InodeOps for Node {
     }
 }
 
-struct OpenDirectory;
-
-impl FileOps for OpenDirectory {
-    fn read(&self, _f: &File, _dst: &mut Sink<'_>, _pos: u64) -> Result<usize> {
-        Err(Errno::EISDIR)
-    }
-
-    fn is_stream(&self) -> bool {
-        false
-    }
-
-    fn can_poll(&self) -> bool {
-        false
-    }
-
-    fn seek(&self, _f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {
-        seek_from(offset, whence, pos, None)
-    }
-
-    fn readdir(&self, f: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result {
-        let inode = inode_of(f)?;
-        let directory = inode.ops_as::<Directory>().ok_or(Errno::ENOTDIR)?;
-        for (at, name) in [(0, &b"."[..]), (1, &b".."[..])] {
-            if *pos == at {
-                if !sink.emit(name, inode.ino, FileKind::Directory.dirent_type(), at + 1) {
-                    return Ok(());
-                }
-                *pos = at + 1;
-            }
-        }
-        // The sink writes to kernel memory, so the entries may be visited under their lock.
-        let entries = directory.0.lock();
-        let mut slot = usize::try_from(*pos - 2).unwrap_or(usize::MAX);
-        while let Some((at, name, child)) = entries.next(slot) {
-            let next = at as u64 + 3;
-            if !sink.emit(name, child.ino, child.kind.dirent_type(), next) {
-                break;
-            }
-            slot = at + 1;
-            *pos = next;
-        }
-        Ok(())
-    }
+/// Lists an open directory.
+fn list(f: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result {
+    let directory = inode_of(f)?.ops_as::<Directory>().ok_or(Errno::ENOTDIR)?;
+    // The sink writes to kernel memory, so the entries may be visited under their lock.
+    directory.0.lock().list(pos, sink);
+    Ok(())
 }
 
 /// A name that is one component.
