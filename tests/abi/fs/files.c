@@ -1,8 +1,10 @@
 /* Reading, writing, positions, descriptors, locks, attributes, extended attributes. */
 #include "../check.h"
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/file.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
@@ -227,6 +229,29 @@ static void attributes(void)
     FAILS(ENODATA, removexattr("a", "user.x"));
 }
 
+/* Each open table of mounts tells of a change once, whether it is read or not. */
+static void mount_news(void)
+{
+    if (geteuid() != 0)
+        return;
+    CHECK(mkdir("on", 0755) == 0);
+    int fd = open("/proc/self/mountinfo", O_RDONLY), other = open("/proc/self/mounts", O_RDONLY);
+    struct pollfd p[] = {{.fd = fd, .events = 0}, {.fd = other, .events = POLLIN | POLLPRI}};
+    CHECK(poll(p, 1, 0) == 0);
+    CHECK(mount("none", "on", "tmpfs", 0, NULL) == 0);
+    CHECK(poll(p, 2, 1000) == 2 && p[0].revents == POLLERR && p[1].revents == (POLLIN | POLLPRI | POLLERR));
+    CHECK(poll(p, 1, 0) == 0);
+    CHECK(poll(p + 1, 1, 0) == 1 && p[1].revents == POLLIN);
+    CHECK(umount("on") == 0);
+    char buf[64];
+    CHECK(read(fd, buf, sizeof buf) > 0);
+    CHECK(poll(p, 1, 1000) == 1 && p[0].revents == POLLERR);
+    CHECK(poll(p, 1, 0) == 0);
+    close(fd);
+    close(other);
+    CHECK(rmdir("on") == 0);
+}
+
 static void unprivileged(void)
 {
     if (geteuid() != 0)
@@ -272,6 +297,7 @@ int main(void)
     descriptors();
     locks();
     attributes();
+    mount_news();
     unprivileged();
     char command[64];
     snprintf(command, sizeof command, "rm -rf %s", dir);

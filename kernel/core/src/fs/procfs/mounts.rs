@@ -1,6 +1,6 @@
 //! `/proc/PID/mounts`, `mountinfo`, `mountstats`: the mount tree as seen from the process's root.
 //!
-//! A poll of an open table reports `POLLERR | POLLPRI` after the tree has changed. Reference: proc_pid_mountinfo(5).
+//! A poll of an open table reports `POLLERR | POLLPRI` once after the tree has changed. Reference: proc_pid_mountinfo(5).
 
 use alloc::{sync::Arc, vec::Vec};
 use core::fmt::Write;

@@ -95,7 +95,8 @@ pub struct GeneratedFile(pub Arc<dyn Generator>);
 impl InodeOps for GeneratedFile {
     fn open(&self, _inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
         self.0.may_open(flags & uapi::O_ACCMODE != uapi::O_RDONLY)?;
-        Ok(Arc::new(OpenText { generator: self.0.clone(), text: Mutex::new((None, self.0.generation())) }))
+        let seen = SpinLock::new(self.0.generation());
+        Ok(Arc::new(OpenText { generator: self.0.clone(), text: Mutex::new(None), seen }))
     }
 
     fn setattr(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result {
@@ -114,20 +115,20 @@ impl InodeOps for GeneratedFile {
 /// An open generated file.
 struct OpenText {
     generator: Arc<dyn Generator>,
-    /// The text, and the generation it was made at.
-    text: Mutex<(Option<Text>, Option<u64>)>,
+    text: Mutex<Option<Text>>,
+    /// The generation that a poller was last told of.
+    seen: SpinLock<Option<u64>>,
 }
 
 impl FileOps for OpenText {
     fn read(&self, _f: &File, dst: &mut Sink<'_>, pos: u64) -> Result<usize> {
         let mut text = self.text.lock();
-        if text.0.is_none() || pos == 0 {
-            let generation = self.generator.generation();
+        if text.is_none() || pos == 0 {
             let mut out = Text::default();
             self.generator.show(&mut out)?;
-            *text = (Some(out), generation);
+            *text = Some(out);
         }
-        let bytes = text.0.as_ref().map_or(&[][..], |t| &t.0);
+        let bytes = text.as_ref().map_or(&[][..], |t| &t.0);
         let from = usize::try_from(pos).unwrap_or(usize::MAX).min(bytes.len());
         dst.put(&bytes[from..])
     }
@@ -149,15 +150,16 @@ impl FileOps for OpenText {
         self.generator.generation().is_some()
     }
 
+    /// Each change is told once, by the poll itself: as on Linux, pollers such as udisks read another open file.
     fn poll(&self, _f: &File, pt: Option<&mut PollTable>) -> PollEvents {
         if let (Some(pt), Some(queue)) = (pt, self.generator.queue()) {
             pt.register_static(queue);
         }
-        let text = self.text.lock();
-        if text.1 != self.generator.generation() {
+        let now = self.generator.generation();
+        if core::mem::replace(&mut *self.seen.lock(), now) != now {
             PollEvents::READABLE | PollEvents::POLLERR | PollEvents::POLLPRI
         } else {
-            PollEvents::DEFAULT
+            PollEvents::READABLE
         }
     }
 
