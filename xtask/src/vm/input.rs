@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Between events, so that a guest that polls sees each.
+/// Between a person's actions, so that a guest that polls sees each.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The range of an absolute axis.
@@ -15,8 +15,13 @@ const AXIS: u64 = 0x7fff;
 const BUTTONS: &[&str] = &["left", "middle", "right", "wheel-up", "wheel-down", "side", "extra"];
 
 fn send(qmp: &mut Qmp, events: Vec<Value>) -> Result<()> {
-    qmp.execute("input-send-event", json!({ "events": events }))?;
+    send_at_once(qmp, events)?;
     std::thread::sleep(PAUSE);
+    Ok(())
+}
+
+fn send_at_once(qmp: &mut Qmp, events: Vec<Value>) -> Result<()> {
+    qmp.execute("input-send-event", json!({ "events": events }))?;
     Ok(())
 }
 
@@ -24,13 +29,16 @@ fn key(name: &str, down: bool) -> Value {
     json!({ "type": "key", "data": { "down": down, "key": { "type": "qcode", "data": name } } })
 }
 
+/// Without pauses: programs repeat a key by their own clocks until they hear of its release, and a guest on a busy host takes a
+/// pause between the two for a long one.
 fn press_keys(qmp: &mut Qmp, keys: &[String]) -> Result<()> {
     for name in keys {
-        send(qmp, vec![key(name, true)]).with_context(|| format!("is there a key called {name:?}?"))?;
+        send_at_once(qmp, vec![key(name, true)]).with_context(|| format!("is there a key called {name:?}?"))?;
     }
     for name in keys.iter().rev() {
-        send(qmp, vec![key(name, false)])?;
+        send_at_once(qmp, vec![key(name, false)])?;
     }
+    std::thread::sleep(PAUSE);
     Ok(())
 }
 
