@@ -36,6 +36,41 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("find", "for i in 1 2 3; do find / -xdev > /dev/null; done"),
 ];
 
+/// The same on a root on a disk: virtio, which Ursa's `virtio-blkd` and `ext4d` serve and Linux's kernel itself. In this order, for
+/// what was not used since the start is cold.
+const DISK_PROGRAMS: &[(&str, &str)] = &[
+    ("disk-find-cold", "find / -xdev > /dev/null"),
+    ("disk-find-warm", "for i in 1 2 3 4 5; do find / -xdev > /dev/null; done"),
+    ("disk-find-size-warm", "for i in 1 2 3 4 5; do find / -xdev -size +100M > /dev/null; done"),
+    ("disk-python-cold", "python3 -c 'import json, subprocess, asyncio'"),
+    ("disk-python-warm", "for i in 1 2 3 4 5; do python3 -c 'import json, subprocess, asyncio'; done"),
+    ("disk-gcc-cold", "cd /var/tmp; echo 'int main(void) { return 0; }' > t.c; gcc -O2 -o t t.c"),
+    ("disk-gcc-warm", "cd /var/tmp; for i in 1 2 3 4 5; do gcc -O2 -o t t.c; done"),
+    ("disk-write", "cd /var/tmp; dd if=/dev/zero of=big bs=1M count=128 conv=fsync status=none"),
+    ("disk-read-cold", "cd /var/tmp; echo 3 > /proc/sys/vm/drop_caches; dd if=big of=/dev/null bs=1M status=none"),
+    ("disk-read-warm", "cd /var/tmp; for i in 1 2 3 4 5; do dd if=big of=/dev/null bs=1M status=none; done"),
+    (
+        "disk-random-read-cold",
+        "cd /var/tmp; echo 3 > /proc/sys/vm/drop_caches; exec python3 -c '\nimport os, random\nrandom.seed(1)\n\
+         f = os.open(\"big\", os.O_RDONLY)\nfor i in range(2000): os.pread(f, 4096, random.randrange(32768) * 4096)'",
+    ),
+    (
+        "disk-random-write",
+        "cd /var/tmp; exec python3 -c '\nimport os, random\nrandom.seed(2)\nf = os.open(\"big\", os.O_WRONLY)\n\
+         for i in range(2000): os.pwrite(f, b\"x\" * 4096, random.randrange(32768) * 4096)\nos.fsync(f)'",
+    ),
+    (
+        "disk-fsync-100",
+        "cd /var/tmp; exec python3 -c '\nimport os\nf = os.open(\"log\", os.O_WRONLY | os.O_CREAT)\n\
+         for i in range(100): os.write(f, b\"line\"); os.fsync(f)'",
+    ),
+    (
+        "disk-create-10000",
+        "cd /var/tmp; mkdir d; exec python3 -c '\nfor i in range(10000):\n  with open(\"d/%d\" % i, \"w\") as f: f.write(\"x\")'",
+    ),
+    ("disk-delete-10000", "cd /var/tmp; rm -r d; sync"),
+];
+
 /// From QEMU's start to a desktop with a terminal.
 const WESTON: &str = "weston-start";
 /// What of the memory is neither free nor files, with that desktop.
@@ -64,6 +99,7 @@ type Runs = BTreeMap<(&'static str, usize), Vec<f64>>;
 pub fn run(names: &[String], times: usize, profile: Profile) -> Result<Vec<Measure>> {
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     let programs: Vec<_> = PROGRAMS.iter().filter(|(name, _)| wanted(name)).copied().collect();
+    let on_disk: Vec<_> = DISK_PROGRAMS.iter().filter(|(name, _)| wanted(name)).copied().collect();
     let mut runs = Runs::new();
     let mut measures = Vec::new();
     if [WESTON, MEMORY, FRAMES].into_iter().any(wanted) {
@@ -80,13 +116,27 @@ pub fn run(names: &[String], times: usize, profile: Profile) -> Result<Vec<Measu
         measures
             .extend(units.into_iter().filter(|(name, _)| wanted(name)).map(|(name, unit)| summary(name, unit, &runs)));
     }
+    if !on_disk.is_empty() {
+        for turn in 1..=times {
+            for subject in SESSION_SUBJECTS {
+                shell::step(format!("a root on a disk on {subject:?}, run {turn} of {times}"));
+                let number = Subject::ALL.iter().position(|&other| other == subject).unwrap_or(0);
+                let options = machine::Options { root: machine::Root::Disk, ..subject.machine("base", profile) };
+                if let Err(problem) = one_run(subject, &options, number, &on_disk, &mut runs) {
+                    eprintln!("{subject:?}: {problem:#}");
+                }
+            }
+        }
+        measures.extend(on_disk.iter().map(|(name, _)| summary(name, CPU_SECONDS, &runs)));
+    }
     if programs.is_empty() && !wanted(BOOT) {
         return Ok(measures);
     }
     for turn in 1..=times {
         for (number, subject) in Subject::ALL.into_iter().enumerate() {
             shell::step(format!("whole programs on {subject:?}, run {turn} of {times}"));
-            if let Err(problem) = one_run((subject, profile), number, &programs, &mut runs) {
+            let options = subject.machine("base", profile);
+            if let Err(problem) = one_run(subject, &options, number, &programs, &mut runs) {
                 eprintln!("{subject:?}: {problem:#}");
             }
         }
@@ -136,15 +186,15 @@ fn one_session((subject, profile): (Subject, Profile), number: usize, frames: bo
 }
 
 fn one_run(
-    (subject, profile): (Subject, Profile),
+    subject: Subject,
+    options: &machine::Options,
     number: usize,
     programs: &[(&'static str, &str)],
     runs: &mut Runs,
 ) -> Result<()> {
-    let options = subject.machine("base", profile);
     let folder = tempfile::Builder::new().prefix("ursa-bench-").tempdir()?;
-    let boot = Boot::prepare(&options, Gpu::None, folder.path())?;
-    let machine = Machine::start(&options, &boot, Gpu::None, folder.path(), false)?;
+    let boot = Boot::prepare(options, Gpu::None, folder.path())?;
+    let machine = Machine::start(options, &boot, Gpu::None, folder.path(), false)?;
     let mut link = agent_of(&machine)?;
     runs.entry((BOOT, number)).or_default().push(machine.cpu_seconds()?);
     for (name, script) in programs {

@@ -94,7 +94,7 @@ impl AddressSpace {
                         return fault(uapi::SIGSEGV, uapi::SEGV_MAPERR as i32);
                     }
                 }
-                Step::Fetch(object, index) => match object.bring_in(index) {
+                Step::Fetch(object, index) => match object.bring_around(index) {
                     Ok(()) => {}
                     // Waiting for the pager was cut short by a fatal signal, or memory ran out and this thread must die.
                     Err(Errno::EINTR | Errno::ENOMEM | Errno::ERESTARTSYS) => {

@@ -33,8 +33,10 @@ use crate::{Errno, Result};
 
 /// The largest size of an object, as Linux's `MAX_LFS_FILESIZE`.
 pub const MAX_SIZE: u64 = i64::MAX as u64;
-/// The most pages that one read-ahead asks a pager for (128 KiB, Linux's default).
-const READ_AHEAD_MAX: u64 = 32;
+/// The most pages that one read-ahead asks a pager for (512 KiB: a question costs more than within one kernel).
+const READ_AHEAD_MAX: u64 = 128;
+/// The pages that a touch of a mapping brings in, those around it (128 KiB, Linux's default). A power of two.
+const READ_AROUND: u64 = 32;
 /// The most pages that one call of a pager writes (1 MiB, as much as FUSE's largest request).
 const WRITE_RUN_MAX: usize = 256;
 /// The first window of a stream that may turn out to be sequential.
@@ -343,6 +345,26 @@ impl MemoryObject {
         }
     }
 
+    /// As [`MemoryObject::bring_in`], for a touch of a mapping: programs jump about in what they map, so pages on both sides come
+    /// with it.
+    pub(super) fn bring_around(&self, index: u64) -> Result {
+        let Kind::Pager(pager) = &self.kind else { return self.bring_in(index) };
+        let sequential = self.ahead_next.load(Ordering::Relaxed) == index;
+        if index < self.size_pages() && !sequential && !ursa_hal::mm::low() {
+            let block = index & !(READ_AROUND - 1);
+            if let Some(range) = self.claim(block..block + READ_AROUND, index) {
+                self.ahead_next.store(range.end, Ordering::Relaxed);
+                self.ahead_window.store(READ_AROUND, Ordering::Relaxed);
+                self.fill_claimed(&**pager, &range)?;
+                if self.is_resident(index) {
+                    return Ok(());
+                }
+            }
+        }
+        // Somebody else is reading it, or there was memory for a part of them only.
+        self.bring_in(index)
+    }
+
     /// Asks the supplier, and shows what it names unless that was revoked meanwhile.
     fn bring_supplied(&self, supplier: &dyn Supplier, index: u64) -> Result {
         let cuts = self.cuts.load(Ordering::Acquire);
@@ -431,7 +453,7 @@ impl MemoryObject {
         } else {
             READ_AHEAD_START
         };
-        let Some(range) = self.claim(index, window) else {
+        let Some(range) = self.claim(index..index + window, index) else {
             // Someone else is reading it: wait for them, then let the caller look again.
             self.filled.wait_killable(|| {
                 let filling = self.filling.lock();
@@ -441,15 +463,20 @@ impl MemoryObject {
         };
         self.ahead_next.store(range.end, Ordering::Relaxed);
         self.ahead_window.store(window, Ordering::Relaxed);
+        self.fill_claimed(pager, &range)
+    }
+
+    fn fill_claimed(&self, pager: &dyn Pager, range: &Filling) -> Result {
         let result = self.fill(pager, range.first, range.end);
         self.filling.lock().retain(|f| f.first != range.first);
         self.filled.wake_all();
         result
     }
 
-    /// Claims the run of missing pages from `index` on, at most `window` long. None if someone else is reading `index`.
-    fn claim(&self, index: u64, window: u64) -> Option<Filling> {
-        let mut end = (index + window).min(self.size_pages()).max(index + 1);
+    /// Claims the run of missing pages around `index` that lies in `within`. None if someone else is reading `index`.
+    fn claim(&self, within: core::ops::Range<u64>, index: u64) -> Option<Filling> {
+        let mut end = within.end.min(self.size_pages()).max(index + 1);
+        let mut first = index;
         let mut filling = self.filling.lock();
         if filling.iter().any(|f| f.first <= index && index < f.end) {
             return None;
@@ -457,11 +484,16 @@ impl MemoryObject {
         for f in filling.iter().filter(|f| f.first > index) {
             end = end.min(f.first);
         }
-        let present = self.pages.read().next(index, end, true);
+        let pages = self.pages.read();
+        let is_free = |page: u64| pages.get(page).is_none() && !filling.iter().any(|f| f.first <= page && page < f.end);
+        while first > within.start && is_free(first - 1) {
+            first -= 1;
+        }
         // Present already (it came between the caller's look and now): read one page again, which `fill` then drops.
-        end = present.unwrap_or(end).max(index + 1);
-        filling.push(Filling { first: index, end });
-        Some(Filling { first: index, end })
+        end = pages.next(index, end, true).unwrap_or(end).max(index + 1);
+        drop(pages);
+        filling.push(Filling { first, end });
+        Some(Filling { first, end })
     }
 
     fn fill(&self, pager: &dyn Pager, first: u64, end: u64) -> Result {
@@ -528,6 +560,14 @@ impl MemoryObject {
     /// Writes all of `src` at `offset`, growing the object. The caller holds the inode lock, so that writers do not
     /// interleave. Returns how much was written if that is more than nothing.
     pub fn write(&self, offset: u64, src: &mut Source<'_>) -> Result<usize> {
+        self.write_up_to(offset, src, usize::MAX)
+    }
+
+    /// As [`MemoryObject::write`], at most `most` bytes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_up_to(&self, offset: u64, src: &mut Source<'_>, most: usize) -> Result<usize> {
         let seals = self.seals();
         if seals.intersects(Seals::WRITE | Seals::FUTURE_WRITE) {
             return Err(Errno::EPERM);
@@ -535,12 +575,13 @@ impl MemoryObject {
         let start = src.done();
         let mut at = offset;
         let limit = if seals.contains(Seals::GROW) { self.size() } else { MAX_SIZE };
+        let end = offset.saturating_add(most as u64).min(limit);
         if src.remaining() > 0 && at >= limit {
             return Err(if limit == MAX_SIZE { Errno::EFBIG } else { Errno::EPERM });
         }
-        while src.remaining() > 0 && at < limit {
+        while src.remaining() > 0 && at < end {
             let within = (at % PAGE) as usize;
-            let len = (limit - at).min(PAGE - within as u64).min(src.remaining() as u64) as usize;
+            let len = (end - at).min(PAGE - within as u64).min(src.remaining() as u64) as usize;
             let moved = self.write_in_page(at / PAGE, within, len, src);
             match moved {
                 Ok(n) => {

@@ -95,6 +95,14 @@ pub fn reclaim_caches(target: usize) -> usize {
     freed
 }
 
+/// Frees all clean page cache that nobody maps or uses (`drop_caches`).
+pub fn drop_caches() {
+    for object in caches() {
+        object.reclaim(usize::MAX);
+        crate::sched::cond_resched();
+    }
+}
+
 /// Writes all dirty page cache back (`sync(2)`).
 ///
 /// # Errors

@@ -11,8 +11,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use fuse_abi::scheme::{self as abi, Live};
 use fuse_abi::{
-    ForgetIn, InitFlags, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, NotifyCode, NotifyDeleteOut,
-    NotifyInvalEntryOut, NotifyInvalInodeOut, NotifyPollWakeupOut, Opcode,
+    ForgetIn, InitFlags, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, Kstatfs, NotifyCode, NotifyDeleteOut,
+    NotifyInvalEntryOut, NotifyInvalInodeOut, NotifyPollWakeupOut, Opcode, ROOT_ID, StatfsOut,
 };
 use linux_uapi::zerocopy::{FromBytes, Immutable, IntoBytes};
 use ursa_hal::error;
@@ -21,8 +21,10 @@ use ursa_hal::sync::{Once, SpinLock};
 use super::Options;
 use super::file::FuseFile;
 use super::node::Node;
+use super::space::Space;
 use crate::fs::dentry::hash_name;
 use crate::fs::inode::Inode;
+use crate::mm::writeback;
 use crate::process::{Cap, try_current};
 use crate::scheme::{CallOptions, Connection, Message, Owner, Reply, ReplySize, Request, tree};
 use crate::user::{self, UserAddr, UserPtr};
@@ -102,6 +104,8 @@ pub struct FuseFs {
     refused: AtomicBool,
     started: WaitQueue,
     inodes: SpinLock<BTreeMap<u64, Known>>,
+    /// What the page cache may take.
+    pub(super) space: Space,
     /// A change that had been answered was lost with a server; said to the next `fsync` or `sync`.
     lost: AtomicBool,
     /// Counts changes of attributes: an answer that is older than the last change is not believed.
@@ -120,6 +124,7 @@ impl FuseFs {
             refused: AtomicBool::new(false),
             started: WaitQueue::new(),
             inodes: SpinLock::new(BTreeMap::new()),
+            space: Space::default(),
             lost: AtomicBool::new(false),
             version: AtomicU64::new(1),
             unknown: AtomicU64::new(0),
@@ -169,6 +174,15 @@ impl FuseFs {
     /// All inodes that are known.
     pub fn all_inodes(&self) -> Vec<Arc<Inode>> {
         self.inodes.lock().values().filter_map(|known| known.inode.upgrade()).collect()
+    }
+
+    /// Writes what is dirty to the server. What cannot be written stays dirty.
+    fn write_back(&self) {
+        for inode in self.all_inodes() {
+            if let Some(object) = inode.ops_as::<Node>().and_then(Node::cached) {
+                let _ = object.sync(0, u64::MAX);
+            }
+        }
     }
 
     /// Makes `inode` known, unless `keep` likes the one that is known as `id`; the one that is known then.
@@ -347,6 +361,31 @@ impl Client {
         }
         let span = sec.saturating_mul(1_000_000_000).saturating_add(u64::from(nsec.min(999_999_999)));
         ursa_hal::time::monotonic_ns().saturating_add(span).min(u64::MAX - 1)
+    }
+
+    /// Sets aside room for `pages` that are going to be written into the page cache. `Some`: there may be none, and so many are
+    /// to be written through to the server at a time.
+    ///
+    /// # Errors
+    /// `EINTR`; `ENOTCONN` and the like when the server is gone.
+    pub fn reserve(&self, pages: u64) -> Result<Option<u64>> {
+        let space = &self.fs.space;
+        if space.take(pages) {
+            return Ok(None);
+        }
+        loop {
+            let message = || Message::new(Opcode::Statfs, ROOT_ID);
+            let stat = match self.try_call(Opcode::Statfs, ReplySize::of::<StatfsOut>(), message)? {
+                Some(reply) => reply.read::<StatfsOut>()?.0.st,
+                None => Kstatfs::default(),
+            };
+            match space.count(&stat, writeback::dirty_pages(), pages) {
+                Ok(()) => return Ok(None),
+                Err(step) if !space.begin_scarcity() => return Ok(Some(step)),
+                // What is in the cache already comes before what goes past it.
+                Err(_) => self.fs.write_back(),
+            }
+        }
     }
 
     /// Whether written data stay in the page cache, and sizes and times are the kernel's to know (`WRITEBACK_CACHE`).

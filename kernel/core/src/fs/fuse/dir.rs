@@ -71,15 +71,17 @@ impl Reading {
         if self.at.0 == pos {
             return Some(self.at.1);
         }
+        if pos == 0 {
+            return Some(0);
+        }
         let (all, mut rest) = (self.bytes(), self.bytes());
-        while pos != 0 {
+        loop {
             let (entry, _, later) = next_entry(rest).ok()??;
             rest = later;
             if entry.off == pos {
-                break;
+                return Some(all.len() - rest.len());
             }
         }
-        Some(if pos == 0 { 0 } else { all.len() - rest.len() })
     }
 
     /// Passes what is known from `pos` on to `sink`. `None`: the position is not known. False: the sink is full.

@@ -18,7 +18,7 @@ use super::node::Node;
 use crate::fs::file::seek_from;
 use crate::fs::inode::{Inode, SetAttr, inode_of};
 use crate::fs::{File, FileOps, Sink, Source};
-use crate::mm::{MAX_OBJECT_SIZE, MapBacking, MapFlags, MapRequest, writeback};
+use crate::mm::{MAX_OBJECT_SIZE, MapBacking, MapFlags, MapRequest, MemoryObject, writeback};
 use crate::poll::{PollEvents, PollTable};
 use crate::scheme::{CallOptions, Message, OnKill, ReplySize};
 use crate::user::{self, UserAddr};
@@ -185,7 +185,12 @@ impl FuseFile {
         }
         Self::drop_set_id(inode)?;
         if self.writes_back() {
-            let done = node.object(inode).write(pos, src)?;
+            let page = PAGE_SIZE as u64;
+            let last = pos.saturating_add(src.remaining() as u64).div_ceil(page);
+            let done = match self.client.reserve(last - pos / page)? {
+                None => node.object(inode).write(pos, src)?,
+                Some(step) => Self::write_through(node.object(inode), src, pos, step * page)?,
+            };
             node.written(inode);
             return Ok(done);
         }
@@ -214,6 +219,45 @@ impl FuseFile {
         // What the server did to the file before it failed is not known.
         node.expire();
         result.map(|()| 0)
+    }
+
+    /// Writes into the page cache and on to the server, `step` bytes at a time: where there may be no room for all of it. What the
+    /// server does not take is not in the file afterwards.
+    fn write_through(object: &MemoryObject, src: &mut Source<'_>, pos: u64, step: u64) -> Result<usize> {
+        let page = PAGE_SIZE as u64;
+        let mut at = pos;
+        while src.remaining() > 0 {
+            let end = (at / page * page).saturating_add(step);
+            let (first, last) = (at / page, end.div_ceil(page));
+            match Self::write_step(object, src, at, (end - at) as usize, first..last) {
+                Ok(0) => break,
+                Ok(written) => at += written as u64,
+                Err(error) if at == pos => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok((at - pos) as usize)
+    }
+
+    fn write_step(
+        object: &MemoryObject,
+        src: &mut Source<'_>,
+        at: u64,
+        len: usize,
+        pages: core::ops::Range<u64>,
+    ) -> Result<usize> {
+        // What was in these pages before is safe first: it must not go with what is new.
+        object.sync(pages.start, pages.end)?;
+        let old = object.size();
+        let written = object.write_up_to(at, src, len)?;
+        object.sync(pages.start, pages.end).inspect_err(|_| {
+            if object.size() > old {
+                // Only seals could refuse it.
+                let _ = object.set_size(old);
+            }
+            object.revoke(pages.start, pages.end);
+        })?;
+        Ok(written)
     }
 
     fn write_once(&self, f: &File, node: &Node, src: &mut Source<'_>, offset: u64, step: usize) -> Result<usize> {

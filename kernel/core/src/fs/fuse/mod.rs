@@ -7,6 +7,7 @@
 //! | [`node`] | [`Node`]: an inode; names, attributes, look-up counts |
 //! | [`handle`] | `Handle`, `Shared`: what is open at the server, and the page cache's way to it |
 //! | [`mod@file`], [`dir`] | open files and directories |
+//! | [`space`] | how much may be written into the cache |
 //!
 //! `mount(2)` binds the `/dev/fuse` descriptor of `fd=` to a [`Connection`] and returns at once, for the server may well
 //! be the thread that mounts; what is asked meanwhile waits for the answer to `INIT`.
@@ -35,6 +36,7 @@ mod dir;
 mod file;
 mod handle;
 mod node;
+mod space;
 
 use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 use core::fmt::Write;

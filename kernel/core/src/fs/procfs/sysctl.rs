@@ -277,11 +277,16 @@ fn memory() -> Result {
         Editable {
             show: |_| Err(Errno::EACCES),
             store: |text| match text.trim() {
-                "1" | "2" | "3" | "4" => {
+                what @ ("1" | "2" | "3" | "4") => {
                     if !capable(Cap::SysAdmin) {
                         return Err(Errno::EPERM);
                     }
-                    dentry::shrink_cache(dentry::cached_entries());
+                    if matches!(what, "1" | "3") {
+                        crate::mm::reclaim::drop_caches();
+                    }
+                    if matches!(what, "2" | "3") {
+                        dentry::shrink_cache(dentry::cached_entries());
+                    }
                     Ok(())
                 }
                 _ => Err(Errno::EINVAL),
