@@ -6,8 +6,8 @@
 use crate::archive::{self, Addition};
 use crate::build::{self, Profile};
 use crate::image::{linux::Linux, tree::Tree};
-use crate::{image, paths};
-use anyhow::Result;
+use crate::{hosttools, image, paths};
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,9 @@ pub use running::{Event, Machine};
 
 /// Port and width of QEMU's isa-debug-exit device, and what the kernel writes: QEMU ends with `2 * value + 1`.
 const DEBUG_EXIT: &str = "isa-debug-exit,iobase=0xf4,iosize=0x04";
+
+/// UEFI's firmware, and its variables as they are in the beginning.
+const OVMF: (&str, &str) = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd");
 
 /// QEMU's exit status after an in-kernel test run that ended.
 pub const EXIT_TESTS_DONE: i32 = 2 * 0x10 + 1;
@@ -63,6 +66,8 @@ pub enum Gpu {
     Bochs,
     /// The standard VGA card.
     Std,
+    /// VMware's card, which no driver here knows: the picture is what a boot loader sets up.
+    Vmware,
     /// None.
     #[default]
     None,
@@ -79,6 +84,19 @@ pub enum Iommu {
     Intel,
     /// AMD-Vi, with interrupt remapping.
     Amd,
+}
+
+/// Who loads Ursa's kernel.
+#[derive(ValueEnum, Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Loader {
+    /// QEMU itself, by PVH.
+    #[default]
+    Direct,
+    /// GRUB from a disc, on legacy BIOS.
+    Bios,
+    /// GRUB from a disc, on UEFI.
+    Uefi,
 }
 
 /// Where Ursa's root file system is.
@@ -108,6 +126,9 @@ pub struct Options {
     /// Where Ursa's root file system is. With `disk` the machine boots through Ursa's init; changes are lost at its end.
     #[arg(long, value_enum, default_value_t = Root::Memory)]
     pub root: Root,
+    /// Who loads Ursa's kernel; a boot loader also leaves a frame buffer where the display device has one.
+    #[arg(long, value_enum, default_value_t = Loader::Direct)]
+    pub loader: Loader,
     /// The root disk to use, which keeps what is written: raw, or qcow2 by its ending.
     #[arg(skip)]
     pub root_file: Option<PathBuf>,
@@ -163,6 +184,7 @@ impl Options {
             kernel,
             profile: Profile::Kernel,
             root: Root::Memory,
+            loader: Loader::Direct,
             root_file: None,
             additions: Vec::new(),
             smp: 2,
@@ -188,12 +210,21 @@ struct RootDisk {
     keep: bool,
 }
 
+/// A disc with a boot loader.
+#[derive(Debug)]
+struct Disc {
+    file: PathBuf,
+    /// UEFI's own variables, where that is the firmware.
+    variables: Option<PathBuf>,
+}
+
 /// Files to boot from.
 #[derive(Debug)]
 pub struct Boot {
     kind: Kernel,
     kernel: PathBuf,
     initrd: Option<PathBuf>,
+    disc: Option<Disc>,
     root: Option<RootDisk>,
     /// Further disks.
     disks: Vec<PathBuf>,
@@ -201,8 +232,22 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// Builds what is needed for these options: programs, kernel, image and archive. The archive is put into `folder`.
+    /// Builds what is needed for these options: programs, kernel, image and archive, or a disc with them. What is this
+    /// machine's alone is put into `folder`.
     pub fn prepare(options: &Options, gpu: Gpu, folder: &Path) -> Result<Boot> {
+        let mut boot = Self::files(options, gpu, folder)?;
+        if options.loader != Loader::Direct {
+            ensure!(options.kernel == Kernel::Ursa, "Debian's kernel is loaded by QEMU only");
+            let file = folder.join("boot.iso");
+            crate::iso::make(&boot.kernel, boot.initrd(), boot.append(), &file)?;
+            let uefi = options.loader == Loader::Uefi;
+            let variables = if uefi { Some(uefi_variables(folder)?) } else { None };
+            boot.disc = Some(Disc { file, variables });
+        }
+        Ok(boot)
+    }
+
+    fn files(options: &Options, gpu: Gpu, folder: &Path) -> Result<Boot> {
         let programs = build::programs(build::Noise::Failures)?;
         let image = image::get(&options.image)?;
         let disks = disks(&options.disks, folder)?;
@@ -223,7 +268,15 @@ impl Boot {
                     false => format!("UUID={}", image::disk::uuid(&root.file)?),
                 };
                 let append = format!("root={place} {first} {}", options.append);
-                Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), root: Some(root), disks, append })
+                Ok(Boot {
+                    kind: Kernel::Ursa,
+                    kernel,
+                    initrd: Some(initrd),
+                    disc: None,
+                    root: Some(root),
+                    disks,
+                    append,
+                })
             }
             Kernel::Ursa => {
                 let kernel = build::kernel(options.profile, build::Noise::Failures)?;
@@ -235,7 +288,7 @@ impl Boot {
                     path
                 };
                 let append = format!("{first} {}", options.append);
-                Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), root: None, disks, append })
+                Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), disc: None, root: None, disks, append })
             }
             Kernel::Linux => {
                 let linux = Linux::get()?;
@@ -243,7 +296,7 @@ impl Boot {
                 modules.extend(match gpu {
                     Gpu::Virtio => Some("virtio_gpu"),
                     Gpu::Bochs | Gpu::Std => Some("bochs"),
-                    Gpu::None => None,
+                    Gpu::Vmware | Gpu::None => None,
                 });
                 let initrd = folder.join("initramfs.cpio");
                 if gpu == Gpu::None {
@@ -263,14 +316,14 @@ impl Boot {
                     None => RootDisk { file: image.disk()?, keep: false },
                 };
                 let (kind, kernel, initrd) = (Kernel::Linux, linux.kernel(), Some(initrd));
-                Ok(Boot { kind, kernel, initrd, root: Some(root), disks, append })
+                Ok(Boot { kind, kernel, initrd, disc: None, root: Some(root), disks, append })
             }
         }
     }
 
     /// Our kernel alone, for tests that it holds itself.
     pub fn kernel_only(kernel: PathBuf, append: String) -> Boot {
-        Boot { kind: Kernel::Ursa, kernel, initrd: None, root: None, disks: Vec::new(), append }
+        Boot { kind: Kernel::Ursa, kernel, initrd: None, disc: None, root: None, disks: Vec::new(), append }
     }
 
     /// The kernel's file.
@@ -292,6 +345,27 @@ impl Boot {
     pub fn kind(&self) -> Kernel {
         self.kind
     }
+}
+
+/// Fresh variables for UEFI: the firmware notes there what it booted from.
+///
+/// # Errors
+/// When the firmware is not there and cannot be installed.
+pub fn uefi_variables(folder: &Path) -> Result<PathBuf> {
+    hosttools::ensure(hosttools::OVMF)?;
+    let variables = folder.join("variables.fd");
+    std::fs::copy(OVMF.1, &variables)?;
+    Ok(variables)
+}
+
+/// QEMU's words for UEFI as the firmware.
+pub fn uefi(variables: &Path) -> [String; 4] {
+    [
+        "-drive".into(),
+        format!("if=pflash,format=raw,readonly=on,file={}", OVMF.0),
+        "-drive".into(),
+        format!("if=pflash,format=raw,file={}", variables.display()),
+    ]
 }
 
 /// The files of `--disk`; empty ones are made in `folder`.
@@ -400,9 +474,18 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
     }
     command.args(["-cpu", &options.cpu, "-m", &options.mem]);
     command.args(["-smp", &options.smp.to_string()]);
-    command.arg("-kernel").arg(&boot.kernel);
-    if let Some(initrd) = &boot.initrd {
-        command.arg("-initrd").arg(initrd);
+    match &boot.disc {
+        Some(disc) => {
+            command.args(disc.variables.iter().flat_map(|variables| uefi(variables)));
+            // As a disk, which firmware reads faster than a CD.
+            command.args(["-drive", &format!("file={},if=none,id=boot,format=raw,readonly=on", disc.file.display())]);
+        }
+        None => {
+            command.arg("-kernel").arg(&boot.kernel).args(["-append", boot.append()]);
+            if let Some(initrd) = &boot.initrd {
+                command.arg("-initrd").arg(initrd);
+            }
+        }
     }
     let virtio = options.virtio();
     // Before the devices that it serves.
@@ -425,7 +508,9 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
         command.arg("-device");
         command.arg(format!("virtio-blk-pci,drive=disk{number},serial=disk{number}{modern}"));
     }
-    command.args(["-append", boot.append.trim()]);
+    if boot.disc.is_some() {
+        command.args(["-device", &format!("virtio-blk-pci,drive=boot,serial=boot,bootindex=0{modern}")]);
+    }
     command.args(["-device", DEBUG_EXIT, "-device", &format!("virtio-rng-pci{virtio}")]);
     match gpu {
         Gpu::Virtio => {
@@ -433,6 +518,7 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
         }
         Gpu::Bochs => drop(command.args(["-vga", "none", "-device", "bochs-display,xres=1280,yres=800,edid=on"])),
         Gpu::Std => drop(command.args(["-vga", "std"])),
+        Gpu::Vmware => drop(command.args(["-vga", "vmware"])),
         Gpu::None => drop(command.args(["-vga", "none"])),
     }
     if gpu != Gpu::None {

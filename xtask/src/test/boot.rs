@@ -29,7 +29,6 @@ const OFF: i32 = 0;
 /// How the rescue shell greets, and what its line begins with when a command has ended.
 const RESCUE: &str = "init: rescue shell;";
 const RESCUE_OPTIONS: &str = "init=/usr/sbin/ursa-init rescue";
-const OVMF: (&str, &str) = ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd");
 
 /// What the machine boots besides the kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -245,7 +244,6 @@ pub fn run(filter: Option<&str>) -> Result<Tally> {
     }
     for (discs, archive, options) in [("ISO", None, TESTS), ("RESCUE", files.mini.as_deref(), RESCUE_OPTIONS)] {
         if chosen.iter().any(|c| c.machine.contains(discs)) {
-            hosttools::ensure(hosttools::OVMF)?;
             iso::make(&files.kernel, archive, options, &files.disc(discs))?;
         }
     }
@@ -388,11 +386,7 @@ fn boot(case: &Case, files: &Files) -> Result<()> {
         command.args(["-device", "virtio-blk-pci,drive=root,disable-legacy=on"]);
     }
     if case.uefi {
-        // Fresh variables for each boot: the firmware notes there what it booted from.
-        let variables = files.folder.join("variables.fd");
-        fs::copy(OVMF.1, &variables)?;
-        command.arg("-drive").arg(format!("if=pflash,format=raw,readonly=on,file={}", OVMF.0));
-        command.arg("-drive").arg(format!("if=pflash,format=raw,file={}", variables.display()));
+        command.args(machine::uefi(&machine::uefi_variables(&files.folder)?));
     }
     command.stdin(Stdio::piped()).stdout(File::create(&log)?).stderr(Stdio::null());
     let mut child = command.spawn().context("cannot start QEMU")?;

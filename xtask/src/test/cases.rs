@@ -9,7 +9,7 @@
 //! ```
 
 use crate::archive::Addition;
-use crate::machine::{Gpu, Iommu, Kernel, Root};
+use crate::machine::{Gpu, Iommu, Kernel, Loader, Root};
 use crate::paths;
 use anyhow::{Context, Result, bail};
 use guest_protocol::Status;
@@ -41,6 +41,9 @@ pub struct File {
     /// Where Ursa's root file system is.
     #[serde(default)]
     pub root: Root,
+    /// Who loads Ursa's kernel.
+    #[serde(default)]
+    pub loader: Loader,
     /// Words for the kernel's command line.
     #[serde(default)]
     pub append: String,

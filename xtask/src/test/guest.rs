@@ -71,6 +71,7 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
         cpu: file.cpu.clone(),
         init: file.init,
         root: file.root,
+        loader: file.loader,
         net: file.net,
         disks: file.disks.clone(),
         append: file.append.clone(),
