@@ -1,10 +1,10 @@
 #!/bin/sh
 # Opens the graphical session that the kernel command line asks for: ursa.session=weston, sway, kwin or plasma.
 # Runs as the user, in a session of its own. Who hands out display and input devices is seatd or elogind.
+. /usr/lib/ursa/services/environment.sh
 for word in $(cat /proc/cmdline); do
     case $word in
     ursa.session=*) session=${word#ursa.session=} ;;
-    ursa.renderer=*) renderer=${word#ursa.renderer=} ;;
     esac
 done
 until [ -e /dev/dri/card0 ]; do sleep 0.2; done
@@ -12,23 +12,18 @@ if [ -z "$XDG_SESSION_ID" ]; then
     until [ -S /run/seatd.sock ]; do sleep 0.2; done
     export XDG_RUNTIME_DIR="/run/user/$(id -u)" XDG_SEAT=seat0 LIBSEAT_BACKEND=seatd
 fi
-export XDG_SESSION_TYPE=wayland
 cd || exit
 case $session in
 weston)
     exec weston --backend=drm --renderer="${renderer:-pixman}" --config=/usr/lib/ursa/services/weston.ini --log="$XDG_RUNTIME_DIR/weston.log"
     ;;
 sway)
-    export WLR_RENDERER="${renderer:-pixman}" XDG_CURRENT_DESKTOP=sway
+    export XDG_CURRENT_DESKTOP=sway
     exec sway --config /usr/lib/ursa/services/sway.config
     ;;
 kwin | plasma)
-    # Without a GPU, Qt's painter is faster than Mesa's software renderer; ursa.renderer=gl takes the latter.
-    case ${renderer:-software} in
-    gl) export KWIN_COMPOSE=O2 ;;
-    *) export KWIN_COMPOSE=Q QT_QUICK_BACKEND=software ;;
-    esac
-    export LANG="${LANG:-C.UTF-8}" QT_QPA_PLATFORM=wayland XDG_CONFIG_DIRS=/usr/lib/ursa/services/xdg:/etc/xdg
+    use_kde
+    export QT_QPA_PLATFORM=wayland
     exec > "$XDG_RUNTIME_DIR/session.log" 2>&1
     if [ "$session" = kwin ]; then
         exec dbus-run-session -- kwin_wayland --no-lockscreen --no-global-shortcuts --xwayland --socket wayland-0 konsole

@@ -83,6 +83,9 @@ fn add(tree: &mut Tree, prefix: &str, program: &Program) -> Result<()> {
     Ok(())
 }
 
+/// Settings in `services/units` that Debian's programs look for elsewhere.
+const SETTINGS: &[(&str, &str)] = &[("usr/lib/sddm/sddm.conf.d/ursa.conf", "/usr/lib/ursa/services/sddm.conf")];
+
 /// The tree of programs and additions. `prefix` is where it begins: empty for Ursa, `add` in Linux's initramfs.
 pub fn overlay(programs: &Programs, additions: &[Addition], prefix: &str) -> Result<Tree> {
     let mut tree = Tree::default();
@@ -90,6 +93,9 @@ pub fn overlay(programs: &Programs, additions: &[Addition], prefix: &str) -> Res
         add(&mut tree, prefix, program)?;
     }
     tree.add_from_host(&Path::new(prefix).join("usr/lib/ursa/services"), &paths::root().join("services/units"))?;
+    for (name, setting) in SETTINGS {
+        tree.symlink(Path::new(prefix).join(name), setting);
+    }
     for addition in additions {
         let guest = addition.guest.strip_prefix("/").unwrap_or(&addition.guest);
         if guest.as_os_str().is_empty() {

@@ -29,10 +29,14 @@ pub enum Session {
 pub struct Options {
     #[command(flatten)]
     machine: MachineOptions,
-    /// The session on the display: weston, and none with the small image. Sessions have the image `wayland`, those of KDE
-    /// `plasma`.
+    /// The session on the display: Plasma, weston with other images than `plasma`, and none with the small one. Sessions have the
+    /// image `wayland`, those of KDE `plasma`.
     #[arg(long, value_enum)]
     session: Option<Session>,
+    /// Ask who logs in, and to which session, with Debian's SDDM; the password of `user` is `ursa`. Without it `user` is
+    /// logged in.
+    #[arg(long, conflicts_with_all = ["session", "no_init"])]
+    greeter: bool,
     /// Kill a display or input server every few seconds: nothing but a short pause should be seen.
     #[arg(long, conflicts_with = "no_init")]
     chaos: bool,
@@ -49,7 +53,12 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
     hosttools::ensure(hosttools::QEMU)?;
     let folder = tempfile::Builder::new().prefix("ursa-run-").tempdir()?;
     let small = options.machine.image == "mini";
-    let session = options.session.unwrap_or(if small { Session::None } else { Session::Weston });
+    let session = options.session.unwrap_or(match options.machine.image.as_str() {
+        _ if options.greeter => Session::Plasma,
+        "mini" => Session::None,
+        "base" | "plasma" => Session::Plasma,
+        _ => Session::Weston,
+    });
     let gpu = if session == Session::None { Gpu::None } else { Gpu::Virtio };
     let kde = matches!(session, Session::Kwin | Session::Plasma);
     if gpu != Gpu::None && options.machine.image == "base" {
@@ -59,6 +68,8 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
     options.machine.init |= !options.no_init && !small;
     options.machine.append += " ursa.login=ttyS0";
     match session {
+        // A terminal with a login would be in its way.
+        _ if options.greeter => options.machine.append += " ursa.greeter",
         Session::None => {}
         Session::Console => options.machine.append += " ursa.login=tty1",
         Session::Weston => options.machine.append += " ursa.session=weston ursa.login=tty1",
