@@ -123,6 +123,28 @@ pub fn clear(addr: UserAddr, len: usize) -> Result {
     hal_user::fill_user(addr, len, 0).map_err(|_| Errno::EFAULT)
 }
 
+/// Copies an extensible structure in, whose size the program states: what is missing is zero, what is unknown here must be
+/// (`copy_struct_from_user`). The caller has bounded `size`.
+///
+/// # Errors
+/// `EFAULT`, or `E2BIG` for a member that is not known here and not zero.
+pub fn read_extensible<T: FromBytes + IntoBytes>(addr: UserAddr, size: usize) -> Result<T> {
+    let known = size_of::<T>();
+    let mut value = T::new_zeroed();
+    read_bytes(addr, &mut value.as_mut_bytes()[..size.min(known)])?;
+    let mut at = known;
+    while at < size {
+        let mut rest = [0; 64];
+        let n = rest.len().min(size - at);
+        read_bytes(UserAddr::new(addr.as_u64().wrapping_add(at as u64)), &mut rest[..n])?;
+        if rest[..n].iter().any(|&b| b != 0) {
+            return Err(Errno::E2BIG);
+        }
+        at += n;
+    }
+    Ok(value)
+}
+
 /// Reads `count` elements. The caller has bounded `count`.
 ///
 /// # Errors

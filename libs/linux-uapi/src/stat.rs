@@ -116,6 +116,17 @@ pub struct OpenHow {
     pub resolve: u64,
 }
 
+/// `struct mount_attr` of `<linux/mount.h>`, for `mount_setattr(2)`.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the fields are those of mount_setattr(2)")]
+pub struct MountAttr {
+    pub attr_set: u64,
+    pub attr_clr: u64,
+    pub propagation: u64,
+    pub userns_fd: u64,
+}
+
 /// `struct iovec`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -201,6 +212,7 @@ mod tests {
         assert_eq!(size_of::<Ustat>(), 32);
         assert_eq!(offset_of!(Ustat, f_tinode), 8);
         assert_eq!(size_of::<OpenHow>(), 24);
+        assert_eq!(size_of::<MountAttr>(), 32);
         assert_eq!(size_of::<Iovec>(), 16);
         assert_eq!(size_of::<Flock>(), 32);
         assert_eq!(offset_of!(Flock, l_start), 8);

@@ -36,6 +36,11 @@ pub fn source(suite: &str) -> String {
     format!("deb [signed-by={KEYRING}] {} {suite} main", mirror())
 }
 
+/// The same for source packages.
+pub fn source_of_sources(suite: &str) -> String {
+    format!("deb-src [signed-by={KEYRING}] {} {suite} main", mirror())
+}
+
 /// The host's settings in the form of `apt.conf`.
 pub fn host_options() -> Result<Vec<String>> {
     let mut options = Vec::new();

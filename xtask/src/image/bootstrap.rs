@@ -1,13 +1,13 @@
 //! mmdebstrap: a configured (or only unpacked) Debian as a tar archive, and the list of packages that went in.
 
-use super::lock::{Lock, Package};
+use super::lock::{Lock, Package, Packages};
 use super::recipe::{Recipe, Variant};
 use super::{apt, tree};
 use crate::{paths, shell};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Files of the build itself: this host's mirror, mmdebstrap's settings, logs with dates.
@@ -35,52 +35,80 @@ const EXCLUDED: &[&str] = &[
 ];
 
 /// No file is newer than this, so that the same packages give the same image: Debian 13's release day.
-const NEWEST: &str = "1754697600";
+pub const NEWEST: &str = "1754697600";
 
 /// Makes the archive and says what it holds.
 pub fn run(name: &str, recipe: &Recipe, archive: &Path) -> Result<Lock> {
-    let store = paths::cache("debs")?.join(name);
-    fs::create_dir_all(&store)?;
-    keep_locked(&store, Lock::load(name)?.as_ref())?;
-    let mut command = Command::new("mmdebstrap");
-    command.args(["--quiet", if shell::is_root() { "--mode=root" } else { "--mode=unshare" }]);
-    command.arg(format!("--variant={}", recipe.variant.word())).arg("--components=main");
-    command.arg(format!("--keyring={}", apt::KEYRING));
-    command.arg("--aptopt=APT::Install-Recommends \"false\"").arg("--aptopt=Acquire::Languages \"none\"");
-    for option in apt::host_options()? {
-        command.arg(format!("--aptopt={option}"));
-    }
-    for path in EXCLUDED {
-        command.arg(format!("--dpkgopt={path}"));
-    }
-    // Packages already downloaded go in, and all that were used come out again.
-    let store_name = store.to_str().context("the cache's path is not UTF-8")?;
-    command.arg("--setup-hook=mkdir -p \"$1\"/var/cache/apt/archives/partial");
-    command.arg(format!("--setup-hook=sync-in \"{store_name}\" /var/cache/apt/archives"));
-    let after = if recipe.variant == Variant::Extract { "extract" } else { "customize" };
-    command.arg(format!("--{after}-hook=sync-out /var/cache/apt/archives \"{store_name}\""));
-    command.args(["--skip=download/empty", "--skip=essential/unlink"]);
-    command.arg(format!("--include={}", recipe.packages.join(",")));
+    let locked = Lock::load(name)?.map(|lock| lock.packages);
+    let store = Store::open(name, locked.as_ref())?;
+    let mut command = store.mmdebstrap(recipe.variant, &recipe.packages)?;
     command.arg(&recipe.suite).arg(archive).arg(apt::source(&recipe.suite));
-    command.env("SOURCE_DATE_EPOCH", NEWEST).env_remove("APT_CONFIG").env_remove("TMPDIR");
     shell::run(&mut command).context("mmdebstrap could not make the root")?;
-    let installed = installed_versions(archive)?;
-    let lock = survey(&store, installed.as_deref())?;
-    if lock.packages.is_empty() {
-        bail!("mmdebstrap left no packages in {store_name}");
+    let status = tree::Tree::from_tar(archive)?.read("var/lib/dpkg/status")?;
+    Ok(Lock { packages: store.survey(status)?, ..Lock::default() })
+}
+
+/// The packages that were downloaded for a root.
+pub struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// Opens the one of this name, with those packages in it that the lock file lists.
+    pub fn open(name: &str, locked: Option<&Packages>) -> Result<Store> {
+        let folder = paths::cache("debs")?.join(name);
+        fs::create_dir_all(&folder)?;
+        keep_locked(&folder, locked)?;
+        Ok(Store { folder })
     }
-    Ok(lock)
+
+    /// An mmdebstrap that takes its packages from here and leaves here what it used. The suite, what to make and the sources
+    /// are still to be said.
+    pub fn mmdebstrap(&self, variant: Variant, packages: &[String]) -> Result<Command> {
+        let mut command = Command::new("mmdebstrap");
+        command.args(["--quiet", if shell::is_root() { "--mode=root" } else { "--mode=unshare" }]);
+        command.arg(format!("--variant={}", variant.word())).arg("--components=main");
+        command.arg(format!("--keyring={}", apt::KEYRING));
+        command.arg("--aptopt=APT::Install-Recommends \"false\"").arg("--aptopt=Acquire::Languages \"none\"");
+        for option in apt::host_options()? {
+            command.arg(format!("--aptopt={option}"));
+        }
+        for path in EXCLUDED {
+            command.arg(format!("--dpkgopt={path}"));
+        }
+        // Packages already downloaded go in, and all that were used come out again.
+        let folder = self.folder.to_str().context("the cache's path is not UTF-8")?;
+        command.arg("--setup-hook=mkdir -p \"$1\"/var/cache/apt/archives/partial");
+        command.arg(format!("--setup-hook=sync-in \"{folder}\" /var/cache/apt/archives"));
+        let after = if variant == Variant::Extract { "extract" } else { "customize" };
+        command.arg(format!("--{after}-hook=sync-out /var/cache/apt/archives \"{folder}\""));
+        command.args(["--skip=download/empty", "--skip=essential/unlink"]);
+        command.arg(format!("--include={}", packages.join(",")));
+        command.env("SOURCE_DATE_EPOCH", NEWEST).env_remove("APT_CONFIG").env_remove("TMPDIR");
+        Ok(command)
+    }
+
+    /// What is here now; of a root with dpkg's status file, what that calls installed.
+    pub fn survey(&self, status: Option<Vec<u8>>) -> Result<Packages> {
+        let status = status.map(String::from_utf8).transpose().context("dpkg's status is not UTF-8")?;
+        let installed = status.map(|status| parse_status(&status)).filter(|list| !list.is_empty());
+        let packages = survey(&self.folder, installed.as_deref())?;
+        if packages.is_empty() {
+            bail!("mmdebstrap left no packages in {}", self.folder.display());
+        }
+        Ok(packages)
+    }
 }
 
 /// Removes downloads that are not exactly what the lock file lists.
-fn keep_locked(store: &Path, lock: Option<&Lock>) -> Result<()> {
+fn keep_locked(store: &Path, locked: Option<&Packages>) -> Result<()> {
     for entry in fs::read_dir(store)? {
         let path = entry?.path();
         if path.extension().is_none_or(|ending| ending != "deb") {
             continue;
         }
         let sum = checksum(&path)?;
-        let wanted = lock.is_some_and(|lock| lock.packages.values().any(|package| package.sha256 == sum));
+        let wanted = locked.is_some_and(|packages| packages.values().any(|package| package.sha256 == sum));
         if !wanted {
             fs::remove_file(&path)?;
         }
@@ -109,8 +137,8 @@ impl std::io::Write for HashWriter<'_> {
 }
 
 /// Lists the stored packages; those only that dpkg calls installed, where the image has dpkg's status.
-fn survey(store: &Path, installed: Option<&[(String, String)]>) -> Result<Lock> {
-    let mut lock = Lock::default();
+fn survey(store: &Path, installed: Option<&[(String, String)]>) -> Result<Packages> {
+    let mut packages = Packages::new();
     for entry in fs::read_dir(store)? {
         let path = entry?.path();
         if path.extension().is_none_or(|ending| ending != "deb") {
@@ -122,28 +150,20 @@ fn survey(store: &Path, installed: Option<&[(String, String)]>) -> Result<Lock> 
         let used = installed.is_none_or(|list| list.iter().any(|(n, v)| n == name && v == version));
         if used {
             let package = Package { version: version.to_owned(), sha256: checksum(&path)? };
-            lock.packages.insert(name.to_owned(), package);
+            packages.insert(name.to_owned(), package);
         } else {
             fs::remove_file(&path)?;
         }
     }
     if let Some(list) = installed
-        && let Some((name, version)) = list.iter().find(|(name, _)| !lock.packages.contains_key(name))
+        && let Some((name, version)) = list.iter().find(|(name, _)| !packages.contains_key(name))
     {
         bail!("{name} {version} is installed, but its package was not kept");
     }
-    Ok(lock)
+    Ok(packages)
 }
 
-/// Names and versions in the archive's dpkg status.
-fn installed_versions(archive: &Path) -> Result<Option<Vec<(String, String)>>> {
-    let tree = tree::Tree::from_tar(archive)?;
-    let Some(status) = tree.read("var/lib/dpkg/status")? else { return Ok(None) };
-    let status = String::from_utf8(status).context("dpkg's status is not UTF-8")?;
-    let list = parse_status(&status);
-    Ok((!list.is_empty()).then_some(list))
-}
-
+/// Names and versions of what dpkg's status calls installed.
 fn parse_status(status: &str) -> Vec<(String, String)> {
     let field = |paragraph: &str, name: &str| {
         paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned))

@@ -194,7 +194,7 @@ fn download(folder: &Path) -> Result<PathBuf> {
     let file = file.with_context(|| format!("apt-get downloaded no {name}"))?;
     let version = shell::output(Command::new("dpkg-deb").args(["--field"]).arg(&file).arg("Version"))?;
     let package = Package { version, sha256: checksum(&file)? };
-    let found = Lock { packages: [(name, package)].into() };
+    let found = Lock { packages: [(name, package)].into(), ..Lock::default() };
     match Lock::load(LOCK)? {
         Some(old) => old.compare(&found)?.report(LOCK),
         None => found.save(LOCK)?,

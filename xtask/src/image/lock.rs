@@ -1,4 +1,6 @@
-//! Lock files: `image/NAME.lock` lists every package of an image with its version and the SHA-256 of its `.deb`.
+//! Lock files: `image/NAME.lock` lists every package of an image with its version and the SHA-256 of its `.deb`, and those of the
+//! root in which programs were built for it; source packages (`src:NAME`) with the SHA-256 of their `.dsc`, which has those of
+//! all their files.
 //!
 //! A Debian mirror keeps only the newest version of a package, so an old lock cannot be rebuilt from it for ever. What the
 //! lock guarantees is that *the same version* has the same contents; that newer versions came is reported, and is an error
@@ -21,11 +23,17 @@ pub struct Package {
     pub sha256: String,
 }
 
+/// Packages by name.
+pub type Packages = BTreeMap<String, Package>;
+
 /// All packages of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lock {
     /// By name.
-    pub packages: BTreeMap<String, Package>,
+    pub packages: Packages,
+    /// Those that built what the image holds besides, and the sources of it.
+    #[serde(default)]
+    pub build: Packages,
 }
 
 /// How two locks differ, where that is no error in itself.
@@ -57,34 +65,48 @@ impl Lock {
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut text =
             String::from("# Written by `cargo xtask image --update`: what the image was made of.\n[packages]\n");
-        for (name, package) in &self.packages {
-            writeln!(text, "\"{name}\" = {{ version = \"{}\", sha256 = \"{}\" }}", package.version, package.sha256)?;
+        let list = |text: &mut String, packages: &Packages| {
+            packages.iter().try_for_each(|(name, Package { version, sha256 })| {
+                writeln!(text, "\"{name}\" = {{ version = \"{version}\", sha256 = \"{sha256}\" }}")
+            })
+        };
+        list(&mut text, &self.packages)?;
+        if !self.build.is_empty() {
+            text.push_str("[build]\n");
+            list(&mut text, &self.build)?;
         }
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Compares what was found with this lock. The same version with other contents is an error.
     pub fn compare(&self, found: &Lock) -> Result<Difference> {
-        let mut lines = Vec::new();
-        for (name, package) in &found.packages {
-            match self.packages.get(name) {
-                None => lines.push(format!("{name} {} is new", package.version)),
-                Some(old) if old.version != package.version => {
-                    lines.push(format!("{name} is {}, was {}", package.version, old.version));
-                }
-                Some(old) if old.sha256 != package.sha256 => bail!(
-                    "{name} {} has the checksum {}, but the lock file says {}: the mirror or the lock was tampered with",
-                    package.version,
-                    package.sha256,
-                    old.sha256
-                ),
-                Some(_) => {}
-            }
-        }
-        let gone = self.packages.keys().filter(|name| !found.packages.contains_key(*name));
-        lines.extend(gone.map(|name| format!("{name} is no longer part")));
+        let mut lines = compare(&self.packages, &found.packages)?;
+        lines.extend(compare(&self.build, &found.build)?.into_iter().map(|line| format!("build: {line}")));
         Ok(Difference(lines))
     }
+}
+
+/// How two lists of packages differ.
+fn compare(old: &Packages, found: &Packages) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for (name, package) in found {
+        match old.get(name) {
+            None => lines.push(format!("{name} {} is new", package.version)),
+            Some(old) if old.version != package.version => {
+                lines.push(format!("{name} is {}, was {}", package.version, old.version));
+            }
+            Some(old) if old.sha256 != package.sha256 => bail!(
+                "{name} {} has the checksum {}, but the lock file says {}: the mirror or the lock was tampered with",
+                package.version,
+                package.sha256,
+                old.sha256
+            ),
+            Some(_) => {}
+        }
+    }
+    let gone = old.keys().filter(|name| !found.contains_key(*name));
+    lines.extend(gone.map(|name| format!("{name} is no longer part")));
+    Ok(lines)
 }
 
 impl Difference {
@@ -110,12 +132,13 @@ mod tests {
         let package = |&(name, version, sha256): &(&str, &str, &str)| {
             (name.to_owned(), Package { version: version.into(), sha256: sha256.into() })
         };
-        Lock { packages: packages.iter().map(package).collect() }
+        Lock { packages: packages.iter().map(package).collect(), build: Packages::new() }
     }
 
     #[test]
     fn written_lock_reads_back_the_same() {
-        let lock = lock(&[("gcc-14-base", "14.2.0-19", "ab"), ("libc6", "1:2.41~rc+1", "cd")]);
+        let mut lock = lock(&[("gcc-14-base", "14.2.0-19", "ab"), ("libc6", "1:2.41~rc+1", "cd")]);
+        lock.build.insert("src:wayland".into(), Package { version: "1.23.1-3".into(), sha256: "ef".into() });
         let file = tempfile::NamedTempFile::new().unwrap();
         lock.write(file.path()).unwrap();
         assert_eq!(Lock::read(file.path()).unwrap(), lock);
@@ -129,5 +152,8 @@ mod tests {
         assert!(newer.refuse().is_err());
         assert!(old.compare(&lock(&[("bash", "5.2", "cc"), ("dash", "0.5", "bb")])).is_err());
         assert!(old.compare(&old).unwrap().refuse().is_ok());
+        let built = |sum: &str| Lock { build: lock(&[("src:wayland", "1.23", sum)]).packages, ..old.clone() };
+        assert_eq!(old.compare(&built("ab")).unwrap(), Difference(vec!["build: src:wayland 1.23 is new".into()]));
+        assert!(built("ab").compare(&built("ac")).is_err());
     }
 }

@@ -25,6 +25,7 @@ pub mod disk;
 pub mod linux;
 mod lock;
 mod recipe;
+mod sources;
 pub mod tree;
 
 pub use recipe::Recipe;
@@ -146,7 +147,11 @@ fn make(name: &str, locking: Locking) -> Result<Image> {
     fs::create_dir_all(&folder)?;
     shell::step(format!("image {name}: unpacking Debian {} (minutes, the first time)", recipe.suite));
     let debian = folder.join("debian.tar");
-    let found = bootstrap::run(name, &recipe, &debian)?;
+    let mut found = bootstrap::run(name, &recipe, &debian)?;
+    let built = folder.join("built.tar");
+    if let Some(build) = &recipe.build {
+        found.build = sources::run(name, &recipe, build, &built)?;
+    }
     match lock::Lock::load(name)? {
         Some(old) if locking != Locking::Update => {
             let difference = old.compare(&found)?;
@@ -162,6 +167,9 @@ fn make(name: &str, locking: Locking) -> Result<Image> {
     for path in bootstrap::LEFT_OVERS {
         tree.remove(path);
     }
+    if recipe.build.is_some() {
+        sources::lay_over(&mut tree, &built)?;
+    }
     accounts::set_up(&mut tree, recipe.user_password.as_deref())?;
     if recipe.busybox_links {
         add_busybox_links(&mut tree)?;
@@ -171,6 +179,9 @@ fn make(name: &str, locking: Locking) -> Result<Image> {
     archive.into_inner().map_err(|e| e.into_error())?;
     tree.to_tar(&folder.join("root.tar"))?;
     fs::remove_file(&debian)?;
+    if recipe.build.is_some() {
+        fs::remove_file(&built)?;
+    }
     found.write(&finished)?;
     remove_older(name, &folder)?;
     Ok(image)

@@ -17,6 +17,9 @@ pub struct Recipe {
     pub variant: Variant,
     /// Packages, with all they depend on. A name that ends in `-` keeps a package out.
     pub packages: Vec<String>,
+    /// What is built from Debian's sources for it.
+    #[serde(default)]
+    pub build: Option<Build>,
     /// Link busybox's applets into the tree where nothing else has the name.
     #[serde(default)]
     pub busybox_links: bool,
@@ -26,6 +29,20 @@ pub struct Recipe {
     /// The file itself: any change makes a new image.
     #[serde(skip)]
     pub text: String,
+}
+
+/// Programs that Debian has the source of and no package: test suites. They are built in a root of their own, of the same suite,
+/// which is no part of the image.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Build {
+    /// What that root holds beside apt and Debian's essential packages: compilers, libraries, packages of source.
+    pub packages: Vec<String>,
+    /// Source packages. Each is unpacked with Debian's patches in `/build/NAME`.
+    #[serde(default)]
+    pub sources: Vec<String>,
+    /// A script for `bash -e`, in `/build`. What it puts below `/out` becomes part of the image.
+    pub run: String,
 }
 
 /// Variants of mmdebstrap that make sense here.

@@ -244,6 +244,17 @@ impl Tree {
         result
     }
 
+    /// Takes in what another tree has below a folder, laid over what is here.
+    pub fn take_in(&mut self, other: Tree, below: &Path) {
+        let name =
+            |name: &Path| name.strip_prefix(below).ok().filter(|rest| !rest.as_os_str().is_empty()).map(Path::to_owned);
+        let names = other.names.iter().filter_map(|(path, &inode)| Some((name(path)?, inode))).collect();
+        let laid = Tree { names, ..other }.laid_over(self);
+        for (name, inode) in &laid.names {
+            self.insert(name, laid.inodes[*inode].clone());
+        }
+    }
+
     /// Where a name leads when links in the folders above it are followed. The last part is not.
     fn follow_folders(&self, name: &Path) -> PathBuf {
         let mut place = PathBuf::new();
@@ -448,6 +459,19 @@ mod tests {
             ("usr/bin/x", 0o755),
         ];
         assert_eq!(names, expected.map(|(name, mode)| (name.to_owned(), mode)));
+    }
+
+    #[test]
+    fn taken_in_is_what_lies_below_a_folder() {
+        let mut tree = sample();
+        let mut other = Tree::default();
+        other.file("out/bin/made", 0o755, b"made".to_vec());
+        other.file("out/usr/bin/tool", 0o755, b"new".to_vec());
+        other.file("elsewhere", 0o644, b"".to_vec());
+        tree.take_in(other, Path::new("out"));
+        let names: Vec<_> = tree.entries().map(|(name, ..)| name.to_str().unwrap().to_owned()).collect();
+        assert_eq!(names, ["bin", "dev", "dev/console", "usr", "usr/bin", "usr/bin/made", "usr/bin/tool"]);
+        assert_eq!(tree.read("usr/bin/tool").unwrap().unwrap(), b"new");
     }
 
     #[test]

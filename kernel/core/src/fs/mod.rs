@@ -28,6 +28,7 @@ pub mod io;
 pub mod listing;
 pub mod lock;
 pub mod mount;
+pub mod mount_context;
 pub mod namei;
 pub mod notify;
 pub mod open;

@@ -2,11 +2,12 @@
 //!
 //! One file per group: [`open`] (open, close, dup), [`rw`] (read and write in all forms), [`stat`], [`names`] (make, link,
 //! rename, remove, directories), [`attr`] (mode, owner, times, size), [`fcntl`] (fcntl, flock, ioctl), [`xattr`],
-//! [`mounts`], [`sync`], [`copy`] (sendfile, copy_file_range, splice).
+//! [`mounts`], [`mount_api`], [`sync`], [`copy`] (sendfile, copy_file_range, splice).
 
 mod attr;
 mod copy;
 mod fcntl;
+mod mount_api;
 mod mounts;
 mod names;
 mod open;
@@ -200,9 +201,16 @@ syscalls! { ROWS;
     327 preadv2 => rw::sys_preadv2(0, 1, 2, 3, 4, 5);
     328 pwritev2 => rw::sys_pwritev2(0, 1, 2, 3, 4, 5);
     332 statx => stat::sys_statx(0, 1, 2, 3, 4);
+    428 open_tree => mount_api::sys_open_tree(0, 1, 2);
+    429 move_mount => mount_api::sys_move_mount(0, 1, 2, 3, 4);
+    430 fsopen => mount_api::sys_fsopen(0, 1);
+    431 fsconfig => mount_api::sys_fsconfig(0, 1, 2, 3, 4);
+    432 fsmount => mount_api::sys_fsmount(0, 1, 2);
+    433 fspick => mount_api::sys_fspick(0, 1, 2);
     436 close_range => open::sys_close_range(0, 1, 2);
     437 openat2 => open::sys_openat2(0, 1, 2, 3);
     439 faccessat2 => stat::sys_faccessat2(0, 1, 2, 3);
+    442 mount_setattr => mount_api::sys_mount_setattr(0, 1, 2, 3, 4);
     452 fchmodat2 => attr::sys_fchmodat2(0, 1, 2, 3);
     463 setxattrat => xattr::sys_setxattrat(0, 1, 2, 3, 4, 5);
     464 getxattrat => xattr::sys_getxattrat(0, 1, 2, 3, 4, 5);

@@ -1,7 +1,6 @@
 //! Mounting and file system statistics. References: mount(2), umount2(2), pivot_root(2), statfs(2), ustat(2), quotactl(2).
 //!
-//! The newer calls (`fsopen`, `fsmount`, `open_tree`, `move_mount`, `mount_setattr`, `statmount`, `listmount`) are `ENOSYS`;
-//! libmount falls back to `mount(2)`.
+//! The calls that mount by descriptors are in [`super::mount_api`].
 
 use alloc::{sync::Arc, vec::Vec};
 
@@ -16,6 +15,7 @@ use crate::{
     fs::{
         inode::{SbFlags, SuperBlock},
         mount::{self, Mount, MountFlags, Propagation},
+        mount_context,
         path::{LookupFlags, Path},
         registry,
     },
@@ -157,10 +157,7 @@ pub fn sys_mount(
     }
     if has(uapi::MS_MOVE) {
         let from = crate::fs::path::lookup_at(uapi::AT_FDCWD, &source, LookupFlags::FOLLOW)?;
-        if !is_mount_root(&from) {
-            return Err(Errno::EINVAL);
-        }
-        return mount::move_mount(&from.mount, &at);
+        return mount::move_mount(&from, &at);
     }
     let fs = registry::find(&kind).ok_or(Errno::ENODEV)?;
     let sb_flags = SbFlags::from_bits_truncate(flags as u32 & uapi::MS_RDONLY);
@@ -180,16 +177,7 @@ fn read_data(addr: UserAddr) -> Result<Vec<u8>> {
 }
 
 fn remount(m: &Arc<Mount>, flags: u64, data: &[u8]) -> Result {
-    use core::sync::atomic::Ordering;
-    let readonly = flags & u64::from(uapi::MS_RDONLY) != 0;
-    m.sb.ops().remount(&m.sb, data)?;
-    let old = m.sb.flags.load(Ordering::SeqCst);
-    let new = if readonly { old | SbFlags::RDONLY.bits() } else { old & !SbFlags::RDONLY.bits() };
-    m.sb.flags.store(new, Ordering::SeqCst);
-    if readonly && m.sb.writers.load(Ordering::SeqCst) > 0 {
-        m.sb.flags.store(old, Ordering::SeqCst);
-        return Err(Errno::EBUSY);
-    }
+    mount_context::reconfigure(&m.sb, flags & u64::from(uapi::MS_RDONLY) != 0, data)?;
     mount::set_flags(m, mount_flags(flags) - MountFlags::RDONLY)
 }
 

@@ -1,10 +1,6 @@
 //! `open` in its forms, `close`, `dup`. References: open(2), openat2(2), close(2), close_range(2), dup(2).
 
-use linux_uapi::{
-    raw::general as uapi,
-    stat::OpenHow,
-    zerocopy::{FromZeros, IntoBytes},
-};
+use linux_uapi::{raw::general as uapi, stat::OpenHow};
 
 use super::{UserPath, nofile, start};
 use crate::{
@@ -49,19 +45,7 @@ fn read_how(addr: UserAddr, size: usize) -> Result<OpenHow> {
     if size > 4096 {
         return Err(Errno::E2BIG);
     }
-    let mut how = OpenHow::new_zeroed();
-    user::read_bytes(addr, how.as_mut_bytes())?;
-    let mut at = known;
-    let mut chunk = [0u8; 64];
-    while at < size {
-        let n = (size - at).min(chunk.len());
-        user::read_bytes(UserAddr::new(addr.as_u64().wrapping_add(at as u64)), &mut chunk[..n])?;
-        if chunk[..n].iter().any(|b| *b != 0) {
-            return Err(Errno::E2BIG);
-        }
-        at += n;
-    }
-    Ok(how)
+    user::read_extensible(addr, size)
 }
 
 pub fn sys_openat2(_cx: &mut Cx<'_>, dirfd: i32, path: UserAddr, how: UserAddr, size: usize) -> Result<i32> {

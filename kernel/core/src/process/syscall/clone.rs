@@ -3,7 +3,6 @@
 use alloc::sync::Arc;
 
 use linux_uapi::process::CloneArgs;
-use linux_uapi::zerocopy::{FromZeros, IntoBytes};
 
 use crate::fs::cgroup;
 use crate::process::Cap;
@@ -39,28 +38,14 @@ pub fn sys_clone3(cx: &mut Cx<'_>, args: UserAddr, size: usize) -> Result<Pid> {
     fork::clone(cx.thread, cx.regs, &decode_clone3(cx, &args, size)?)
 }
 
-/// Copies an extensible structure in: what is missing is zero, what is unknown must be (`copy_struct_from_user`).
 fn read_clone_args(addr: UserAddr, size: usize) -> Result<CloneArgs> {
-    const KNOWN: usize = size_of::<CloneArgs>();
     if size > 4096 {
         return Err(Errno::E2BIG);
     }
     if size < CloneArgs::SIZE_VER0 {
         return Err(Errno::EINVAL);
     }
-    let mut args = CloneArgs::new_zeroed();
-    user::read_bytes(addr, &mut args.as_mut_bytes()[..size.min(KNOWN)])?;
-    let mut at = KNOWN;
-    while at < size {
-        let mut rest = [0; 64];
-        let n = rest.len().min(size - at);
-        user::read_bytes(UserAddr::new(addr.as_u64().wrapping_add(at as u64)), &mut rest[..n])?;
-        if rest[..n].iter().any(|&b| b != 0) {
-            return Err(Errno::E2BIG);
-        }
-        at += n;
-    }
-    Ok(args)
+    user::read_extensible(addr, size)
 }
 
 fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs, size: usize) -> Result<CloneRequest> {

@@ -7,7 +7,12 @@
 //! A dentry with something mounted on it carries a flag, so that a walk looks into the table only there. The table is
 //! keyed by (mount, dentry). Locking: the table is a reader-writer spin lock; changes are few and short.
 //!
+//! [`change`] holds what alters the tree. A tree may also be attached nowhere (`open_tree`, `fsmount`): its mounts are in the
+//! table like all others, but nothing leads to them save the descriptor that owns the topmost one.
+//!
 //! References: mount(2), umount2(2), mount_namespaces(7), `Documentation/filesystems/sharedsubtree.rst`.
+
+mod change;
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -21,6 +26,11 @@ use super::{
     inode::{SbFlags, SuperBlock},
     path::Path,
 };
+pub use change::{
+    Change, attach, bind, copy, dissolve, move_beneath, move_mount, pivot, set_attributes, set_flags, set_propagation,
+    share_group, unmount,
+};
+
 use crate::{Errno, Result, poll::PollEvents, wait::WaitQueue};
 
 bitflags! {
@@ -78,6 +88,8 @@ pub struct Mount {
     attached: SpinLock<Option<Path>>,
     /// Unmounted lazily or not mounted yet.
     pub(super) detached: AtomicBool,
+    /// The top of a tree that is attached nowhere yet, and can be: made by `fsmount` or `open_tree`.
+    anonymous: AtomicBool,
     expiring: AtomicBool,
 }
 
@@ -111,6 +123,7 @@ impl Mount {
             writers: AtomicU64::new(0),
             attached: SpinLock::new(None),
             detached: AtomicBool::new(true),
+            anonymous: AtomicBool::new(true),
             expiring: AtomicBool::new(false),
         })
     }
@@ -163,6 +176,20 @@ impl Mount {
     /// Where it is mounted; `None` for the root of the tree and for detached mounts.
     pub fn mountpoint(&self) -> Option<Path> {
         self.attached.lock().clone()
+    }
+
+    /// Whether it is part of the tree that processes see, and not of one that was detached or never attached.
+    pub fn in_tree(self: &Arc<Self>) -> bool {
+        let mut mount = self.clone();
+        while let Some(at) = mount.mountpoint() {
+            mount = at.mount;
+        }
+        !mount.detached.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is the top of a tree that waits to be attached.
+    pub fn is_anonymous(&self) -> bool {
+        self.anonymous.load(Ordering::Relaxed)
     }
 
     /// Its root as a path.
@@ -237,6 +264,7 @@ pub fn is_any_mountpoint(dentry: &Dentry) -> bool {
 /// Makes `mount` the root of the tree.
 pub fn set_root(mount: Arc<Mount>) {
     mount.detached.store(false, Ordering::Relaxed);
+    mount.anonymous.store(false, Ordering::Relaxed);
     TABLE.write().all.insert(0, mount);
     changed();
 }
@@ -259,219 +287,4 @@ pub fn generation() -> u64 {
 fn changed() {
     GENERATION.fetch_add(1, Ordering::Release);
     CHANGED.wake_events(PollEvents::POLLERR | PollEvents::POLLPRI);
-}
-
-/// Attaches `mount` at `at`, which the caller has walked to with mounts crossed.
-///
-/// # Errors
-/// `ENOENT` when the directory was removed meanwhile, `ENOTDIR`, `EBUSY` when that mount is already there.
-pub fn attach(mount: &Arc<Mount>, at: &Path) -> Result {
-    let is_dir = |d: &Arc<Dentry>| d.inode().is_some_and(|i| i.is_dir());
-    if is_dir(&mount.root) != is_dir(&at.dentry) {
-        return Err(Errno::ENOTDIR);
-    }
-    if at.dentry.is_deleted() {
-        return Err(Errno::ENOENT);
-    }
-    let mut at = at.clone();
-    cross_down(&mut at);
-    let mut table = TABLE.write();
-    if table.at.contains_key(&(at.mount.id, at.dentry.id())) {
-        return Err(Errno::EBUSY);
-    }
-    at.dentry.set_mountpoint(true);
-    table.at.insert((at.mount.id, at.dentry.id()), mount.clone());
-    *mount.attached.lock() = Some(at);
-    mount.detached.store(false, Ordering::Relaxed);
-    table.all.push(mount.clone());
-    drop(table);
-    changed();
-    Ok(())
-}
-
-impl Table {
-    fn children<'a>(&'a self, mount: &'a Arc<Mount>) -> impl Iterator<Item = &'a Arc<Mount>> {
-        self.all.iter().filter(move |m| m.attached.lock().as_ref().is_some_and(|p| Arc::ptr_eq(&p.mount, mount)))
-    }
-
-    /// `mount` and everything mounted below it, parents first.
-    fn subtree(&self, mount: &Arc<Mount>) -> Vec<Arc<Mount>> {
-        let mut list = Vec::from([mount.clone()]);
-        let mut i = 0;
-        while i < list.len() {
-            let children: Vec<_> = self.children(&list[i]).cloned().collect();
-            list.extend(children);
-            i += 1;
-        }
-        list
-    }
-
-    fn detach(&mut self, mount: &Arc<Mount>) -> Option<Path> {
-        let at = mount.attached.lock().take();
-        if let Some(at) = &at {
-            self.at.remove(&(at.mount.id, at.dentry.id()));
-            if !self.at.keys().any(|(_, d)| *d == at.dentry.id()) {
-                at.dentry.set_mountpoint(false);
-            }
-        }
-        self.all.retain(|m| !Arc::ptr_eq(m, mount));
-        mount.detached.store(true, Ordering::Relaxed);
-        at
-    }
-}
-
-/// Detaches `mount`. `lazy`: also when in use, with everything mounted below. `held`: how many references the caller has.
-///
-/// # Errors
-/// `EINVAL` when it is not mounted (or the root of the tree), `EBUSY` while used, `EAGAIN` for the first `MNT_EXPIRE`.
-pub fn unmount(mount: &Arc<Mount>, lazy: bool, expire: bool, held: usize) -> Result {
-    let mut dropped = Vec::new();
-    let mut table = TABLE.write();
-    if mount.attached.lock().is_none() {
-        return Err(Errno::EINVAL);
-    }
-    if !lazy {
-        // Two references are the table's own.
-        if table.children(mount).next().is_some() || Arc::strong_count(mount) > 2 + held {
-            return Err(Errno::EBUSY);
-        }
-        if expire && !mount.expiring.swap(true, Ordering::Relaxed) {
-            return Err(Errno::EAGAIN);
-        }
-        dropped.push(table.detach(mount));
-    } else {
-        for m in table.subtree(mount).iter().rev() {
-            dropped.push(table.detach(m));
-        }
-    }
-    drop(table);
-    changed();
-    drop(dropped);
-    Ok(())
-}
-
-/// Moves an attached mount to `to` (`MS_MOVE`).
-///
-/// # Errors
-/// `EINVAL` when it is not attached, `ELOOP` into itself, and those of [`attach`].
-pub fn move_mount(mount: &Arc<Mount>, to: &Path) -> Result {
-    let mut at = to.clone();
-    cross_down(&mut at);
-    let is_dir = |d: &Arc<Dentry>| d.inode().is_some_and(|i| i.is_dir());
-    if is_dir(&mount.root) != is_dir(&at.dentry) {
-        return Err(Errno::ENOTDIR);
-    }
-    let old;
-    {
-        let mut table = TABLE.write();
-        if mount.attached.lock().is_none() {
-            return Err(Errno::EINVAL);
-        }
-        if table.subtree(mount).iter().any(|m| Arc::ptr_eq(m, &at.mount)) {
-            return Err(Errno::ELOOP);
-        }
-        old = mount.attached.lock().take();
-        if let Some(old) = &old {
-            table.at.remove(&(old.mount.id, old.dentry.id()));
-            if !table.at.keys().any(|(_, d)| *d == old.dentry.id()) {
-                old.dentry.set_mountpoint(false);
-            }
-        }
-        at.dentry.set_mountpoint(true);
-        table.at.insert((at.mount.id, at.dentry.id()), mount.clone());
-        *mount.attached.lock() = Some(at);
-    }
-    changed();
-    drop(old);
-    Ok(())
-}
-
-/// A bind mount of `from` (and what is mounted below when `recursive`) at `to`.
-///
-/// # Errors
-/// `EINVAL` for an unbindable source, and those of [`attach`].
-pub fn bind(from: &Path, to: &Path, recursive: bool) -> Result {
-    if from.mount.propagation() == Propagation::Unbindable {
-        return Err(Errno::EINVAL);
-    }
-    let copy = |m: &Arc<Mount>, root: Arc<Dentry>| Mount::new(m.sb.clone(), root, &m.source, m.flags());
-    let top = copy(&from.mount, from.dentry.clone());
-    let mut pairs = Vec::from([(from.mount.clone(), top.clone())]);
-    let mut below = Vec::new();
-    if recursive {
-        let list = TABLE.read().subtree(&from.mount);
-        for m in &list[1..] {
-            let Some(at) = m.mountpoint() else { continue };
-            let Some((_, parent)) = pairs.iter().find(|(orig, _)| Arc::ptr_eq(orig, &at.mount)) else { continue };
-            if m.propagation() == Propagation::Unbindable
-                || Arc::ptr_eq(parent, &top) && !at.dentry.is_within(&from.dentry)
-            {
-                continue;
-            }
-            let new = copy(m, m.root.clone());
-            below.push((new.clone(), Path { mount: parent.clone(), dentry: at.dentry.clone() }));
-            pairs.push((m.clone(), new));
-        }
-    }
-    attach(&top, to)?;
-    for (mount, at) in below {
-        attach(&mount, &at)?;
-    }
-    Ok(())
-}
-
-/// Changes the options of one mount (`MS_REMOUNT | MS_BIND`).
-///
-/// # Errors
-/// `EBUSY` for read-only while files are open for writing.
-pub fn set_flags(mount: &Mount, flags: MountFlags) -> Result {
-    let old = mount.flags.swap(flags.bits(), Ordering::SeqCst);
-    if flags.contains(MountFlags::RDONLY) && old & 1 == 0 && mount.writers.load(Ordering::SeqCst) > 0 {
-        mount.flags.store(old, Ordering::SeqCst);
-        return Err(Errno::EBUSY);
-    }
-    changed();
-    Ok(())
-}
-
-/// Changes the propagation type, of the whole subtree when `recursive`.
-pub fn set_propagation(mount: &Arc<Mount>, kind: Propagation, recursive: bool) {
-    let list = if recursive { TABLE.read().subtree(mount) } else { Vec::from([mount.clone()]) };
-    for m in list {
-        m.set_propagation(kind);
-    }
-    changed();
-}
-
-/// `pivot_root`: `new_root`'s mount becomes the root of the tree, the old root is attached at `put_old`.
-///
-/// # Errors
-/// `EINVAL` when the arguments are not mounts as pivot_root(2) asks, `EBUSY` when they are the current root.
-pub fn pivot(new_root: &Path, put_old: &Path, old_root: &Arc<Mount>) -> Result {
-    let mut table = TABLE.write();
-    if !Dentry::same(&new_root.dentry, &new_root.mount.root) {
-        return Err(Errno::EINVAL);
-    }
-    if Arc::ptr_eq(&new_root.mount, old_root) || Arc::ptr_eq(&put_old.mount, old_root) {
-        return Err(Errno::EBUSY);
-    }
-    if !table.subtree(&new_root.mount).iter().any(|m| Arc::ptr_eq(m, &put_old.mount))
-        || !put_old.dentry.is_within(&put_old.mount.root)
-    {
-        return Err(Errno::EINVAL);
-    }
-    let Some(at) = new_root.mount.attached.lock().take() else { return Err(Errno::EINVAL) };
-    table.at.remove(&(at.mount.id, at.dentry.id()));
-    if !table.at.keys().any(|(_, d)| *d == at.dentry.id()) {
-        at.dentry.set_mountpoint(false);
-    }
-    put_old.dentry.set_mountpoint(true);
-    table.at.insert((put_old.mount.id, put_old.dentry.id()), old_root.clone());
-    *old_root.attached.lock() = Some(put_old.clone());
-    table.all.retain(|m| !Arc::ptr_eq(m, &new_root.mount));
-    table.all.insert(0, new_root.mount.clone());
-    drop(table);
-    changed();
-    drop(at);
-    Ok(())
 }

@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Runs a public test suite of the image `suites`, and prints a result a line: `TEST RESULT`.
+
+    suites.py SUITE [PATTERN...]             all of it, or what matches (fnmatch): what NAME.linux is recorded with
+    suites.py --compare SUITE [PATTERN...]   only what passes on Linux by NAME.linux and does not here, and is not in NAME.known
+
+A TEST is a program, `SUITE-FOLDER:PROGRAM`, or one of the cases that it reports as TAP, `PROGRAM/CASE`. A RESULT is pass, fail,
+skip, timeout, `status N` or `signal N`. What a program says is kept in /tmp/suites/PROGRAM.log.
+"""
+
+import fnmatch
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+LOGS = "/tmp/suites"
+# Seconds for one program: machines are emulated, and the host may be busy.
+PATIENCE = int(os.environ.get("PATIENCE", "240"))
+
+
+def installed_tests(folder):
+    """Programs of an installed-tests package: `Exec=` in their descriptions."""
+    root = f"/usr/share/installed-tests/{folder}"
+    for top, _, files in sorted(os.walk(root)):
+        for file in sorted(files):
+            if not file.endswith(".test"):
+                continue
+            for line in open(os.path.join(top, file)):
+                if line.startswith("Exec="):
+                    name = os.path.relpath(os.path.join(top, file), root).removesuffix(".test")
+                    yield name, shlex.split(line[5:].strip()), "/tmp"
+
+
+def kselftest():
+    for line in open("/opt/kselftest/kselftest-list.txt"):
+        folder, program = line.strip().split(":")
+        path = f"/opt/kselftest/{folder}"
+        if os.path.exists(f"{path}/{program}"):
+            yield line.strip(), [f"./{program}"], path
+
+
+def wayland():
+    for line in open("/build/wayland/list"):
+        name, command = line.split(" ", 1)
+        yield name, shlex.split(command), "/build/wayland/build"
+
+
+def systemd():
+    folder = "/usr/lib/systemd/tests/unit-tests"
+    for top, _, files in sorted(os.walk(folder)):
+        for file in sorted(files):
+            path = os.path.join(top, file)
+            if file.startswith("test-") and os.access(path, os.X_OK):
+                yield os.path.relpath(path, folder), [path], "/tmp"
+
+
+SUITES = {
+    "kselftest": kselftest,
+    "wayland": wayland,
+    "systemd": systemd,
+    "dbus": lambda: installed_tests("dbus"),
+    "glib": lambda: installed_tests("glib"),
+}
+
+# What is run by no means: they only measure, take minutes by design, or look for what depends on the host's load.
+LEFT_OUT = {
+    "kselftest": [
+        "timers:raw_skew", "timers:nsleep-lat", "timers:set-timer-lat", "timers:mqueue-lat", "timers:inconsistency-check",
+        "timers:threadtest", "timers:rtcpie", "rseq:*benchmark*", "rseq:*param_test*", "prctl:disable-tsc*stress*", "mqueue:mq_perf_tests",
+        "syscall_user_dispatch:sud_benchmark", "breakpoints:step_after_suspend_test", "cgroup:test_stress.sh", "vDSO:vdso_test_correctness",
+    ],
+}
+
+
+def cases(text):
+    """What a program reports as TAP: names, without what changes from run to run, and results."""
+    seen = {}
+    for line in text.splitlines():
+        found = re.match(r"\s*(not ok|ok)\s+(\d+)\s*(?:-\s*)?(.*)", line)
+        if not found:
+            continue
+        word, number, rest = found.groups()
+        name, _, directive = rest.partition("#")
+        result = "pass" if word == "ok" else "fail"
+        if re.match(r"\s*(skip|todo)", directive, re.I):
+            result = "skip"
+        name = re.sub(r"0x[0-9a-f]+|\d{4,}", "N", name)
+        name = re.sub(r"\s+", "_", name.strip()) or number
+        seen[name] = seen.get(name, 0) + 1
+        yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), result
+
+
+def run(name, command, folder):
+    """Runs one program: its results, the program's own last."""
+    log = f"{LOGS}/{name.replace('/', '_')}.log"
+    with open(log, "wb") as out:
+        try:
+            child = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        except OSError as problem:
+            return [(name, f"does not start: {problem.strerror}")]
+        try:
+            status = child.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            status = None
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        child.wait()
+    results = [(f"{name}/{case}", result) for case, result in cases(open(log, errors="replace").read())]
+    skipped = 77 if folder == "/tmp" or folder.startswith("/build") else 4
+    if status is None:
+        own = "timeout"
+    elif status < 0:
+        own = f"signal {-status}"
+    else:
+        own = {0: "pass", skipped: "skip"}.get(status, f"status {status}")
+    return results + [(name, own)]
+
+
+def lines(file):
+    if not os.path.exists(f"{HERE}/{file}"):
+        return
+    for line in open(f"{HERE}/{file}"):
+        if line.strip() and not line.startswith("#"):
+            yield line.rstrip("\n").split(" ", 1)
+
+
+def main():
+    arguments = sys.argv[1:]
+    compare = arguments[:1] == ["--compare"]
+    suite, *patterns = arguments[1:] if compare else arguments
+    os.makedirs(LOGS, exist_ok=True)
+    linux = dict(lines(f"{suite}.linux")) if compare else {}
+    known = [pattern for pattern, _ in lines(f"{suite}.known")] if compare else []
+    matches = lambda name, patterns: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    passed = 0
+    for name, command, folder in SUITES[suite]():
+        if matches(name, LEFT_OUT.get(suite, [])) or (patterns and not matches(name, patterns)):
+            continue
+        if compare and linux.get(name) is None:
+            print(f"{name} is not in {suite}.linux", flush=True)
+            continue
+        results = dict(run(name, command, folder))
+        if not compare:
+            for test, result in results.items():
+                print(test, result, flush=True)
+            continue
+        expected = {test for test, result in linux.items() if result == "pass" and (test == name or test.startswith(f"{name}/"))}
+        passed += sum(results.get(test) == "pass" for test in expected)
+        for test in sorted(expected):
+            if results.get(test) != "pass" and not matches(test, known):
+                print(f"{test} {results.get(test, 'not run')}", flush=True)
+    if compare:
+        print(f"{passed} of {sum(result == 'pass' for result in linux.values())} pass as on Linux", file=sys.stderr)
+
+
+main()
