@@ -1,5 +1,7 @@
 //! Parsers that live in crates which are no libraries for the host: their files are compiled here as they are.
 #![allow(dead_code, reason = "only what takes bytes from others is tried")]
+// Their documentation is that of their own crates, whose other items it names.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 // How the kernel reads firmware's tables.
 #[path = "../../../kernel/hal/src/acpi/dmar.rs"]
