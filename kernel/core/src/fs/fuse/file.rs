@@ -274,16 +274,18 @@ impl FuseFile {
         Ok(written)
     }
 
-    /// Writes what was stored through mappings.
+    /// Writes what this file may have changed and is not written yet.
     fn write_back(&self, f: &File) -> Result {
-        if !self.handle.writes() {
-            return Ok(());
-        }
+        if self.handle.writes() { self.write_all_back(f) } else { Ok(()) }
+    }
+
+    /// Writes what anybody has changed in the file and is not written yet, also for who may only read.
+    fn write_all_back(&self, f: &File) -> Result {
         let (inode, node) = node_of(f)?;
         if let Some(object) = node.cached() {
             object.sync(0, u64::MAX)?;
         }
-        node.flush_times(inode, Some(self.handle.fh))
+        node.flush_times(inode, self.handle.writes().then_some(self.handle.fh))
     }
 }
 
@@ -412,7 +414,7 @@ impl FileOps for FuseFile {
     }
 
     fn fsync(&self, f: &File, data_only: bool) -> Result {
-        self.write_back(f)?;
+        self.write_all_back(f)?;
         let (_, node) = node_of(f)?;
         let body = FsyncIn { fh: self.handle.fh, fsync_flags: data_only.into(), padding: 0 };
         // A server without it has nothing to make durable.
