@@ -28,6 +28,19 @@ use super::inode::Inode;
 
 /// Held for writing while a dentry changes its parent, for reading while a path is put together from several dentries.
 pub static RENAME: RwSpinLock<()> = RwSpinLock::new(());
+/// How many such changes have begun; counted under [`RENAME`].
+static RENAMES: AtomicU64 = AtomicU64::new(0);
+
+/// A number that differs from an earlier one if a dentry has changed its parent since.
+pub fn renames() -> u64 {
+    RENAMES.load(Ordering::Acquire)
+}
+
+/// As [`renames`], when no change is on its way: whoever sees the beginning of a later one sees another number.
+pub fn settled_renames() -> u64 {
+    let _guard = RENAME.read();
+    renames()
+}
 
 /// The seed of [`hash_name`], set at boot so that nobody can aim for collisions.
 static SEED: AtomicU64 = AtomicU64::new(0x243f_6a88_85a3_08d3);
@@ -253,6 +266,7 @@ impl Dentry {
         let new_name: Arc<[u8]> = Arc::from(name);
         let replaced = parent.remove_child(hash, name, true);
         let guard = RENAME.write();
+        RENAMES.fetch_add(1, Ordering::Release);
         let (old_parent, old_name) = self.place();
         if let Some(old_parent) = &old_parent {
             let old_hash = hash_name(&old_name);
@@ -284,6 +298,7 @@ impl Dentry {
         let old_a = pa.remove_child(ha, &na, false);
         let old_b = pb.remove_child(hb, &nb, false);
         let guard = RENAME.write();
+        RENAMES.fetch_add(1, Ordering::Release);
         for (dentry, parent, name, hash) in [(a, &pb, &nb, hb), (b, &pa, &na, ha)] {
             {
                 let mut place = dentry.place.lock();

@@ -207,6 +207,8 @@ pub struct Lookup<'c> {
     must_dir: bool,
     /// The last component came out of a magic link.
     jumped: bool,
+    /// Renames and mounts when a walk began that has a limit: a `..` after another one may lead out.
+    began: (u64, u64),
 }
 
 impl<'c> Lookup<'c> {
@@ -221,15 +223,17 @@ impl<'c> Lookup<'c> {
             Start::Cwd => cwd,
             Start::At(path) => path.clone(),
         };
+        let mut began = (0, 0);
         if flags.intersects(LookupFlags::BENEATH | LookupFlags::IN_ROOT) {
             root = cur.clone();
+            began = (dentry::settled_renames(), mount::generation());
         }
-        Lookup { cred, root, cur, flags, links: 0, must_dir: false, jumped: false }
+        Lookup { cred, root, cur, flags, links: 0, must_dir: false, jumped: false, began }
     }
 
     /// Begins a walk with explicit root and start, for kernel users.
     pub fn with_root(cred: &'c Credentials, root: Path, cur: Path, flags: LookupFlags) -> Lookup<'c> {
-        Lookup { cred, root, cur, flags, links: 0, must_dir: false, jumped: false }
+        Lookup { cred, root, cur, flags, links: 0, must_dir: false, jumped: false, began: (0, 0) }
     }
 
     /// Walks the whole path.
@@ -305,7 +309,7 @@ impl<'c> Lookup<'c> {
     /// Goes to the parent directory: a last component `..`.
     ///
     /// # Errors
-    /// `EXDEV` out of a `RESOLVE_*` limit.
+    /// `EXDEV` out of a `RESOLVE_*` limit, `EAGAIN` when that cannot be told for a rename meanwhile.
     pub fn up(&mut self) -> Result {
         self.dot_dot()
     }
@@ -466,6 +470,12 @@ impl<'c> Lookup<'c> {
             break;
         }
         mount::cross_down(&mut self.cur);
+        // The directory that this came from may have been carried out of the limit, and then the limit is not on the way up.
+        if self.flags.intersects(LookupFlags::BENEATH | LookupFlags::IN_ROOT)
+            && (dentry::renames(), mount::generation()) != self.began
+        {
+            return Err(Errno::EAGAIN);
+        }
         if self.flags.contains(LookupFlags::NO_XDEV) && !Arc::ptr_eq(&start_mount, &self.cur.mount) {
             return Err(Errno::EXDEV);
         }

@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import uuid
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 LOGS = "/tmp/suites"
@@ -135,6 +136,10 @@ def main():
     compare = arguments[:1] == ["--compare"]
     suite, *patterns = arguments[1:] if compare else arguments
     os.makedirs(LOGS, exist_ok=True)
+    # What an installed system has from its first boot on; D-Bus asks for it.
+    if not os.path.exists("/etc/machine-id") or not os.path.getsize("/etc/machine-id"):
+        with open("/etc/machine-id", "w") as file:
+            print(uuid.uuid4().hex, file=file)
     linux = dict(lines(f"{suite}.linux")) if compare else {}
     known = [pattern for pattern, _ in lines(f"{suite}.known")] if compare else []
     matches = lambda name, patterns: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
