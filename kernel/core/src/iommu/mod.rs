@@ -27,7 +27,7 @@ use alloc::vec::Vec;
 use linux_uapi::iommufd::{
     self as abi, AllowIovas, BusAddresses, Destroy, IoasAlloc, IoasMap, IoasMapFile, IoasUnmap, IovaRange, IovaRanges,
 };
-use linux_uapi::zerocopy::{FromBytes, Immutable, IntoBytes};
+use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 
 pub use ioas::{Attached, Ioas, Pin};
 
@@ -301,11 +301,11 @@ impl Drop for Context {
     }
 }
 
-/// Reads a structure that starts with its size, as `copy_struct_from_user` does: what the kernel does not know must be zero.
+/// Reads an extensible structure that starts with its size, which is all of it at least.
 ///
 /// # Errors
 /// `EINVAL` when it is too short, `E2BIG` for what is not known, `EFAULT`.
-fn read_sized<T: FromBytes + IntoBytes + Immutable>(arg: u64) -> Result<T> {
+fn read_sized<T: FromBytes + IntoBytes>(arg: u64) -> Result<T> {
     let size = UserPtr::<u32>::new(arg).read()? as usize;
     if size < size_of::<T>() {
         return Err(Errno::EINVAL);
@@ -313,15 +313,5 @@ fn read_sized<T: FromBytes + IntoBytes + Immutable>(arg: u64) -> Result<T> {
     if size > ursa_hal::PAGE_SIZE {
         return Err(Errno::E2BIG);
     }
-    let mut rest = size_of::<T>();
-    while rest < size {
-        let mut part = [0u8; 64];
-        let n = part.len().min(size - rest);
-        user::read_bytes(UserAddr::new(arg.wrapping_add(rest as u64)), &mut part[..n])?;
-        if part.iter().any(|b| *b != 0) {
-            return Err(Errno::E2BIG);
-        }
-        rest += n;
-    }
-    UserPtr::<T>::new(arg).read()
+    user::read_extensible(UserAddr::new(arg), size)
 }

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use linux_uapi::raw::general as uapi;
 use linux_uapi::sched::{SCHED_ATTR_SIZE_VER0, SchedAttr, SchedParam};
 use linux_uapi::time::Timespec;
-use linux_uapi::zerocopy::{FromZeros, IntoBytes};
+use linux_uapi::zerocopy::IntoBytes;
 use ursa_hal::smp;
 
 use super::policy::{Params, Policy, RR_SLICE_NS};
@@ -213,28 +213,21 @@ pub fn sys_sched_setattr(cx: &mut Cx<'_>, tid: i32, attr: UserPtr<SchedAttr>, fl
     change(cx, &target, new)
 }
 
-/// Reads a structure whose size the program states; newer fields must be zero (`copy_struct_from_user`).
+/// Reads an extensible structure that starts with its size (0: that of the first version). Who passes one that is not understood
+/// gets the size that is.
 fn read_attr(ptr: UserPtr<SchedAttr>) -> Result<SchedAttr> {
-    let ours = size_of::<SchedAttr>();
-    let size: u32 = ptr.cast::<u32>().read()?;
-    let size = match size as usize {
+    let size = match ptr.cast::<u32>().read()? as usize {
         0 => SCHED_ATTR_SIZE_VER0,
         size => size,
     };
-    if !(SCHED_ATTR_SIZE_VER0..=ursa_hal::PAGE_SIZE).contains(&size) {
-        let _ = ptr.cast::<u32>().write(&(ours as u32));
-        return Err(Errno::E2BIG);
+    let result = match size {
+        SCHED_ATTR_SIZE_VER0..=ursa_hal::PAGE_SIZE => user::read_extensible(ptr.addr(), size),
+        _ => Err(Errno::E2BIG),
+    };
+    if matches!(result, Err(Errno::E2BIG)) {
+        let _ = ptr.cast::<u32>().write(&(size_of::<SchedAttr>() as u32));
     }
-    let mut attr = SchedAttr::new_zeroed();
-    user::read_bytes(ptr.addr(), &mut attr.as_mut_bytes()[..size.min(ours)])?;
-    if size > ours {
-        let tail: Vec<u8> = user::read_slice(ptr.cast::<u8>().add(ours), size - ours)?;
-        if tail.iter().any(|&byte| byte != 0) {
-            let _ = ptr.cast::<u32>().write(&(ours as u32));
-            return Err(Errno::E2BIG);
-        }
-    }
-    Ok(attr)
+    result
 }
 
 /// Returns all parameters.
