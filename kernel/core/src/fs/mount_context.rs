@@ -17,7 +17,7 @@ use super::{
     file::{File, FileOps},
     inode::{FileSystem, SbFlags, SuperBlock},
     io::Sink,
-    mount::{Mount, MountFlags},
+    mount::{self, Change, Mount, MountFlags},
 };
 use crate::{Errno, Result, wait::Mutex};
 
@@ -141,7 +141,7 @@ impl MountContext {
             Phase::Reconfiguring(_) => Err(Errno::EBUSY),
             Phase::Made(mount) => {
                 let mount = mount.clone();
-                super::mount::set_flags(&mount, flags)?;
+                mount::set_attributes(&mount, &Change::options(flags), false)?;
                 (state.options, state.readonly) = (Vec::new(), None);
                 state.phase = Phase::Reconfiguring(Arc::downgrade(&mount.sb));
                 Ok(mount)

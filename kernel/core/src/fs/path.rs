@@ -42,6 +42,12 @@ impl Path {
         self.dentry.inode().ok_or(Errno::ENOENT)
     }
 
+    /// Whether it is where its mount begins.
+    #[inline]
+    pub fn is_mount_root(&self) -> bool {
+        Dentry::same(&self.dentry, &self.mount.root)
+    }
+
     /// The absolute path as seen from `root`, as `getcwd` and `/proc` show it.
     ///
     /// The second value tells whether the path is reachable from `root`.
@@ -55,7 +61,7 @@ impl Path {
                 if at == *root {
                     break;
                 }
-                if Dentry::same(&at.dentry, &at.mount.root) {
+                if at.is_mount_root() {
                     match at.mount.mountpoint() {
                         Some(point) => {
                             at = point;
@@ -457,7 +463,7 @@ impl<'c> Lookup<'c> {
                 }
                 break;
             }
-            if Dentry::same(&self.cur.dentry, &self.cur.mount.root) {
+            if self.cur.is_mount_root() {
                 match self.cur.mount.mountpoint() {
                     Some(point) => self.cur = point,
                     None => break,
@@ -633,7 +639,7 @@ fn reaches(path: &Path, root: &Path) -> bool {
         if at == *root {
             return true;
         }
-        if Dentry::same(&at.dentry, &at.mount.root) {
+        if at.is_mount_root() {
             match at.mount.mountpoint() {
                 Some(point) => at = point,
                 None => return false,

@@ -168,7 +168,7 @@ pub fn move_beneath(from: &Path, to: &Path) -> Result {
     let mut top = to.clone();
     cross_down(&mut top);
     check_move(from, &top)?;
-    if !Dentry::same(&top.dentry, &top.mount.root) {
+    if !top.is_mount_root() {
         return Err(Errno::EINVAL);
     }
     let mount = &from.mount;
@@ -197,7 +197,7 @@ pub fn move_beneath(from: &Path, to: &Path) -> Result {
 
 /// What a move asks of its ends before the table is locked.
 fn check_move(from: &Path, at: &Path) -> Result {
-    if !Dentry::same(&from.dentry, &from.mount.root) || is_dir(&from.dentry) != is_dir(&at.dentry) {
+    if !from.is_mount_root() || is_dir(&from.dentry) != is_dir(&at.dentry) {
         return Err(Errno::EINVAL);
     }
     if at.dentry.is_deleted() {
@@ -254,21 +254,7 @@ pub fn bind(from: &Path, to: &Path, recursive: bool) -> Result {
     attach(&top, to).inspect_err(|_| dissolve(&top))
 }
 
-/// Changes the options of one mount (`MS_REMOUNT | MS_BIND`).
-///
-/// # Errors
-/// `EBUSY` for read-only while files are open for writing.
-pub fn set_flags(mount: &Mount, flags: MountFlags) -> Result {
-    let old = mount.flags.swap(flags.bits(), Ordering::SeqCst);
-    if flags.contains(MountFlags::RDONLY) && old & 1 == 0 && mount.writers.load(Ordering::SeqCst) > 0 {
-        mount.flags.store(old, Ordering::SeqCst);
-        return Err(Errno::EBUSY);
-    }
-    changed();
-    Ok(())
-}
-
-/// What `mount_setattr` changes.
+/// What is changed of a mount.
 #[derive(Clone, Copy, Debug)]
 pub struct Change {
     /// Options to clear, before others are set.
@@ -277,6 +263,18 @@ pub struct Change {
     pub set: MountFlags,
     /// The propagation type, if that changes.
     pub propagation: Option<Propagation>,
+}
+
+impl Change {
+    /// To these options and no others (`MS_REMOUNT | MS_BIND`).
+    pub fn options(flags: MountFlags) -> Change {
+        Change { clear: MountFlags::all(), set: flags, propagation: None }
+    }
+
+    /// To a propagation type.
+    pub fn propagation(kind: Propagation) -> Change {
+        Change { clear: MountFlags::empty(), set: MountFlags::empty(), propagation: Some(kind) }
+    }
 }
 
 /// Changes a mount, and all that is mounted below when `recursive`: all of them or none.
@@ -307,24 +305,14 @@ pub fn set_attributes(mount: &Arc<Mount>, change: &Change, recursive: bool) -> R
     Ok(())
 }
 
-/// Changes the propagation type, of the whole subtree when `recursive`.
-pub fn set_propagation(mount: &Arc<Mount>, kind: Propagation, recursive: bool) {
-    let list = if recursive { TABLE.read().subtree(mount) } else { Vec::from([mount.clone()]) };
-    for m in list {
-        m.set_propagation(kind);
-    }
-    changed();
-}
-
 /// Makes `to` a peer of `from` (`MOVE_MOUNT_SET_GROUP`).
 ///
 /// # Errors
 /// `EINVAL` unless both are mounts of one file system, `from` shared and `to` private, and `to` shows no more than `from`.
 pub fn share_group(from: &Path, to: &Path) -> Result {
     let table = TABLE.write();
-    let is_root = |path: &Path| Dentry::same(&path.dentry, &path.mount.root);
-    if !is_root(from)
-        || !is_root(to)
+    if !from.is_mount_root()
+        || !to.is_mount_root()
         || !from.mount.in_tree()
         || !to.mount.in_tree()
         || !Arc::ptr_eq(&from.mount.sb, &to.mount.sb)
@@ -347,7 +335,7 @@ pub fn share_group(from: &Path, to: &Path) -> Result {
 /// `EINVAL` when the arguments are not mounts as pivot_root(2) asks, `EBUSY` when they are the current root.
 pub fn pivot(new_root: &Path, put_old: &Path, old_root: &Arc<Mount>) -> Result {
     let mut table = TABLE.write();
-    if !Dentry::same(&new_root.dentry, &new_root.mount.root) {
+    if !new_root.is_mount_root() {
         return Err(Errno::EINVAL);
     }
     if Arc::ptr_eq(&new_root.mount, old_root) || Arc::ptr_eq(&put_old.mount, old_root) {
@@ -358,11 +346,7 @@ pub fn pivot(new_root: &Path, put_old: &Path, old_root: &Arc<Mount>) -> Result {
     {
         return Err(Errno::EINVAL);
     }
-    let Some(at) = new_root.mount.attached.lock().take() else { return Err(Errno::EINVAL) };
-    table.at.remove(&(at.mount.id, at.dentry.id()));
-    if !table.at.keys().any(|(_, d)| *d == at.dentry.id()) {
-        at.dentry.set_mountpoint(false);
-    }
+    let Some(at) = table.take(&new_root.mount) else { return Err(Errno::EINVAL) };
     put_old.dentry.set_mountpoint(true);
     table.at.insert((put_old.mount.id, put_old.dentry.id()), old_root.clone());
     *old_root.attached.lock() = Some(put_old.clone());

@@ -27,8 +27,7 @@ use super::{
     path::Path,
 };
 pub use change::{
-    Change, attach, bind, copy, dissolve, move_beneath, move_mount, pivot, set_attributes, set_flags, set_propagation,
-    share_group, unmount,
+    Change, attach, bind, copy, dissolve, move_beneath, move_mount, pivot, set_attributes, share_group, unmount,
 };
 
 use crate::{Errno, Result, poll::PollEvents, wait::WaitQueue};

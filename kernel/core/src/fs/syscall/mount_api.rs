@@ -84,7 +84,7 @@ pub fn sys_fspick(_cx: &mut Cx<'_>, dirfd: i32, path: UserAddr, flags: u32) -> R
     lookup.set(LookupFlags::FOLLOW, flags & uapi::FSPICK_SYMLINK_NOFOLLOW == 0);
     lookup.set(LookupFlags::EMPTY, flags & uapi::FSPICK_EMPTY_PATH != 0);
     let at = resolve(dirfd, path, lookup)?;
-    if !Arc::ptr_eq(&at.dentry, &at.mount.root) {
+    if !at.is_mount_root() {
         return Err(Errno::EINVAL);
     }
     let file = File::anon(MountContext::reconfigure(&at.mount.sb), "anon_inode:[fscontext]", uapi::O_RDWR);
@@ -295,8 +295,7 @@ pub fn sys_mount_setattr(
     may_mount()?;
     let Some(change) = change(&user::read_extensible(attr, size)?)? else { return Ok(()) };
     let at: Path = resolve(dirfd, path, lookup)?;
-    let is_root = Arc::ptr_eq(&at.dentry, &at.mount.root);
-    if !is_root || !(at.mount.in_tree() || at.mount.is_anonymous()) {
+    if !at.is_mount_root() || !(at.mount.in_tree() || at.mount.is_anonymous()) {
         return Err(Errno::EINVAL);
     }
     mount::set_attributes(&at.mount, &change, flags & uapi::AT_RECURSIVE != 0)

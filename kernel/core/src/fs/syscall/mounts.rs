@@ -14,9 +14,9 @@ use crate::{
     Errno, Result,
     fs::{
         inode::{SbFlags, SuperBlock},
-        mount::{self, Mount, MountFlags, Propagation},
+        mount::{self, Change, Mount, MountFlags, Propagation},
         mount_context,
-        path::{LookupFlags, Path},
+        path::LookupFlags,
         registry,
     },
     process::{Cap, capable, current},
@@ -96,10 +96,6 @@ fn mount_flags(flags: u64) -> MountFlags {
     out
 }
 
-fn is_mount_root(at: &Path) -> bool {
-    Arc::ptr_eq(&at.dentry, &at.mount.root)
-}
-
 pub fn sys_mount(
     _cx: &mut Cx<'_>,
     source: UserAddr,
@@ -124,11 +120,11 @@ pub fn sys_mount(
     let has = |bit: u32| flags & u64::from(bit) != 0;
     let recursive = has(uapi::MS_REC);
     if has(uapi::MS_REMOUNT) {
-        if !is_mount_root(&at) {
+        if !at.is_mount_root() {
             return Err(Errno::EINVAL);
         }
         if has(uapi::MS_BIND) {
-            return mount::set_flags(&at.mount, mount_flags(flags));
+            return mount::set_attributes(&at.mount, &Change::options(mount_flags(flags)), false);
         }
         return remount(&at.mount, flags, &data);
     }
@@ -143,7 +139,7 @@ pub fn sys_mount(
     if has(propagation) {
         let bits = flags as u32 & propagation;
         let rest = flags as u32 & !(propagation | uapi::MS_REC | uapi::MS_SILENT);
-        if !bits.is_power_of_two() || rest != 0 || !is_mount_root(&at) {
+        if !bits.is_power_of_two() || rest != 0 || !at.is_mount_root() {
             return Err(Errno::EINVAL);
         }
         let kind = match bits {
@@ -152,7 +148,7 @@ pub fn sys_mount(
             uapi::MS_UNBINDABLE => Propagation::Unbindable,
             _ => Propagation::Private,
         };
-        mount::set_propagation(&at.mount, kind, recursive);
+        mount::set_attributes(&at.mount, &Change::propagation(kind), recursive)?;
         return Ok(());
     }
     if has(uapi::MS_MOVE) {
@@ -178,7 +174,7 @@ fn read_data(addr: UserAddr) -> Result<Vec<u8>> {
 
 fn remount(m: &Arc<Mount>, flags: u64, data: &[u8]) -> Result {
     mount_context::reconfigure(&m.sb, flags & u64::from(uapi::MS_RDONLY) != 0, data)?;
-    mount::set_flags(m, mount_flags(flags) - MountFlags::RDONLY)
+    mount::set_attributes(m, &Change::options(mount_flags(flags) - MountFlags::RDONLY), false)
 }
 
 pub fn sys_umount2(_cx: &mut Cx<'_>, target: UserAddr, flags: u32) -> Result {
@@ -194,7 +190,7 @@ pub fn sys_umount2(_cx: &mut Cx<'_>, target: UserAddr, flags: u32) -> Result {
     if !capable(Cap::SysAdmin) {
         return Err(Errno::EPERM);
     }
-    if !is_mount_root(&at) {
+    if !at.is_mount_root() {
         return Err(Errno::EINVAL);
     }
     if flags & FORCE != 0 {
@@ -213,7 +209,7 @@ pub fn sys_pivot_root(_cx: &mut Cx<'_>, new_root: UserAddr, put_old: UserAddr) -
     let put_old = resolve(uapi::AT_FDCWD, put_old, flags)?;
     let old_root = current().fs().root();
     // The old root must be a mount, and not the initial root file system, which cannot be moved.
-    if !is_mount_root(&old_root) || old_root.mount.sb.fs_name == "rootfs" {
+    if !old_root.is_mount_root() || old_root.mount.sb.fs_name == "rootfs" {
         return Err(Errno::EINVAL);
     }
     mount::pivot(&new_root, &put_old, &old_root.mount)?;

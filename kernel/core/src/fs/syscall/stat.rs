@@ -147,7 +147,7 @@ pub fn sys_statx(_cx: &mut Cx<'_>, dirfd: i32, path: UserAddr, flags: u32, wante
     if let Some(at) = &found {
         statx.stx_mnt_id = at.mount.id;
         statx.stx_mask |= uapi::STATX_MNT_ID;
-        if alloc::sync::Arc::ptr_eq(&at.dentry, &at.mount.root) {
+        if at.is_mount_root() {
             statx.stx_attributes |= u64::from(uapi::STATX_ATTR_MOUNT_ROOT);
         }
     }
