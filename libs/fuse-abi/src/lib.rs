@@ -17,7 +17,7 @@ pub mod scheme;
 mod wire;
 
 pub use flags::*;
-pub use message::{FrameError, Reply, Request, split_name};
+pub use message::{FrameError, Reply, Request, dirent_len, split_dirent, split_direntplus, split_name};
 pub use opcode::{NotifyCode, Opcode};
 pub use wire::*;
 

@@ -3,7 +3,7 @@
 use zerocopy::FromBytes;
 
 use crate::scheme::{EXT_REPLAY, Replay};
-use crate::{InHeader, NotifyCode, Opcode, OutHeader};
+use crate::{Dirent, EntryOut, InHeader, NotifyCode, Opcode, OutHeader};
 
 /// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +133,25 @@ pub fn split_name(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     (!name.is_empty() && !name.contains(&b'/')).then_some((name, &bytes[end + 1..]))
 }
 
+/// Bytes of a `READDIR` record with a name of `name` bytes.
+pub const fn dirent_len(name: usize) -> usize {
+    (size_of::<Dirent>() + name).next_multiple_of(8)
+}
+
+/// Takes one `READDIR` record off the front: what heads it, and its name, which may be any bytes. `None` when it is not whole.
+pub fn split_dirent(bytes: &[u8]) -> Option<(Dirent, &[u8], &[u8])> {
+    let (dirent, rest) = Dirent::read_from_prefix(bytes).ok()?;
+    let name = rest.get(..dirent.namelen as usize)?;
+    Some((dirent, name, bytes.get(dirent_len(name.len())..)?))
+}
+
+/// Takes one `READDIRPLUS` record off the front, as [`split_dirent`].
+pub fn split_direntplus(bytes: &[u8]) -> Option<(EntryOut, Dirent, &[u8], &[u8])> {
+    let (entry_out, rest) = EntryOut::read_from_prefix(bytes).ok()?;
+    let (dirent, name, rest) = split_dirent(rest)?;
+    Some((entry_out, dirent, name, rest))
+}
+
 #[cfg(test)]
 mod tests {
     use zerocopy::IntoBytes;
@@ -197,5 +216,26 @@ mod tests {
         assert_eq!(split_name(b"a"), None);
         assert_eq!(split_name(b"\0"), None);
         assert_eq!(split_name(b"a/b\0"), None);
+    }
+
+    #[test]
+    fn directory_records_are_taken_off_one_by_one() {
+        let record = |name: &[u8]| {
+            let head = Dirent { ino: 7, off: 3, namelen: name.len() as u32, kind: 8 };
+            let mut bytes = [head.as_bytes(), name].concat();
+            bytes.resize(dirent_len(name.len()), 0);
+            bytes
+        };
+        let two = [record(b"a"), record(b"eight by")].concat();
+        let (first, name, rest) = split_dirent(&two).unwrap();
+        assert_eq!((first.ino, name, rest.len()), (7, &b"a"[..], 32));
+        let (_, name, rest) = split_dirent(rest).unwrap();
+        assert_eq!((name, rest), (&b"eight by"[..], &b""[..]));
+        assert!(split_dirent(&two[..31]).is_none() && split_dirent(rest).is_none());
+        let plus = [EntryOut { nodeid: 5, ..EntryOut::default() }.as_bytes(), &two].concat();
+        let (entry, dirent, name, rest) = split_direntplus(&plus).unwrap();
+        assert_eq!((entry.nodeid, dirent.off, name, rest.len()), (5, 3, &b"a"[..], 32));
+        let endless = Dirent { namelen: u32::MAX, ..Dirent::default() };
+        assert!(split_dirent(endless.as_bytes()).is_none());
     }
 }

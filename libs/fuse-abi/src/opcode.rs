@@ -134,4 +134,9 @@ impl Opcode {
         use Opcode::*;
         matches!(self, Lookup | Symlink | Mknod | Mkdir | Link | Create | Tmpfile)
     }
+
+    /// Whether its answer counts look-ups: of one node ([`Opcode::answers_entry`]) or of one with each name.
+    pub const fn counts_lookups(self) -> bool {
+        self.answers_entry() || matches!(self, Opcode::Readdirplus)
+    }
 }

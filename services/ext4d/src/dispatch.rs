@@ -8,7 +8,7 @@ use fuse_abi::{
     AttrOut, BatchForgetIn, CreateIn, Dirent, EntryOut, FallocateIn, ForgetIn, ForgetOne, FsyncIn, GetxattrIn,
     GetxattrOut, InitFlags, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, Kstatfs, LinkIn, LseekIn, LseekOut,
     MkdirIn, MknodIn, Opcode, OpenOut, ReadIn, Rename2In, RenameIn, Request, SetattrIn, SetattrValid, StatfsOut,
-    WriteIn, WriteOut, split_name,
+    WriteIn, WriteOut, dirent_len, split_name,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -329,7 +329,7 @@ impl Server {
         let (read, _): (ReadIn, _) = args(request)?;
         let room = (read.size as usize).min(MAX_DATA);
         self.fs.read_dir(&*self.inode(node)?, read.offset, &mut |entry| {
-            let len = (size_of::<Dirent>() + entry.name.len()).next_multiple_of(8);
+            let len = dirent_len(entry.name.len());
             let fits = answer.body_len() + len <= room;
             if fits {
                 put_dirent(answer, entry.ino, entry.next, entry.kind, entry.name);
@@ -346,7 +346,7 @@ impl Server {
         let mut entries = Vec::new();
         let mut failed = None;
         self.fs.read_dir(&*self.inode(node)?, read.offset, &mut |entry| {
-            let len = (size_of::<EntryOut>() + size_of::<Dirent>() + entry.name.len()).next_multiple_of(8);
+            let len = size_of::<EntryOut>() + dirent_len(entry.name.len());
             if used + len > room {
                 return false;
             }
@@ -401,7 +401,7 @@ fn put_dirent(answer: &mut Answer, ino: u32, next: u64, kind: u8, name: &[u8]) {
         Dirent { ino: ino.into(), off: next, namelen: name.len() as u32, kind: ext4::dirent_type(kind).into() };
     answer.put(&dirent);
     answer.put(name);
-    let padding = (8 - (size_of::<Dirent>() + name.len()) % 8) % 8;
+    let padding = dirent_len(name.len()) - size_of::<Dirent>() - name.len();
     answer.put(&[0u8; 8][..padding]);
 }
 

@@ -251,10 +251,10 @@ impl State {
         } else if asked.opcode == Opcode::Readdir {
             // Names and cookies; inode numbers are another matter.
             let mut rest = body;
-            while let Ok((dirent, more)) = fuse_abi::Dirent::read_from_prefix(rest) {
-                counts.extend_from_slice(&more[..dirent.namelen as usize]);
+            while let Some((dirent, name, more)) = fuse_abi::split_dirent(rest) {
+                counts.extend_from_slice(name);
                 counts.extend_from_slice(&dirent.off.to_le_bytes());
-                rest = &more[(dirent.namelen as usize).next_multiple_of(8)..];
+                rest = more;
             }
         }
         self.seen.push((error, counts));

@@ -71,9 +71,13 @@ pub trait DirSink {
 /// `f` is the open file description; streams ignore `pos`. Methods may sleep.
 #[expect(unused_variables, reason = "the defaults refuse without looking")]
 pub trait FileOps: Any + Send + Sync {
+    /// Whether it is a directory: [`FileOps::readdir`] and [`FileOps::seek`] are what it has.
+    fn is_directory(&self) -> bool {
+        false
+    }
     /// Reads at `pos`. The caller moves the position by the result.
     fn read(&self, f: &File, dst: &mut Sink<'_>, pos: u64) -> Result<usize> {
-        Err(Errno::EINVAL)
+        Err(if self.is_directory() { Errno::EISDIR } else { Errno::EINVAL })
     }
     /// Writes at `pos` (`O_APPEND` files choose the position themselves: see [`FileOps::append`]).
     fn write(&self, f: &File, src: &mut Source<'_>, pos: u64) -> Result<usize> {
@@ -86,7 +90,7 @@ pub trait FileOps: Any + Send + Sync {
     }
     /// Whether reads and writes have no position (pipe, socket, tty): `lseek` gives `ESPIPE`.
     fn is_stream(&self) -> bool {
-        true
+        !self.is_directory()
     }
     /// Whether the object can be read and written with positions although `lseek` is refused or special.
     fn is_seekable(&self) -> bool {
@@ -98,7 +102,7 @@ pub trait FileOps: Any + Send + Sync {
     }
     /// Whether readiness can change, so that epoll takes the file (`EPERM` otherwise).
     fn can_poll(&self) -> bool {
-        true
+        !self.is_directory()
     }
     /// `ioctl(2)`; generic commands (`FIONBIO`, `FIOCLEX`…) are handled before.
     fn ioctl(&self, f: &File, cmd: u32, arg: usize) -> Result<i64> {

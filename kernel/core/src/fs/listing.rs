@@ -2,7 +2,7 @@
 
 use super::file::seek_from;
 use super::inode::inode_of;
-use super::{DirSink, File, FileKind, FileOps, Sink};
+use super::{DirSink, File, FileKind, FileOps};
 use crate::{Errno, Result};
 
 /// An open directory: `.`, `..`, then what `F` lists from position 2 on.
@@ -24,16 +24,8 @@ impl<F: Fn(&File, &mut u64, &mut dyn DirSink) -> Result + Send + Sync + 'static>
 }
 
 impl<F: Fn(&File, &mut u64, &mut dyn DirSink) -> Result + Send + Sync + 'static> FileOps for Listing<F> {
-    fn read(&self, _f: &File, _dst: &mut Sink<'_>, _pos: u64) -> Result<usize> {
-        Err(Errno::EISDIR)
-    }
-
-    fn is_stream(&self) -> bool {
-        false
-    }
-
-    fn can_poll(&self) -> bool {
-        false
+    fn is_directory(&self) -> bool {
+        true
     }
 
     fn seek(&self, _f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {

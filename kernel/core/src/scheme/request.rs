@@ -375,8 +375,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(connection) = &self.connection
-            && Opcode::from_raw(self.request.header.opcode)
-                .is_some_and(|opcode| opcode.answers_entry() || opcode == Opcode::Readdirplus)
+            && Opcode::from_raw(self.request.header.opcode).is_some_and(Opcode::counts_lookups)
         {
             connection.claim(self.request.unique());
         }

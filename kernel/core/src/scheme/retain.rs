@@ -15,7 +15,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use fuse_abi::scheme::{EXT_REPLAY, REPLAY_DURABLE, Replay};
-use fuse_abi::{Dirent, EntryOut, ForgetIn, InHeader, Opcode, SyncfsIn};
+use fuse_abi::{ForgetIn, InHeader, Opcode, SyncfsIn, split_direntplus};
 use linux_uapi::zerocopy::FromBytes;
 
 use super::connection::Connection;
@@ -150,18 +150,15 @@ impl Retention {
 /// The nodes that an answer names: one at its front, or one with each entry of `READDIRPLUS`.
 fn nodes_in(request: &Request, outcome: &Result<Vec<u8>>) -> Vec<u64> {
     let (Some(opcode), Ok(body)) = (Opcode::from_raw(request.header.opcode), outcome) else { return Vec::new() };
-    let first = |body: &[u8]| u64::read_from_prefix(body).map_or(0, |(node, _)| node);
     let mut nodes = Vec::new();
     if opcode == Opcode::Readdirplus {
         let mut rest = body.as_slice();
-        while let Some(Ok((entry, _))) = rest.get(size_of::<EntryOut>()..).map(Dirent::read_from_prefix) {
-            let len = (size_of::<EntryOut>() + size_of::<Dirent>() + entry.namelen as usize).next_multiple_of(8);
-            let Some(later) = rest.get(len..) else { break };
-            nodes.push(first(rest));
+        while let Some((entry, _, _, later)) = split_direntplus(rest) {
+            nodes.push(entry.nodeid);
             rest = later;
         }
     } else if opcode.answers_entry() {
-        nodes.push(first(body));
+        nodes.push(u64::read_from_prefix(body).map_or(0, |(node, _)| node));
     }
     nodes.retain(|node| *node != 0);
     nodes

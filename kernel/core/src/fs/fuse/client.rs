@@ -24,7 +24,7 @@ use super::node::Node;
 use super::space::Space;
 use crate::fs::dentry::hash_name;
 use crate::fs::inode::Inode;
-use crate::mm::writeback;
+use crate::mm::{MemoryObject, writeback};
 use crate::process::{Cap, try_current};
 use crate::scheme::{CallOptions, Connection, Message, Owner, Reply, ReplySize, Request, tree};
 use crate::user::{self, UserAddr, UserPtr};
@@ -171,18 +171,23 @@ impl FuseFs {
         self.inodes.lock().get(&id).and_then(|known| known.inode.upgrade())
     }
 
-    /// All inodes that are known.
-    pub fn all_inodes(&self) -> Vec<Arc<Inode>> {
-        self.inodes.lock().values().filter_map(|known| known.inode.upgrade()).collect()
+    /// Calls `f` for each inode that is known and has a page cache, without locks.
+    pub fn for_each_cached(&self, mut f: impl FnMut(&Inode, &Node, &MemoryObject)) {
+        let inodes: Vec<Arc<Inode>> = self.inodes.lock().values().filter_map(|known| known.inode.upgrade()).collect();
+        for inode in inodes {
+            if let Some(node) = inode.ops_as::<Node>()
+                && let Some(object) = node.cached()
+            {
+                f(&inode, node, object);
+            }
+        }
     }
 
     /// Writes what is dirty to the server. What cannot be written stays dirty.
     fn write_back(&self) {
-        for inode in self.all_inodes() {
-            if let Some(object) = inode.ops_as::<Node>().and_then(Node::cached) {
-                let _ = object.sync(0, u64::MAX);
-            }
-        }
+        self.for_each_cached(|_, _, object| {
+            let _ = object.sync(0, u64::MAX);
+        });
     }
 
     /// Makes `inode` known, unless `keep` likes the one that is known as `id`; the one that is known then.

@@ -10,7 +10,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use fuse_abi::{Dirent, EntryOut, FsyncIn, InitFlags, NAME_MAX, Opcode, OpenFlags, ReadIn};
+use fuse_abi::{Dirent, EntryOut, FsyncIn, InitFlags, NAME_MAX, Opcode, OpenFlags, ReadIn, split_dirent};
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 
 use super::file::{ask_ioctl, node_of};
@@ -20,7 +20,7 @@ use crate::fs::dentry::hash_name;
 use crate::fs::file::seek_from;
 use crate::fs::inode::Inode;
 use crate::fs::path::note_child;
-use crate::fs::{DirSink, File, FileOps, Sink};
+use crate::fs::{DirSink, File, FileOps};
 use crate::scheme::{CallOptions, Message, OnKill, ReplySize};
 use crate::wait::Mutex;
 use crate::{Errno, Result};
@@ -188,33 +188,20 @@ fn take_plus(f: &File, inode: &Arc<Inode>, node: &Node, bytes: &[u8], version: u
 
 /// The first entry of `bytes`, its name, and what follows; `None` at the end or for a torn entry.
 fn next_entry(bytes: &[u8]) -> Result<Option<(Dirent, &[u8], &[u8])>> {
-    let Ok((entry, rest)) = Dirent::read_from_prefix(bytes) else { return Ok(None) };
-    let len = entry.namelen as usize;
-    if len == 0 || len > NAME_MAX {
+    let len = Dirent::read_from_prefix(bytes).map(|(entry, _)| entry.namelen as usize);
+    if len.is_ok_and(|len| len == 0 || len > NAME_MAX) {
         return Err(Errno::EIO);
     }
-    let padded = (size_of::<Dirent>() + len).next_multiple_of(8) - size_of::<Dirent>();
-    if padded > rest.len() {
-        return Ok(None);
-    }
-    let name = &rest[..len];
-    if name.contains(&b'/') || name.contains(&0) {
+    let found = split_dirent(bytes);
+    if found.is_some_and(|(_, name, _)| name.contains(&b'/') || name.contains(&0)) {
         return Err(Errno::EIO);
     }
-    Ok(Some((entry, name, &rest[padded..])))
+    Ok(found)
 }
 
 impl FileOps for FuseDir {
-    fn read(&self, _f: &File, _dst: &mut Sink<'_>, _pos: u64) -> Result<usize> {
-        Err(Errno::EISDIR)
-    }
-
-    fn is_stream(&self) -> bool {
-        false
-    }
-
-    fn can_poll(&self) -> bool {
-        false
+    fn is_directory(&self) -> bool {
+        true
     }
 
     fn seek(&self, f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {

@@ -220,12 +220,9 @@ impl SuperOps for FuseSuper {
 
     fn sync(&self, _sb: &SuperBlock, wait: bool) -> Result {
         let mut result = Ok(());
-        for inode in self.client.fs.all_inodes() {
-            let Some(node) = inode.ops_as::<Node>() else { continue };
-            if let Some(object) = node.cached() {
-                result = object.sync(0, u64::MAX).and_then(|()| node.flush_times(&inode, None)).and(result);
-            }
-        }
+        self.client.fs.for_each_cached(|inode, node, object| {
+            result = object.sync(0, u64::MAX).and_then(|()| node.flush_times(inode, None)).and(result);
+        });
         // A user's server must not be able to hold sync(2) up.
         if wait && self.client.fs.options.user_id == 0 && self.client.fs.is_started() {
             let message = || Message::new(Opcode::Syncfs, ROOT_ID).with(&SyncfsIn::default());
