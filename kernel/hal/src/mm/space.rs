@@ -20,7 +20,7 @@ use super::tables::{free_root, free_table, new_root, new_table};
 use super::tlb;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
 use crate::percpu;
-use crate::sync::{SpinLock, SpinLockGuard};
+use crate::sync::{Once, SpinLock, SpinLockGuard};
 use alloc::sync::Arc;
 use core::mem::MaybeUninit;
 use core::ops::Range;
@@ -75,7 +75,8 @@ pub struct UserSpace {
     pub(crate) cpus: AtomicU64,
     /// Table frames, the root included.
     tables: AtomicUsize,
-    freed: Arc<AtomicBool>,
+    /// Made for who waits for the end; see [`UserSpace::freed`].
+    freed: Once<Arc<AtomicBool>>,
 }
 
 /// Pages that a gather list holds without a frame.
@@ -230,7 +231,7 @@ impl UserSpace {
             lock: SpinLock::new(()),
             cpus: AtomicU64::new(0),
             tables: AtomicUsize::new(1),
-            freed: Arc::default(),
+            freed: Once::new(),
         })
     }
 
@@ -245,7 +246,7 @@ impl UserSpace {
 
     /// Becomes true when the last of its pages and tables is free.
     pub fn freed(&self) -> Arc<AtomicBool> {
-        self.freed.clone()
+        self.freed.call_once(Arc::default).clone()
     }
 
     /// Runs this space's user half on this CPU from now on; the same as `task::switch_space`.
@@ -840,7 +841,9 @@ impl Drop for UserSpace {
         assert!(self.cpus.load(Ordering::Relaxed) == 0, "a space that is active was dropped");
         clear_table(self.root, 4);
         free_root(self.root);
-        self.freed.store(true, Ordering::Release);
+        if let Some(freed) = self.freed.get() {
+            freed.store(true, Ordering::Release);
+        }
     }
 }
 

@@ -10,12 +10,16 @@
 //! `pages` is a spin lock over the tree. A fault looks pages up **and maps them** under it; truncation takes pages out
 //! under it and unmaps them afterwards through the reverse map. So a page that has left the tree is never mapped anew, and
 //! whatever mapped it before is found. Order: inode lock → mm lock → `rmap` → `pages` → page table lock → frame allocator.
-//! Input from a pager happens with none of these held; who reads a range is recorded in `filling`, others wait for it.
+//! Input from a pager ([`read_ahead`]) happens with none of these held; who reads a range is recorded in `filling`, others wait
+//! for it.
 //!
 //! References: Linux `mm/filemap.c`, `mm/shmem.c`, `mm/truncate.c`; memfd_create(2), fcntl(2) for the seals.
 
+mod read_ahead;
+
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bitflags::bitflags;
@@ -33,15 +37,8 @@ use crate::{Errno, Result};
 
 /// The largest size of an object, as Linux's `MAX_LFS_FILESIZE`.
 pub const MAX_SIZE: u64 = i64::MAX as u64;
-/// The most pages that one read-ahead asks a pager for (512 KiB: a question costs more than within one kernel).
-const READ_AHEAD_MAX: u64 = 128;
-/// The pages that a touch of a mapping brings in, those around it (128 KiB, Linux's default). A power of two.
-const READ_AROUND: u64 = 32;
 /// The most pages that one call of a pager writes (1 MiB, as much as FUSE's largest request).
 const WRITE_RUN_MAX: usize = 256;
-/// The first window of a stream that may turn out to be sequential.
-const READ_AHEAD_START: u64 = 4;
-
 bitflags! {
     /// `F_SEAL_*` of fcntl(2).
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,12 +90,6 @@ enum Kind {
     Device { base: PhysAddr, cache: CacheMode },
 }
 
-/// A range of pages that someone is reading from the pager.
-struct Filling {
-    first: u64,
-    end: u64,
-}
-
 /// Something that can be mapped. See the module documentation.
 pub struct MemoryObject {
     id: u64,
@@ -112,7 +103,8 @@ pub struct MemoryObject {
     quota: Option<Arc<Charge>>,
     /// Pages counted towards the commit limit for the whole life of the object.
     committed: AtomicU64,
-    filling: SpinLock<Vec<Filling>>,
+    /// Ranges of pages that someone is reading from the pager.
+    filling: SpinLock<Vec<Range<u64>>>,
     filled: WaitQueue,
     /// Counts removals of pages, so that a read that was under way when its range was cut off is thrown away.
     cuts: AtomicU64,
@@ -345,26 +337,6 @@ impl MemoryObject {
         }
     }
 
-    /// As [`MemoryObject::bring_in`], for a touch of a mapping: programs jump about in what they map, so pages on both sides come
-    /// with it.
-    pub(super) fn bring_around(&self, index: u64) -> Result {
-        let Kind::Pager(pager) = &self.kind else { return self.bring_in(index) };
-        let sequential = self.ahead_next.load(Ordering::Relaxed) == index;
-        if index < self.size_pages() && !sequential && !ursa_hal::mm::low() {
-            let block = index & !(READ_AROUND - 1);
-            if let Some(range) = self.claim(block..block + READ_AROUND, index) {
-                self.ahead_next.store(range.end, Ordering::Relaxed);
-                self.ahead_window.store(READ_AROUND, Ordering::Relaxed);
-                self.fill_claimed(&**pager, &range)?;
-                if self.is_resident(index) {
-                    return Ok(());
-                }
-            }
-        }
-        // Somebody else is reading it, or there was memory for a part of them only.
-        self.bring_in(index)
-    }
-
     /// Asks the supplier, and shows what it names unless that was revoked meanwhile.
     fn bring_supplied(&self, supplier: &dyn Supplier, index: u64) -> Result {
         let cuts = self.cuts.load(Ordering::Acquire);
@@ -443,82 +415,6 @@ impl MemoryObject {
             self.uncharge(1);
             self.unmap(index, index + 1, Reach::ObjectPages);
         }
-        Ok(())
-    }
-
-    /// Reads the page at `index` and, for a sequential reader, a growing window after it.
-    fn read_ahead(&self, pager: &dyn Pager, index: u64) -> Result {
-        let window = if self.ahead_next.load(Ordering::Relaxed) == index {
-            (self.ahead_window.load(Ordering::Relaxed) * 2).clamp(READ_AHEAD_START, READ_AHEAD_MAX)
-        } else {
-            READ_AHEAD_START
-        };
-        let Some(range) = self.claim(index..index + window, index) else {
-            // Someone else is reading it: wait for them, then let the caller look again.
-            self.filled.wait_killable(|| {
-                let filling = self.filling.lock();
-                (!filling.iter().any(|f| f.first <= index && index < f.end)).then_some(())
-            })?;
-            return Ok(());
-        };
-        self.ahead_next.store(range.end, Ordering::Relaxed);
-        self.ahead_window.store(window, Ordering::Relaxed);
-        self.fill_claimed(pager, &range)
-    }
-
-    fn fill_claimed(&self, pager: &dyn Pager, range: &Filling) -> Result {
-        let result = self.fill(pager, range.first, range.end);
-        self.filling.lock().retain(|f| f.first != range.first);
-        self.filled.wake_all();
-        result
-    }
-
-    /// Claims the run of missing pages around `index` that lies in `within`. None if someone else is reading `index`.
-    fn claim(&self, within: core::ops::Range<u64>, index: u64) -> Option<Filling> {
-        let mut end = within.end.min(self.size_pages()).max(index + 1);
-        let mut first = index;
-        let mut filling = self.filling.lock();
-        if filling.iter().any(|f| f.first <= index && index < f.end) {
-            return None;
-        }
-        for f in filling.iter().filter(|f| f.first > index) {
-            end = end.min(f.first);
-        }
-        let pages = self.pages.read();
-        let is_free = |page: u64| pages.get(page).is_none() && !filling.iter().any(|f| f.first <= page && page < f.end);
-        while first > within.start && is_free(first - 1) {
-            first -= 1;
-        }
-        // Present already (it came between the caller's look and now): read one page again, which `fill` then drops.
-        end = pages.next(index, end, true).unwrap_or(end).max(index + 1);
-        drop(pages);
-        filling.push(Filling { first, end });
-        Some(Filling { first, end })
-    }
-
-    fn fill(&self, pager: &dyn Pager, first: u64, end: u64) -> Result {
-        let cuts = self.cuts.load(Ordering::Acquire);
-        let mut frames = Vec::with_capacity((end - first) as usize);
-        frames.push(super::reclaim::alloc()?);
-        // Read-ahead is a bonus: it takes what is free and no more.
-        frames.extend((first + 1..end).map_while(|_| Frame::alloc()));
-        let count = pager.read_pages(first, &frames)?.min(frames.len());
-        if count == 0 {
-            return Err(Errno::EIO);
-        }
-        let mut pages = self.pages.write();
-        if self.cuts.load(Ordering::Acquire) != cuts {
-            return Ok(());
-        }
-        let mut inserted = 0;
-        for (index, frame) in (first..).zip(frames).take(count) {
-            if index < self.size_pages() && pages.get(index).is_none() {
-                pages.insert(index, frame);
-                inserted += 1;
-            }
-        }
-        drop(pages);
-        account::add_pages(PageKind::File, inserted);
         Ok(())
     }
 
@@ -788,7 +684,7 @@ impl MemoryObject {
         if grows {
             self.size.store(end, Ordering::Release);
         }
-        let mut taken: Vec<core::ops::Range<u64>> = Vec::new();
+        let mut taken: Vec<Range<u64>> = Vec::new();
         for index in pages {
             let result = match self.is_resident(index) {
                 _ if super::is_dying() => Err(Errno::EINTR),
@@ -811,7 +707,7 @@ impl MemoryObject {
     }
 
     /// Frees those pages of a range that are mapped nowhere and hold zeroes, as a hole does.
-    fn give_back(&self, range: core::ops::Range<u64>) {
+    fn give_back(&self, range: Range<u64>) {
         let mut removed = Vec::new();
         let mut bytes = [0; 256];
         {
