@@ -78,7 +78,7 @@ impl Measure {
 }
 
 /// Which kernel, and how it was started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// Ours.
     Ursa,

@@ -6,7 +6,7 @@ use super::{Measure, Subject};
 use crate::build::Profile;
 use crate::guest::agent_of;
 use crate::machine::link::{Outcome, Output, Request};
-use crate::machine::{self, Boot, Gpu, Machine};
+use crate::machine::{self, Boot, Gpu, Machine, Root};
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -93,7 +93,7 @@ const EGL: &str = "export XDG_RUNTIME_DIR=/run/user/1000 WAYLAND_DISPLAY=wayland
      until [ $(frames) -ge 600 ]; do sleep 0.5; kill -0 $! || exit 1; done; frames; kill -INT $!; wait $!; true";
 
 /// Results of all runs: for each measure and kernel.
-type Runs = BTreeMap<(&'static str, usize), Vec<f64>>;
+type Runs = BTreeMap<(&'static str, Subject), Vec<f64>>;
 
 /// Measures on all kernels.
 pub fn run(names: &[String], times: usize, profile: Profile) -> Result<Vec<Measure>> {
@@ -103,50 +103,44 @@ pub fn run(names: &[String], times: usize, profile: Profile) -> Result<Vec<Measu
     let mut runs = Runs::new();
     let mut measures = Vec::new();
     if [WESTON, MEMORY, FRAMES].into_iter().any(wanted) {
-        for turn in 1..=times {
-            for subject in SESSION_SUBJECTS {
-                shell::step(format!("a session on {subject:?}, run {turn} of {times}"));
-                let number = Subject::ALL.iter().position(|&other| other == subject).unwrap_or(0);
-                if let Err(problem) = one_session((subject, profile), number, wanted(FRAMES), &mut runs) {
-                    eprintln!("{subject:?}: {problem:#}");
-                }
-            }
-        }
+        take_turns("a session", times, &SESSION_SUBJECTS, |subject| {
+            one_session((subject, profile), wanted(FRAMES), &mut runs)
+        });
         let units = [(WESTON, CPU_SECONDS), (MEMORY, "MiB"), (FRAMES, CPU_SECONDS)];
         measures
             .extend(units.into_iter().filter(|(name, _)| wanted(name)).map(|(name, unit)| summary(name, unit, &runs)));
     }
     if !on_disk.is_empty() {
-        for turn in 1..=times {
-            for subject in SESSION_SUBJECTS {
-                shell::step(format!("a root on a disk on {subject:?}, run {turn} of {times}"));
-                let number = Subject::ALL.iter().position(|&other| other == subject).unwrap_or(0);
-                let options = machine::Options { root: machine::Root::Disk, ..subject.machine("base", profile) };
-                if let Err(problem) = one_run(subject, &options, number, &on_disk, &mut runs) {
-                    eprintln!("{subject:?}: {problem:#}");
-                }
-            }
-        }
+        take_turns("a root on a disk", times, &SESSION_SUBJECTS, |subject| {
+            let options = machine::Options { root: Root::Disk, ..subject.machine("base", profile) };
+            one_run(subject, &options, &on_disk, &mut runs)
+        });
         measures.extend(on_disk.iter().map(|(name, _)| summary(name, CPU_SECONDS, &runs)));
     }
     if programs.is_empty() && !wanted(BOOT) {
         return Ok(measures);
     }
-    for turn in 1..=times {
-        for (number, subject) in Subject::ALL.into_iter().enumerate() {
-            shell::step(format!("whole programs on {subject:?}, run {turn} of {times}"));
-            let options = subject.machine("base", profile);
-            if let Err(problem) = one_run(subject, &options, number, &programs, &mut runs) {
-                eprintln!("{subject:?}: {problem:#}");
-            }
-        }
-    }
+    take_turns("whole programs", times, &Subject::ALL, |subject| {
+        one_run(subject, &subject.machine("base", profile), &programs, &mut runs)
+    });
     let names = programs.iter().map(|(name, _)| *name).chain(wanted(BOOT).then_some(BOOT));
     measures.extend(names.map(|name| summary(name, CPU_SECONDS, &runs)));
     Ok(measures)
 }
 
-fn one_session((subject, profile): (Subject, Profile), number: usize, frames: bool, runs: &mut Runs) -> Result<()> {
+/// Has the kernels take turns. What goes wrong in a run is said, and the others go on.
+fn take_turns(what: &str, times: usize, subjects: &[Subject], mut one: impl FnMut(Subject) -> Result<()>) {
+    for turn in 1..=times {
+        for &subject in subjects {
+            shell::step(format!("{what} on {subject:?}, run {turn} of {times}"));
+            if let Err(problem) = one(subject) {
+                eprintln!("{subject:?}: {problem:#}");
+            }
+        }
+    }
+}
+
+fn one_session((subject, profile): (Subject, Profile), frames: bool, runs: &mut Runs) -> Result<()> {
     let options = machine::Options {
         init: true,
         // Mesa's vector code under an emulator that lacks the vectors is slow and, at times, wrong.
@@ -176,11 +170,11 @@ fn one_session((subject, profile): (Subject, Profile), number: usize, frames: bo
     };
     let kibibytes = ask(DESKTOP, None)?;
     let start = machine.cpu_seconds()?;
-    runs.entry((WESTON, number)).or_default().push(start);
-    runs.entry((MEMORY, number)).or_default().push(kibibytes / 1024.0);
+    runs.entry((WESTON, subject)).or_default().push(start);
+    runs.entry((MEMORY, subject)).or_default().push(kibibytes / 1024.0);
     if frames {
         let drawn = ask(EGL, Some("user"))?;
-        runs.entry((FRAMES, number)).or_default().push((machine.cpu_seconds()? - start) * 600.0 / drawn);
+        runs.entry((FRAMES, subject)).or_default().push((machine.cpu_seconds()? - start) * 600.0 / drawn);
     }
     Ok(())
 }
@@ -188,7 +182,6 @@ fn one_session((subject, profile): (Subject, Profile), number: usize, frames: bo
 fn one_run(
     subject: Subject,
     options: &machine::Options,
-    number: usize,
     programs: &[(&'static str, &str)],
     runs: &mut Runs,
 ) -> Result<()> {
@@ -196,7 +189,10 @@ fn one_run(
     let boot = Boot::prepare(options, Gpu::None, folder.path())?;
     let machine = Machine::start(options, &boot, Gpu::None, folder.path(), false)?;
     let mut link = agent_of(&machine)?;
-    runs.entry((BOOT, number)).or_default().push(machine.cpu_seconds()?);
+    // The other way to boot is another measure.
+    if options.root == Root::Memory {
+        runs.entry((BOOT, subject)).or_default().push(machine.cpu_seconds()?);
+    }
     for (name, script) in programs {
         let before = machine.cpu_seconds()?;
         let mut errors = Vec::new();
@@ -216,7 +212,7 @@ fn one_run(
         };
         match link.run(&machine, request)? {
             Outcome::Ended(status) if status.shell_code() == 0 => {
-                runs.entry((name, number)).or_default().push(machine.cpu_seconds()? - before);
+                runs.entry((name, subject)).or_default().push(machine.cpu_seconds()? - before);
             }
             Outcome::Ended(status) => {
                 let text = String::from_utf8_lossy(&errors).into_owned();
@@ -229,8 +225,8 @@ fn one_run(
 }
 
 fn summary(name: &'static str, unit: &'static str, runs: &Runs) -> Measure {
-    let of = |number| runs.get(&(name, number)).map(|values| sorted(values)).unwrap_or_default();
-    let [ursa, linux, shipped] = [of(0), of(1), of(2)];
+    let of = |subject| runs.get(&(name, subject)).map(|values| sorted(values)).unwrap_or_default();
+    let [ursa, linux, shipped] = Subject::ALL.map(of);
     let spread = |values: &[f64]| values.first().copied().zip(values.last().copied());
     Measure {
         ursa_spread: spread(&ursa),

@@ -248,16 +248,7 @@ pub fn run(filter: Option<&str>) -> Result<Tally> {
         }
     }
     for case in chosen {
-        match boot(case, &files) {
-            Ok(()) => {
-                println!("boot {} ... ok", case.name);
-                tally.count(true);
-            }
-            Err(problem) => {
-                println!("boot {} ... FAILED: {problem:#}", case.name);
-                tally.count(false);
-            }
-        }
+        tally.report("boot", case.name, boot(case, &files));
     }
     Ok(tally)
 }

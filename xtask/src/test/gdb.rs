@@ -19,15 +19,7 @@ pub fn run(filter: Option<&str>) -> Result<Tally> {
     let outcome = session(&machine);
     // Whatever happened: nothing stays behind.
     let stopped = vm(&machine, &["stop"]).and_then(|output| sound(&output).map(|_| ()));
-    match outcome.and(stopped) {
-        Ok(()) => println!("boot {NAME} ... ok"),
-        Err(problem) => {
-            println!("boot {NAME} ... FAILED: {problem:#}");
-            tally.count(false);
-            return Ok(tally);
-        }
-    }
-    tally.count(true);
+    tally.report("boot", NAME, outcome.and(stopped));
     Ok(tally)
 }
 

@@ -66,6 +66,15 @@ impl Tally {
         if passed { self.passed += 1 } else { self.failed += 1 }
     }
 
+    /// Says how a test ended, and counts it.
+    fn report(&mut self, kind: &str, name: &str, outcome: Result<()>) {
+        self.count(outcome.is_ok());
+        match outcome {
+            Ok(()) => println!("{kind} {name} ... ok"),
+            Err(problem) => println!("{kind} {name} ... FAILED: {problem:#}"),
+        }
+    }
+
     fn add(&mut self, other: Tally) {
         self.passed += other.passed;
         self.failed += other.failed;
