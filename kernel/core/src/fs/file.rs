@@ -54,6 +54,8 @@ bitflags! {
         const STREAM = 16;
         /// Holds write access to its inode (counted; see `Inode::get_write_access`).
         const WRITER = 32;
+        /// Opening it made the file (`F_CREATED_QUERY`).
+        const CREATED = 64;
     }
 }
 
@@ -146,6 +148,8 @@ pub trait FileOps: Any + Send + Sync {
     fn set_fasync(&self, f: &Arc<File>, on: bool) -> Result {
         Err(Errno::ENOTTY)
     }
+    /// [`File::owner`] was set: who wants signals of the object that do not depend on `FASYNC`.
+    fn owner_set(&self, f: &File) {}
     /// Checks or observes a change of `O_NONBLOCK`, `O_APPEND` … by `F_SETFL`.
     fn set_flags(&self, f: &File, flags: u32) -> Result {
         Ok(())

@@ -310,7 +310,8 @@ pub fn open_inode(
     if flags & uapi::O_NOATIME != 0 && !permission::owner_or_capable(&inode, cred) {
         return Err(Errno::EPERM);
     }
-    let (ops, extra) = open_object(&at, &inode, flags, created)?;
+    let (ops, mut extra) = open_object(&at, &inode, flags, created)?;
+    extra.set(FileMode::CREATED, created && flags & uapi::O_CREAT != 0);
     let file = File::with_path(ops, at, inode, flags, extra);
     if let Some(path) = file.path() {
         notify::event(&path.dentry, mask::OPEN);

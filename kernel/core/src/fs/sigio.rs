@@ -11,7 +11,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
-use linux_uapi::signal::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, POLL_PRI, SIGIO, SigInfo};
+use linux_uapi::signal::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, POLL_PRI, SIGIO, SIGURG, SigInfo};
 use ursa_hal::sync::{IrqLock, Once};
 
 use super::file::File;
@@ -139,6 +139,15 @@ impl Notifier {
             }
         }
     }
+}
+
+/// Tells the owner of a socket that urgent data have come; false without one. Not to be called under a spin lock.
+pub fn urgent(owner: &SharedOwner) -> bool {
+    let owner = *owner.lock();
+    if owner.id != 0 {
+        send(&owner, SigInfo::kernel(SIGURG));
+    }
+    owner.id != 0
 }
 
 fn send(owner: &Owner, info: SigInfo) {

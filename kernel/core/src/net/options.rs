@@ -41,6 +41,8 @@ pub struct Options {
     pub kept: AtomicU64,
     /// `SO_LINGER`: seconds, or -1.
     pub linger: AtomicI32,
+    /// `SO_PEEK_OFF`: where the next peek begins, or -1 for always at the front.
+    pub peek_offset: AtomicI32,
     /// `SO_ATTACH_FILTER`
     filter: SpinLock<Option<Arc<Program>>>,
     /// Whether there is one: most sockets have none and look no further.
@@ -78,6 +80,7 @@ impl Options {
             mark: AtomicI32::new(0),
             kept: AtomicU64::new(0),
             linger: AtomicI32::new(-1),
+            peek_offset: AtomicI32::new(-1),
             filter: SpinLock::new(None),
             filtered: AtomicBool::new(false),
             filter_locked: AtomicBool::new(false),

@@ -6,13 +6,16 @@ use core::any::Any;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use linux_uapi::raw::{general, net as uapi};
+use linux_uapi::raw::{general, ioctl as io, net as uapi};
 use linux_uapi::stat::Stat;
 
 use super::{Control, Incoming, Options, Outgoing, interface};
+use crate::fs::owner::SharedOwner;
+use crate::fs::syscall::fcntl;
 use crate::fs::{File, FileOps, Sink, Source};
 use crate::poll::{PollEvents, PollTable};
 use crate::process::current;
+use crate::user::UserPtr;
 use crate::{Errno, Result, signal};
 
 static NEXT_INO: AtomicU64 = AtomicU64::new(1);
@@ -61,6 +64,8 @@ pub trait SocketOps: Any + Send + Sync {
     }
     /// Tells the inode and the user of the open file, for tables of sockets.
     fn identify(&self, _ino: u64, _uid: u32) {}
+    /// Tells whom to send `SIGURG`.
+    fn set_owner(&self, _owner: &SharedOwner) {}
     /// Options of the family; the value's bytes.
     fn get_option(&self, level: i32, name: u32, room: usize) -> Result<Vec<u8>>;
     /// Sets an option of the family.
@@ -99,6 +104,11 @@ impl Socket {
     /// The family's part.
     pub fn ops(&self) -> &Arc<dyn SocketOps> {
         &self.ops
+    }
+
+    /// `SO_COOKIE`: tells the socket from all others that ever were. The inode number does.
+    pub fn cookie(&self) -> u64 {
+        self.ino
     }
 
     /// Sends, with `SIGPIPE` where it is due.
@@ -142,7 +152,16 @@ impl FileOps for Socket {
         self.ops.poll(pt)
     }
 
-    fn ioctl(&self, _f: &File, cmd: u32, arg: usize) -> Result<i64> {
+    fn ioctl(&self, f: &File, cmd: u32, arg: usize) -> Result<i64> {
+        match cmd {
+            io::FIOSETOWN | io::SIOCSPGRP => {
+                return fcntl::set_owner_number(f, UserPtr::<i32>::new(arg as u64).read()?).map(|()| 0);
+            }
+            io::FIOGETOWN | io::SIOCGPGRP => {
+                return UserPtr::new(arg as u64).write(&fcntl::owner_number(f)).map(|()| 0);
+            }
+            _ => {}
+        }
         match self.ops.ioctl(cmd, arg) {
             Err(Errno::ENOTTY) => interface::ioctl(cmd, arg),
             answer => answer,
@@ -167,6 +186,10 @@ impl FileOps for Socket {
 
     fn set_fasync(&self, _f: &Arc<File>, _on: bool) -> Result {
         Ok(())
+    }
+
+    fn owner_set(&self, f: &File) {
+        self.ops.set_owner(f.owner.shared());
     }
 
     fn release(&self, _f: &File) {

@@ -429,7 +429,11 @@ pub fn sys_recvmmsg(
     if done > 0 { Ok(done) } else { outcome.map(|()| 0) }
 }
 
-fn int(value: &[u8]) -> Result<i32> {
+/// An option's value that is an `int`.
+///
+/// # Errors
+/// `EINVAL` when it is shorter.
+pub fn int(value: &[u8]) -> Result<i32> {
     value.first_chunk::<4>().map(|v| i32::from_ne_bytes(*v)).ok_or(Errno::EINVAL)
 }
 
@@ -529,7 +533,12 @@ pub fn sys_setsockopt(cx: &mut Cx<'_>, fd: i32, level: i32, name: u32, value: Us
         uapi::SO_ATTACH_FILTER => options.set_filter(Some(read_filter(&bytes)?))?,
         uapi::SO_DETACH_FILTER => options.set_filter(None)?,
         uapi::SO_LOCK_FILTER => options.lock_filter(int(&bytes)? != 0)?,
-        uapi::SO_TYPE | uapi::SO_PROTOCOL | uapi::SO_DOMAIN | uapi::SO_ERROR | uapi::SO_ACCEPTCONN => {
+        uapi::SO_TYPE
+        | uapi::SO_PROTOCOL
+        | uapi::SO_DOMAIN
+        | uapi::SO_COOKIE
+        | uapi::SO_ERROR
+        | uapi::SO_ACCEPTCONN => {
             return Err(Errno::ENOPROTOOPT);
         }
         _ => match kept_flag(name) {
@@ -566,6 +575,7 @@ fn common_option(ops: &dyn SocketOps, name: u32) -> Option<Vec<u8>> {
         uapi::SO_RCVLOWAT => options.receive_low_water.load(Ordering::Relaxed),
         uapi::SO_SNDLOWAT => 1,
         uapi::SO_PRIORITY => options.priority.load(Ordering::Relaxed),
+        uapi::SO_PEEK_OFF => options.peek_offset.load(Ordering::Relaxed),
         uapi::SO_MARK => options.mark.load(Ordering::Relaxed),
         uapi::SO_RCVTIMEO_OLD | uapi::SO_RCVTIMEO_NEW => {
             return Some(timeval(options.receive_timeout_ns.load(Ordering::Relaxed)));
@@ -586,9 +596,15 @@ fn common_option(ops: &dyn SocketOps, name: u32) -> Option<Vec<u8>> {
 /// `getsockopt(2)`.
 pub fn sys_getsockopt(cx: &mut Cx<'_>, fd: i32, level: i32, name: u32, value: UserAddr, len: UserPtr<i32>) -> Result {
     let file = cx.thread.file(fd)?;
-    let ops = socket_of(&file)?.ops();
+    let socket = socket_of(&file)?;
+    let ops = socket.ops();
     let room = usize::try_from(len.read()?).map_err(|_| Errno::EINVAL)?;
-    let common = if level == uapi::SOL_SOCKET as i32 { common_option(&**ops, name) } else { None };
+    let common = match name {
+        _ if level != uapi::SOL_SOCKET as i32 => None,
+        uapi::SO_COOKIE if room < size_of::<u64>() => return Err(Errno::EINVAL),
+        uapi::SO_COOKIE => Some(Vec::from(socket.cookie().to_ne_bytes())),
+        _ => common_option(&**ops, name),
+    };
     let bytes = match common {
         Some(bytes) => bytes,
         None => ops.get_option(level, name, room)?,

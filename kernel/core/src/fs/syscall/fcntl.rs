@@ -39,6 +39,7 @@ const F_SET_RW_HINT: u32 = F_LINUX_BASE + 12;
 const F_GET_FILE_RW_HINT: u32 = F_LINUX_BASE + 13;
 const F_SET_FILE_RW_HINT: u32 = F_LINUX_BASE + 14;
 
+/// fcntl(2).
 pub fn sys_fcntl(_cx: &mut Cx<'_>, fd: i32, cmd: u32, arg: u64) -> Result<i64> {
     let thread = current();
     let files = thread.files();
@@ -73,20 +74,8 @@ pub fn sys_fcntl(_cx: &mut Cx<'_>, fd: i32, cmd: u32, arg: u64) -> Result<i64> {
         F_OFD_GETLK => get_lock(&file, arg, LockOwner::Ofd(file.id())).map(|()| 0),
         F_OFD_SETLK => set_lock(&file, &files, fd, arg, LockOwner::Ofd(file.id()), false).map(|()| 0),
         F_OFD_SETLKW => set_lock(&file, &files, fd, arg, LockOwner::Ofd(file.id()), true).map(|()| 0),
-        uapi::F_GETOWN => Ok(match file.owner.get() {
-            Some(owner) if owner.kind == OwnerKind::Pgrp => -i64::from(owner.id),
-            Some(owner) => i64::from(owner.id),
-            None => 0,
-        }),
-        uapi::F_SETOWN => {
-            let who = arg as i32;
-            let (kind, id) = match who {
-                i32::MIN => return Err(Errno::EINVAL),
-                who if who < 0 => (OwnerKind::Pgrp, -who),
-                who => (OwnerKind::Pid, who),
-            };
-            set_owner(&file, kind, id).map(|()| 0)
-        }
+        uapi::F_GETOWN => Ok(i64::from(owner_number(&file))),
+        uapi::F_SETOWN => set_owner_number(&file, arg as i32).map(|()| 0),
         F_SETOWN_EX => {
             let ex = UserPtr::<FOwnerEx>::new(arg).read()?;
             let kind = match ex.kind {
@@ -138,7 +127,7 @@ pub fn sys_fcntl(_cx: &mut Cx<'_>, fd: i32, cmd: u32, arg: u64) -> Result<i64> {
                 Err(Errno::ENOTDIR)
             }
         }
-        F_CREATED_QUERY => Ok(0),
+        F_CREATED_QUERY => Ok(i64::from(file.mode().contains(FileMode::CREATED))),
         F_GET_RW_HINT | F_GET_FILE_RW_HINT => UserPtr::new(arg).write(&0u64).map(|()| 0),
         F_SET_RW_HINT | F_SET_FILE_RW_HINT => {
             if UserPtr::<u64>::new(arg).read()? > 5 {
@@ -180,6 +169,27 @@ fn set_flags(file: &alloc::sync::Arc<File>, fd: i32, new: u32) -> Result {
     Ok(())
 }
 
+/// A file's owner as `F_GETOWN` tells it: a process, or a group as a negative number.
+pub fn owner_number(file: &File) -> i32 {
+    match file.owner.get() {
+        Some(owner) if owner.kind == OwnerKind::Pgrp => -owner.id,
+        Some(owner) => owner.id,
+        None => 0,
+    }
+}
+
+/// Sets a file's owner as `F_SETOWN` takes it.
+///
+/// # Errors
+/// `ESRCH`, `EINVAL` for the number without a positive counterpart.
+pub fn set_owner_number(file: &File, who: i32) -> Result {
+    match who {
+        i32::MIN => Err(Errno::EINVAL),
+        who if who < 0 => set_owner(file, OwnerKind::Pgrp, -who),
+        who => set_owner(file, OwnerKind::Pid, who),
+    }
+}
+
 fn set_owner(file: &File, kind: OwnerKind, id: i32) -> Result {
     if id < 0 {
         return Err(Errno::EINVAL);
@@ -200,6 +210,7 @@ fn set_owner(file: &File, kind: OwnerKind, id: i32) -> Result {
         owner.uid = uid;
         owner.euid = euid;
     });
+    file.file_ops().owner_set(file);
     Ok(())
 }
 
@@ -284,6 +295,7 @@ fn set_lock(file: &alloc::sync::Arc<File>, files: &FdTable, fd: i32, arg: u64, o
     Ok(())
 }
 
+/// flock(2).
 pub fn sys_flock(cx: &mut Cx<'_>, fd: i32, op: u32) -> Result {
     // Mandatory locks were never more than a flag, and since Linux 5.17 not even that.
     const LOCK_MAND: u32 = 32;
@@ -315,6 +327,7 @@ pub fn sys_flock(cx: &mut Cx<'_>, fd: i32, op: u32) -> Result {
     inode.locks.lock(lock, wait)
 }
 
+/// ioctl(2): what every file has; the rest is the file's own.
 pub fn sys_ioctl(_cx: &mut Cx<'_>, fd: i32, cmd: u32, arg: usize) -> Result<i64> {
     let files = current().files();
     let file = files.get(fd)?;

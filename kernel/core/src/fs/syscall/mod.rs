@@ -6,7 +6,7 @@
 
 mod attr;
 mod copy;
-mod fcntl;
+pub mod fcntl;
 mod mount_api;
 mod mounts;
 mod names;

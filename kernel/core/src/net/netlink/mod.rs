@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | `NETLINK_ROUTE` | [`route`]: interfaces, addresses, routes, neighbours | interfaces, addresses and routes that change |
 //! | `NETLINK_USERSOCK` | none | programs' own |
+//! | `NETLINK_SOCK_DIAG` | [`diag`]: lists of sockets | none that anything comes to |
 //! | `NETLINK_KOBJECT_UEVENT` | [`uevent`] | 1: the kernel's uevents; 2: those of the device manager, with its properties |
 //!
 //! Locking, all spin locks: the table of a protocol, then a socket's `state`; `queue` is a leaf. Filters run and wake-ups
@@ -17,6 +18,7 @@
 //! References: netlink(7), `net/netlink/af_netlink.c`.
 
 mod attributes;
+mod diag;
 mod queue;
 pub mod route;
 pub mod uevent;
@@ -61,6 +63,8 @@ pub enum Protocol {
     UserSock,
     /// `NETLINK_KOBJECT_UEVENT`
     Uevent,
+    /// `NETLINK_SOCK_DIAG`
+    SockDiag,
 }
 
 impl Protocol {
@@ -73,6 +77,7 @@ impl Protocol {
             nl::NETLINK_ROUTE => Ok(Protocol::Route),
             nl::NETLINK_USERSOCK => Ok(Protocol::UserSock),
             nl::NETLINK_KOBJECT_UEVENT => Ok(Protocol::Uevent),
+            nl::NETLINK_SOCK_DIAG => Ok(Protocol::SockDiag),
             _ => Err(Errno::EPROTONOSUPPORT),
         }
     }
@@ -82,6 +87,7 @@ impl Protocol {
             Protocol::Route => nl::NETLINK_ROUTE,
             Protocol::UserSock => nl::NETLINK_USERSOCK,
             Protocol::Uevent => nl::NETLINK_KOBJECT_UEVENT,
+            Protocol::SockDiag => nl::NETLINK_SOCK_DIAG,
         }
     }
 
@@ -104,7 +110,7 @@ impl Protocol {
     }
 
     fn table(self) -> &'static SpinLock<Table> {
-        static TABLES: [SpinLock<Table>; 3] = [const { SpinLock::new(Table::new()) }; 3];
+        static TABLES: [SpinLock<Table>; 4] = [const { SpinLock::new(Table::new()) }; 4];
         &TABLES[self as usize]
     }
 
@@ -328,6 +334,7 @@ impl Netlink {
     fn request(&self, data: &[u8]) -> Result {
         match self.protocol {
             Protocol::Route => self.for_each_request(data, |header, body| route::handle(self, header, body)),
+            Protocol::SockDiag => self.for_each_request(data, |header, body| diag::handle(self, header, body)),
             Protocol::Uevent => self.for_each_request(data, |_, body| uevent::inject(body, data.len())),
             // No one listens at the other end.
             Protocol::UserSock => return Err(Errno::ECONNREFUSED),

@@ -351,7 +351,7 @@ fn dump(kind: u16, wanted: u8, body: &[u8]) -> Result<(u16, Vec<Vec<u8>>)> {
 }
 
 /// Answers with a list.
-fn list(socket: &Netlink, request: &NlMsgHdr, kind: u16, bodies: &[Vec<u8>]) {
+pub(super) fn list(socket: &Netlink, request: &NlMsgHdr, kind: u16, bodies: &[Vec<u8>]) {
     let mut datagram = Vec::new();
     for body in bodies {
         let message = socket.message(request, kind.into(), nl::NLM_F_MULTI, body);

@@ -13,6 +13,7 @@
 
 mod address;
 mod collect;
+pub mod diag;
 mod queue;
 mod transfer;
 
@@ -22,12 +23,12 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt::Write;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use linux_uapi::raw::{ioctl as io, net as uapi};
 use linux_uapi::socket::Ucred;
 use linux_uapi::zerocopy::IntoBytes;
-use ursa_hal::sync::SpinLock;
+use ursa_hal::sync::{Once, SpinLock};
 
 pub use address::Address;
 use address::Binding;
@@ -35,8 +36,10 @@ use queue::{Charge, Message, Received};
 
 use super::options::BUFFER_DEFAULT;
 use super::pending_error::PendingError;
+use super::syscall::int;
 use super::{Incoming, Options, Outgoing, SocketOps};
 use crate::fs::File;
+use crate::fs::owner::SharedOwner;
 use crate::poll::{PollEvents, PollTable};
 use crate::process::{Resource, current, lookup_pid, pidfd};
 use crate::user::UserPtr;
@@ -129,6 +132,9 @@ pub struct Unix {
     options: Options,
     /// The open file's inode, for `/proc/net/unix`.
     ino: AtomicU64,
+    uid: AtomicU32,
+    /// Whom `SIGURG` is for.
+    owner: Once<SharedOwner>,
 }
 
 impl Unix {
@@ -147,6 +153,8 @@ impl Unix {
             closed: AtomicBool::new(false),
             options: Options::new(),
             ino: AtomicU64::new(0),
+            uid: AtomicU32::new(0),
+            owner: Once::new(),
         });
         enlist(&socket);
         socket
@@ -204,7 +212,9 @@ impl Unix {
     fn empty(&self) -> Vec<Arc<Message>> {
         let mut received = self.received.lock();
         let messages = core::iter::from_fn(|| received.pop()).collect();
+        let urgent = received.urgent.take();
         drop(received);
+        drop(urgent);
         messages
     }
 
@@ -525,8 +535,13 @@ impl SocketOps for Unix {
         self.receive_message(message)
     }
 
-    fn identify(&self, ino: u64, _uid: u32) {
+    fn identify(&self, ino: u64, uid: u32) {
+        self.uid.store(uid, Ordering::Relaxed);
         self.ino.store(ino, Ordering::Relaxed);
+    }
+
+    fn set_owner(&self, owner: &SharedOwner) {
+        self.owner.call_once(|| owner.clone());
     }
 
     fn options(&self) -> &Options {
@@ -578,8 +593,15 @@ impl SocketOps for Unix {
         }
     }
 
-    fn set_option(&self, level: i32, _name: u32, _value: &[u8]) -> Result {
-        Err(if level == uapi::SOL_SOCKET as i32 { Errno::ENOPROTOOPT } else { Errno::EOPNOTSUPP })
+    fn set_option(&self, level: i32, name: u32, value: &[u8]) -> Result {
+        if level != uapi::SOL_SOCKET as i32 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        if name != uapi::SO_PEEK_OFF {
+            return Err(Errno::ENOPROTOOPT);
+        }
+        self.options.peek_offset.store(int(value)?, Ordering::Relaxed);
+        Ok(())
     }
 
     fn poll(&self, pt: Option<&mut PollTable>) -> PollEvents {
@@ -597,9 +619,14 @@ impl SocketOps for Unix {
         if self.is_shut(SHUT_RECEIVE) {
             events |= PollEvents::POLLRDHUP | PollEvents::READABLE;
         }
-        if !self.received.lock().entries.is_empty() {
+        let received = self.received.lock();
+        if !received.entries.is_empty() {
             events |= PollEvents::READABLE;
         }
+        if received.urgent.is_some() {
+            events |= PollEvents::POLLPRI;
+        }
+        drop(received);
         let (listening, waiting, connected, peer) = {
             let state = self.state.lock();
             let waiting = state.listener.as_ref().is_some_and(|l| !l.pending.is_empty());
@@ -631,6 +658,7 @@ impl SocketOps for Unix {
                     received.entries.front().map_or(0, |e| e.message.data.len())
                 }
             }
+            io::SIOCATMARK if self.kind == Kind::Stream => usize::from(self.received.lock().is_at_mark()),
             io::TIOCOUTQ => self.charge.used(),
             _ => return Err(Errno::ENOTTY),
         };
@@ -646,7 +674,11 @@ impl SocketOps for Unix {
             (state.binding.take(), state.peer.take(), state.listener.take())
         };
         drop(binding);
-        self.received.lock().closed = true;
+        let unread = {
+            let mut received = self.received.lock();
+            received.closed = true;
+            !received.is_used_up()
+        };
         let messages = self.empty();
         if let Some(peer) = peer.and_then(|p| p.upgrade()) {
             if self.is_datagram() {
@@ -656,7 +688,7 @@ impl SocketOps for Unix {
                     peer.wake_all();
                 }
             } else {
-                peer.peer_closed(!messages.is_empty());
+                peer.peer_closed(unread);
             }
         }
         for embryo in listener.into_iter().flat_map(|l| l.pending) {

@@ -7,10 +7,10 @@ use core::sync::atomic::Ordering;
 use linux_uapi::raw::net as uapi;
 use linux_uapi::socket::Ucred;
 
-use super::collect::InFlight;
-use super::queue::{Message, PIECE};
+use super::collect::{self, InFlight};
+use super::queue::{Front, Message, PIECE};
 use super::{Address, Kind, SHUT_RECEIVE, SHUT_SEND, Unix};
-use crate::fs::Source;
+use crate::fs::{Source, sigio};
 use crate::net::message::sender_credentials;
 use crate::net::{Incoming, Outgoing};
 use crate::poll::PollEvents;
@@ -38,7 +38,9 @@ fn take_bytes(source: &mut Source<'_>, len: usize) -> Result<Vec<u8>> {
 
 impl Unix {
     pub(super) fn send_message(&self, message: &mut Outgoing<'_, '_>) -> Result<usize> {
-        if message.flags & uapi::MSG_OOB != 0 {
+        // Only a stream has an urgent byte, and only if there is one.
+        let urgent = message.flags & uapi::MSG_OOB != 0;
+        if urgent && (self.kind != Kind::Stream || message.data.remaining() == 0) {
             return Err(Errno::EOPNOTSUPP);
         }
         match self.kind {
@@ -87,23 +89,26 @@ impl Unix {
             if let Err(error) = self.wait_for_room(nonblocking, deadline) {
                 return partial(sent, error);
             }
+            // The last byte is the urgent one, and goes by itself.
+            let ordinary = out.data.remaining() - usize::from(out.flags & uapi::MSG_OOB != 0);
+            let urgent = ordinary == 0;
             // No more than half the buffer in a piece, so that both ends can work.
-            let piece = out.data.remaining().min(PIECE).min((self.charge.limit() / 2).max(1024));
+            let piece = ordinary.min(PIECE).min((self.charge.limit() / 2).max(1024)).max(1);
             let data = match take_bytes(out.data, piece) {
                 Ok(data) => data,
                 Err(error) => return partial(sent, error),
             };
             let Some(peer) = self.peer() else { return partial(sent, Errno::EPIPE) };
             let message = Message::new(data, credentials, files.take(), name.clone(), &self.charge);
-            if !peer.deliver(message) {
+            if !peer.deliver(message, urgent) {
                 return partial(sent, Errno::EPIPE);
             }
             sent += piece;
         }
     }
 
-    /// Puts a message into the queue; false when the socket takes no more.
-    fn deliver(&self, message: Arc<Message>) -> bool {
+    /// Puts a message into the queue, as the urgent one or not; false when the socket takes no more.
+    fn deliver(&self, message: Arc<Message>, urgent: bool) -> bool {
         if self.is_shut(SHUT_RECEIVE) {
             return false;
         }
@@ -112,8 +117,16 @@ impl Unix {
             drop(received);
             return false;
         }
+        let former = if urgent { received.urgent.replace(message.clone()) } else { None };
         received.push(message);
         drop(received);
+        drop(former);
+        if urgent {
+            let owner = self.owner.get().cloned();
+            if owner.is_some_and(|owner| sigio::urgent(&owner)) {
+                self.read_queue.wake_events(PollEvents::POLLPRI);
+            }
+        }
         self.read_queue.wake_n(1, PollEvents::READABLE, false);
         true
     }
@@ -190,43 +203,69 @@ impl Unix {
             })?;
             target = receiver;
         }
-        if !target.deliver(message) {
+        if !target.deliver(message, false) {
             return Err(if self.kind == Kind::SeqPacket { Errno::EPIPE } else { Errno::ECONNREFUSED });
         }
         Ok(len)
     }
 
     pub(super) fn receive_message(&self, message: &mut Incoming<'_, '_>) -> Result<usize> {
-        if message.flags & uapi::MSG_OOB != 0 {
-            return Err(if self.kind == Kind::Stream { Errno::EINVAL } else { Errno::EOPNOTSUPP });
+        if message.flags & uapi::MSG_OOB != 0 && self.kind != Kind::Stream {
+            return Err(Errno::EOPNOTSUPP);
         }
         if self.kind != Kind::Datagram && !self.state.lock().connected {
             return Err(if self.kind == Kind::Stream { Errno::EINVAL } else { Errno::ENOTCONN });
         }
         match self.kind {
+            Kind::Stream if message.flags & uapi::MSG_OOB != 0 => self.receive_urgent(message),
             Kind::Stream => self.receive_stream(message),
             _ => self.receive_packet(message),
         }
     }
 
-    /// Waits for a message. `Ok(false)`: there will be none.
-    fn wait_for_message(&self, into: &Incoming<'_, '_>, deadline: Option<Deadline>) -> Result<bool> {
+    /// Waits for a message beyond the first `seen` ones that ever came. `Ok(false)`: there will be none.
+    fn wait_for_message(&self, seen: u64, into: &Incoming<'_, '_>, deadline: Option<Deadline>) -> Result<bool> {
+        let arrived = || self.received.lock().arrived != seen;
         loop {
-            if !self.received.lock().entries.is_empty() {
+            if arrived() {
                 return Ok(true);
             }
             self.check_error()?;
             if self.is_shut(SHUT_RECEIVE) {
                 // A message may have come just before the end.
-                return Ok(!self.received.lock().entries.is_empty());
+                return Ok(arrived());
             }
             if into.is_nonblocking() {
                 return Err(Errno::EAGAIN);
             }
-            wait(&self.read_queue, deadline, || {
-                !self.received.lock().entries.is_empty() || self.is_shut(SHUT_RECEIVE) || self.error.is_set()
-            })?;
+            wait(&self.read_queue, deadline, || arrived() || self.is_shut(SHUT_RECEIVE) || self.error.is_set())?;
         }
+    }
+
+    /// Reads the urgent byte out of band.
+    fn receive_urgent(&self, into: &mut Incoming<'_, '_>) -> Result<usize> {
+        let _guard = self.read_lock.lock();
+        if self.options.has(uapi::SO_OOBINLINE) {
+            return Err(Errno::EINVAL);
+        }
+        let mut removed = Vec::new();
+        let urgent = self.received.lock().take_urgent(into.flags & uapi::MSG_PEEK != 0, &mut removed);
+        collect::bury(removed.into_iter());
+        into.data.put_all(&urgent.ok_or(Errno::EINVAL)?.data)?;
+        into.out_flags |= uapi::MSG_OOB;
+        Ok(1)
+    }
+
+    /// How many bytes a peek passes over (`SO_PEEK_OFF`).
+    fn peek_offset(&self) -> usize {
+        usize::try_from(self.options.peek_offset.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
+    /// Moves where the next peek begins: on by what was peeked at, back by what was taken.
+    fn move_peek_offset(&self, n: usize, peek: bool) {
+        let n = i32::try_from(n).unwrap_or(i32::MAX);
+        let moved = |at: i32| (at >= 0).then(|| if peek { at.saturating_add(n) } else { (at - n).max(0) });
+        let _ = self.options.peek_offset.fetch_update(Ordering::Relaxed, Ordering::Relaxed, moved);
     }
 
     /// Hands over what travels with a message.
@@ -254,38 +293,35 @@ impl Unix {
         let wait_all = into.flags & uapi::MSG_WAITALL != 0;
         let low_water = self.options.receive_low_water.load(Ordering::Relaxed).max(1) as usize;
         let target = if wait_all { wanted } else { low_water.min(wanted) };
+        let inline = self.options.has(uapi::SO_OOBINLINE);
         let mut copied = 0;
-        let mut peek_skip = 0;
+        // While peeking, go on behind what was seen.
+        let mut place = 0;
+        let mut skip = if peek { self.peek_offset() } else { 0 };
         let mut writer: Option<Ucred> = None;
         let mut guard = self.read_lock.lock();
         loop {
-            let front = {
-                let received = self.received.lock();
-                // While peeking, go on behind what was seen.
-                let mut skip = peek_skip;
-                received.entries.iter().find_map(|e| {
-                    let len = e.message.data.len() - e.offset;
-                    if peek && skip >= len {
-                        skip -= len;
-                        None
-                    } else {
-                        Some((e.message.clone(), e.offset + if peek { skip } else { 0 }))
+            let mut removed = Vec::new();
+            let mut received = self.received.lock();
+            let front = received.front(place, skip, peek, copied > 0, inline, &mut removed);
+            let seen = received.arrived;
+            drop(received);
+            collect::bury(removed.into_iter());
+            let (index, message, offset) = match front {
+                Front::Data(index, message, offset) => (index, message, offset),
+                Front::Mark => break,
+                Front::End if copied >= target.max(1) || (copied > 0 && peek) || wanted == 0 => break,
+                Front::End => {
+                    drop(guard);
+                    match self.wait_for_message(seen, into, deadline) {
+                        Ok(true) => {}
+                        Ok(false) => return Ok(copied),
+                        Err(_) if copied > 0 => return Ok(copied),
+                        Err(error) => return Err(error),
                     }
-                })
-            };
-            let Some((message, offset)) = front else {
-                if copied >= target.max(1) || (copied > 0 && peek) || wanted == 0 {
-                    break;
+                    guard = self.read_lock.lock();
+                    continue;
                 }
-                drop(guard);
-                match self.wait_for_message(into, deadline) {
-                    Ok(true) => {}
-                    Ok(false) => return Ok(copied),
-                    Err(_) if copied > 0 => return Ok(copied),
-                    Err(error) => return Err(error),
-                }
-                guard = self.read_lock.lock();
-                continue;
             };
             // Bytes of different senders, or with descriptors, are not mixed.
             let passes = self.options.pass_credentials.load(Ordering::Relaxed);
@@ -310,10 +346,12 @@ impl Unix {
             if copied == n || has_files {
                 self.take_extras(&message, into);
             }
+            self.move_peek_offset(n, peek);
             if peek {
-                peek_skip += n;
+                place = index + 1;
+                skip = 0;
             } else {
-                let used_up = self.received.lock().consume(n);
+                let used_up = self.received.lock().consume(index, n);
                 drop(used_up);
             }
             if has_files || into.data.remaining() == 0 {
@@ -326,15 +364,16 @@ impl Unix {
     fn receive_packet(&self, into: &mut Incoming<'_, '_>) -> Result<usize> {
         let deadline = self.options.receive_deadline();
         let peek = into.flags & uapi::MSG_PEEK != 0;
-        let message = loop {
-            if !self.wait_for_message(into, deadline)? {
-                return Ok(0);
-            }
+        let (message, skip) = loop {
             let mut received = self.received.lock();
-            let next = if peek { received.entries.front().map(|e| e.message.clone()) } else { received.pop() };
+            let next = if peek { received.peek_packet(self.peek_offset()) } else { received.pop().map(|m| (m, 0)) };
+            let seen = received.arrived;
             drop(received);
-            if let Some(message) = next {
-                break message;
+            if let Some(next) = next {
+                break next;
+            }
+            if !self.wait_for_message(seen, into, deadline)? {
+                return Ok(0);
             }
         };
         if !peek {
@@ -345,9 +384,11 @@ impl Unix {
             }
         }
         into.address = Address::encode(message.from.as_deref());
-        let len = message.data.len();
+        let data = &message.data[skip..];
+        let len = data.len();
         let fits = len.min(into.data.remaining());
-        into.data.put_all(&message.data[..fits])?;
+        into.data.put_all(&data[..fits])?;
+        self.move_peek_offset(if peek { fits } else { message.data.len() }, peek);
         if fits < len {
             into.out_flags |= uapi::MSG_TRUNC;
         }
