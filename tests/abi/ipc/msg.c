@@ -1,5 +1,6 @@
 /* System V message queues: types, sizes, waits, removal, permissions, what IPC_STAT says. */
 #include "../check.h"
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/ipc.h>
@@ -191,6 +192,21 @@ static void storm(void)
     msgctl(q, IPC_RMID, 0);
 }
 
+/* The number that a queue had when it was saved. */
+static void restored(void)
+{
+    int fd = open("/proc/sys/kernel/msg_next_id", O_RDWR), q = msgget(IPC_PRIVATE, 0600);
+    CHECK(fd >= 0 && q >= 0 && msgctl(q, IPC_RMID, 0) == 0);
+    char text[16];
+    int len = snprintf(text, sizeof text, "%d", q + 5 * 32768);
+    CHECK(write(fd, text, len) == len);
+    CHECK(msgget(IPC_PRIVATE, 0600) == q + 5 * 32768);
+    CHECK(msgctl(q + 5 * 32768, IPC_RMID, 0) == 0);
+    CHECK(pread(fd, text, sizeof text, 0) == 3 && memcmp(text, "-1\n", 3) == 0);
+    CHECK(pwrite(fd, "-1", 2, 0) == -1 && errno == EINVAL);
+    close(fd);
+}
+
 int main(void)
 {
     order();
@@ -198,5 +214,6 @@ int main(void)
     waits();
     keys_and_rights();
     storm();
+    restored();
     return check_done();
 }

@@ -382,7 +382,7 @@ pub(crate) fn syscall_enter(thread: &Thread, context: &mut UserContext) -> bool 
     let resume = stop(thread, context, Kind::SyscallEntry, code, trap_info(thread, code));
     inject(thread, resume, code);
     let number = context.regs().orig_rax;
-    if number as i64 == -1 {
+    if number as i32 == -1 {
         return false;
     }
     context.regs_mut().rax = number;

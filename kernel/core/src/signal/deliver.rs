@@ -164,7 +164,7 @@ fn run_handler(thread: &Thread, context: &mut UserContext, info: &SigInfo, actio
 /// Whether the event was a system call, so that `rax` may hold a restart code.
 fn restart_code(context: &UserContext) -> Option<Errno> {
     let registers = context.regs();
-    if registers.orig_rax as i64 == -1 {
+    if registers.orig_rax as i32 == -1 {
         return None;
     }
     let code = u32::try_from((registers.rax as i64).checked_neg()?).ok()?;

@@ -17,7 +17,7 @@ use linux_uapi::signal::{
 use super::pending::{Insert, Queued};
 use super::{SA_NOCLDWAIT, job};
 use crate::process::rlimit::Resource;
-use crate::process::{Pid, Process, Thread};
+use crate::process::{Pid, Process, Thread, try_current};
 use crate::sched::{self, SleepState, Work};
 use crate::time::posix_timer::PosixTimer;
 use crate::{Errno, Result};
@@ -111,6 +111,7 @@ fn send_inner(process: &Process, target: Option<&Thread>, signo: u32, queued: Op
     if is_ignored(process, target, signo) {
         return Ok(());
     }
+    let from_timer = queued.as_ref().is_some_and(|queued| queued.timer.is_some());
     let inserted = match target {
         Some(thread) => thread.signals.pending.lock().insert(signo, queued),
         None => process.signals.shared.lock().insert(signo, queued),
@@ -122,6 +123,15 @@ fn send_inner(process: &Process, target: Option<&Thread>, signo: u32, queued: Op
     match target {
         Some(thread) => notify_if_wanted(process, thread, signo),
         None => {
+            // A timer's signal goes to the thread that runs here, if it is one of these: no idle one is woken up for it.
+            if from_timer
+                && let Some(running) = try_current()
+                && core::ptr::eq(&**running.process(), process)
+                && wants(&running, signo)
+            {
+                notify_if_wanted(process, &running, signo);
+                return Ok(());
+            }
             let chosen = process.find_thread(|thread| wants(thread, signo).then(|| thread.clone()));
             if let Some(thread) = chosen {
                 notify_if_wanted(process, &thread, signo);

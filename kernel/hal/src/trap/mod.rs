@@ -223,10 +223,10 @@ impl UserContext {
         self.changed = 1;
         &mut self.frame
     }
-    /// The system call number.
+    /// The system call number. As on Linux it is an `int`: the upper half of the register means nothing.
     #[inline(always)]
     pub fn syscall_number(&self) -> usize {
-        self.frame.rax as usize
+        self.frame.rax as u32 as usize
     }
     /// The system call arguments.
     #[inline(always)]

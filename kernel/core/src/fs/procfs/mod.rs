@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`node`] | directories, generated files, links |
 //! | `pid` | `/proc/PID` and `/proc/PID/task/TID`: a directory that is made anew at each look |
-//! | `status`, `maps`, `fds` | what it holds |
+//! | `status`, `maps`, `map_files`, `fds` | what it holds |
 //! | `system` | `/proc/meminfo`, `cpuinfo`, `stat` … |
 //! | `sysctl` | `/proc/sys` |
 //! | `mounts` | the mount tables |
@@ -15,6 +15,7 @@
 //! References: proc(5), `Documentation/filesystems/proc.rst`.
 
 mod fds;
+mod map_files;
 mod maps;
 mod mounts;
 pub mod node;

@@ -13,7 +13,7 @@ use alloc::{
 use linux_uapi::raw::general as uapi;
 
 use super::{
-    fds, maps, mounts,
+    fds, map_files, maps, mounts,
     node::{GeneratedFile, Generator, Text, make},
     status,
 };
@@ -162,6 +162,7 @@ const fn process_item(name: &'static str, mode: u32, what: What) -> Item {
 static ITEMS: &[Item] = &[
     process_item("task", 0o555, What::Dir(|t| Box::new(TaskDir { target: t }))),
     item("fd", 0o500, What::Dir(|t| Box::new(fds::FdDir { target: t, info: false }))),
+    process_item("map_files", 0o500, What::Dir(|t| Box::new(map_files::MapFilesDir { target: t }))),
     item("fdinfo", 0o555, What::Dir(|t| Box::new(fds::FdDir { target: t, info: true }))),
     item("ns", 0o511, What::Dir(|t| Box::new(fds::NsDir { target: t }))),
     item("net", 0o555, What::Dir(|_| Box::new(NetDir))),

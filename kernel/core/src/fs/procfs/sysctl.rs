@@ -17,7 +17,7 @@ use super::{Text, node::Generator, register, register_text, system::uts_field};
 use crate::{
     Errno, Result, coredump,
     fs::{dentry, permission},
-    ipc::mqueue::fs as mqueue,
+    ipc::{mqueue::fs as mqueue, sysv::NextId},
     net::inet::{datagram, ip, ports, tcp},
     process::{self, Cap, capable, rng, syscall::system},
 };
@@ -42,6 +42,17 @@ impl Generator for Number {
         }
         self.value.store(value, Relaxed);
         Ok(())
+    }
+}
+
+impl Generator for NextId {
+    fn show(&self, out: &mut Text) -> Result {
+        writeln!(out, "{}", self.get())?;
+        Ok(())
+    }
+
+    fn store(&self, text: &str) -> Result {
+        self.set(text.trim().parse().map_err(|_| Errno::EINVAL)?)
     }
 }
 
@@ -194,6 +205,9 @@ fn kernel() -> Result {
     fixed("sys/kernel/msgmax", "8192")?;
     fixed("sys/kernel/msgmnb", "16384")?;
     fixed("sys/kernel/msgmni", "32000")?;
+    for (name, next) in [("shm", NextId::Shm), ("sem", NextId::Sem), ("msg", NextId::Msg)] {
+        register(&alloc::format!("sys/kernel/{name}_next_id"), 0o644, next)?;
+    }
     number("sys/kernel/dmesg_restrict", &DMESG_RESTRICT, 0, 1)?;
     number("sys/kernel/panic", &PANIC, 0, u32::MAX)?;
     number("sys/kernel/sysrq", &SYSRQ, 0, 0x1ff)?;

@@ -14,12 +14,51 @@ pub mod shm;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 use linux_uapi::sysv::{IPC_64, IPC_CREAT, IPC_EXCL, IPC_PRIVATE, IpcPerm};
 
 use crate::process::{Cap, capable, current};
 use crate::time;
 use crate::{Errno, Result};
+
+/// The identifier that the next object of a kind is to get, or -1: `/proc/sys/kernel/{shm,sem,msg}_next_id`, with which a
+/// checkpoint is restored.
+#[derive(Clone, Copy, Debug)]
+#[repr(usize)]
+pub enum NextId {
+    /// Shared memory.
+    Shm,
+    /// Semaphores.
+    Sem,
+    /// Message queues.
+    Msg,
+}
+
+static NEXT_IDS: [AtomicI32; 3] = [const { AtomicI32::new(-1) }; 3];
+
+impl NextId {
+    fn cell(self) -> &'static AtomicI32 {
+        &NEXT_IDS[self as usize]
+    }
+
+    /// The identifier, or -1.
+    pub fn get(self) -> i32 {
+        self.cell().load(Relaxed)
+    }
+
+    /// Asks for an identifier, or for none.
+    ///
+    /// # Errors
+    /// `EINVAL` for a negative one.
+    pub fn set(self, id: i32) -> Result {
+        if id < 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.cell().store(id, Relaxed);
+        Ok(())
+    }
+}
 
 /// Objects of one kind (`SHMMNI`; `SEMMNI` is 32,000, which the numbers below allow too).
 const INDEX_BITS: u32 = 15;
@@ -104,11 +143,12 @@ struct Table<T> {
     last_index: i32,
     sequence: i32,
     limit: usize,
+    next_id: NextId,
 }
 
 impl<T: Object> Table<T> {
-    const fn new(limit: usize) -> Table<T> {
-        Table { objects: BTreeMap::new(), last_index: -1, sequence: 0, limit }
+    const fn new(limit: usize, next_id: NextId) -> Table<T> {
+        Table { objects: BTreeMap::new(), last_index: -1, sequence: 0, limit, next_id }
     }
 
     fn get(&self, id: i32) -> Result<Arc<T>> {
@@ -154,18 +194,25 @@ impl<T: Object> Table<T> {
         let mask = (1 << INDEX_BITS) - 1;
         // The next free index after the last one; there is one, since the limit is below their number.
         let used = |index: i32| self.objects.keys().any(|id| id & mask == index);
-        let mut index = self.last_index;
-        loop {
-            index = (index + 1) & mask;
-            if index == 0 && self.last_index >= 0 {
-                self.sequence = (self.sequence + 1) & 0x7fff;
+        let wanted = self.next_id.cell().swap(-1, Relaxed);
+        let id = if wanted >= 0 {
+            // Somebody else may have the index: then the next one, as on Linux, and whoever asked looks at the number.
+            let free = (0..=mask).map(|n| (wanted + n) & mask).find(|&index| !used(index)).ok_or(Errno::ENOSPC)?;
+            wanted & !mask | free
+        } else {
+            let mut index = self.last_index;
+            loop {
+                index = (index + 1) & mask;
+                if index == 0 && self.last_index >= 0 {
+                    self.sequence = (self.sequence + 1) & 0x7fff;
+                }
+                if !used(index) {
+                    break;
+                }
             }
-            if !used(index) {
-                break;
-            }
-        }
-        self.last_index = index;
-        let id = self.sequence << INDEX_BITS | index;
+            self.last_index = index;
+            self.sequence << INDEX_BITS | index
+        };
         let object = create(id)?;
         self.objects.insert(id, object);
         Ok(id)

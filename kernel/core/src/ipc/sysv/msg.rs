@@ -15,7 +15,7 @@ use linux_uapi::sysv::{
 };
 use ursa_hal::sync::SpinLock;
 
-use super::{Object, Perm, Table, command, now};
+use super::{NextId, Object, Perm, Table, command, now};
 use crate::fs::procfs;
 use crate::process::{Cap, Pid, capable};
 use crate::syscall::Cx;
@@ -32,7 +32,7 @@ const OVERHEAD: usize = 64;
 /// Bytes of the type in front of a message.
 const TYPE_LEN: u64 = 8;
 
-static QUEUES: Mutex<Table<Queue>> = Mutex::with_queue(Table::new(MSGMNI), WaitQueue::new());
+static QUEUES: Mutex<Table<Queue>> = Mutex::with_queue(Table::new(MSGMNI, NextId::Msg), WaitQueue::new());
 /// What all messages cost; queues may be many and their limits high, so that this one is needed.
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
 

@@ -18,7 +18,7 @@ use linux_uapi::sysv::{
 };
 use ursa_hal::sync::SpinLock;
 
-use super::{Object, Perm, Table, command, now};
+use super::{NextId, Object, Perm, Table, command, now};
 use crate::fs::procfs;
 use crate::process::{Pid, Process};
 use crate::syscall::Cx;
@@ -35,7 +35,7 @@ const SEMVMX: i32 = 32_767;
 /// `SEMMNS`: semaphores in all. Linux's is a thousand times that, and more than its memory holds.
 const SEMMNS: usize = 1_024_000;
 
-static SETS: Mutex<Table<Set>> = Mutex::with_queue(Table::new(SEMMNI), WaitQueue::new());
+static SETS: Mutex<Table<Set>> = Mutex::with_queue(Table::new(SEMMNI, NextId::Sem), WaitQueue::new());
 /// Semaphores there are.
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
 /// Which sets a process owes something: what each has of it is in the set.

@@ -16,7 +16,7 @@ use linux_uapi::sysv::{
 };
 use ursa_hal::sync::{Lazy, SpinLock};
 
-use super::{Object, Perm, Table, command, now};
+use super::{NextId, Object, Perm, Table, command, now};
 use crate::fs::{File, FileOps, procfs};
 use crate::mm::{Charge, MapBacking, MapFlags, MapRequest, MemoryObject, VmFlags};
 use crate::process::{Cap, capable, current};
@@ -35,7 +35,7 @@ const PAGE: u64 = ursa_hal::PAGE_SIZE as u64;
 /// get them back.
 static QUOTA: Lazy<Arc<Charge>> = Lazy::new(|| Arc::new(Charge::with_limit(ursa_hal::mm::stats().total as u64 / 2)));
 
-static SEGMENTS: Mutex<Table<Segment>> = Mutex::with_queue(Table::new(SHMMNI), WaitQueue::new());
+static SEGMENTS: Mutex<Table<Segment>> = Mutex::with_queue(Table::new(SHMMNI, NextId::Shm), WaitQueue::new());
 
 struct State {
     perm: Perm,

@@ -125,12 +125,9 @@ pub(super) fn sys_pkey_mprotect(cx: &mut Cx<'_>, addr: UserAddr, len: usize, pro
     sys_mprotect(cx, addr, len, prot)
 }
 
-/// pkey_alloc(2): as on a CPU without protection keys.
-pub(super) fn sys_pkey_alloc(_cx: &mut Cx<'_>, flags: u64, rights: u64) -> Result<i32> {
-    if flags != 0 || rights & !3 != 0 {
-        return Err(Errno::EINVAL);
-    }
-    Err(Errno::ENOSPC)
+/// pkey_alloc(2): as Linux on an x86 CPU without protection keys, whatever is asked.
+pub(super) fn sys_pkey_alloc(_cx: &mut Cx<'_>, _flags: u64, _rights: u64) -> Result<i32> {
+    Err(Errno::EINVAL)
 }
 
 /// pkey_free(2): no key was ever allocated.
