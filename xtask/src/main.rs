@@ -59,6 +59,12 @@ enum Command {
     Coverage,
     /// Check format, lints, documentation, licences and the use of `unsafe`.
     Check,
+    /// Answer one connection to the mirror of a guest, on standard input and output.
+    #[command(hide = true)]
+    ServeMirror {
+        /// The mirror.
+        folder: std::path::PathBuf,
+    },
     /// Run the tests.
     Test(test::Options),
 }
@@ -77,6 +83,10 @@ fn main() -> ExitCode {
         Command::Coverage => coverage::run(),
         Command::Run(options) => run::run(options),
         Command::Vm(options) => vm::run(options),
+        Command::ServeMirror { folder } => {
+            machine::mirror::serve(&folder, std::io::stdin().lock(), std::io::stdout().lock())
+                .map(|()| ExitCode::SUCCESS)
+        }
         Command::Test(options) => test::run(&options),
     };
     result.unwrap_or_else(|problem| {

@@ -100,13 +100,27 @@ impl Store {
     }
 }
 
+/// The files of the packages that an image was made of, by name.
+pub fn packages(image: &str) -> Result<Vec<PathBuf>> {
+    debs(&paths::cache("debs")?.join(image))
+}
+
+/// The packages in a folder, by name.
+fn debs(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ending| ending == "deb") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// Removes downloads that are not exactly what the lock file lists.
 fn keep_locked(store: &Path, locked: Option<&Packages>) -> Result<()> {
-    for entry in fs::read_dir(store)? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|ending| ending != "deb") {
-            continue;
-        }
+    for path in debs(store)? {
         let sum = checksum(&path)?;
         let wanted = locked.is_some_and(|packages| packages.values().any(|package| package.sha256 == sum));
         if !wanted {
@@ -139,11 +153,7 @@ impl std::io::Write for HashWriter<'_> {
 /// Lists the stored packages; those only that dpkg calls installed, where the image has dpkg's status.
 fn survey(store: &Path, installed: Option<&[(String, String)]>) -> Result<Packages> {
     let mut packages = Packages::new();
-    for entry in fs::read_dir(store)? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|ending| ending != "deb") {
-            continue;
-        }
+    for path in debs(store)? {
         let format = "--showformat=${Package}\\n${Version}";
         let shown = shell::output(Command::new("dpkg-deb").args(["--show", format]).arg(&path))?;
         let (name, version) = shown.split_once('\n').with_context(|| format!("{} is no package", path.display()))?;

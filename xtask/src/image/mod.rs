@@ -28,6 +28,7 @@ mod recipe;
 mod sources;
 pub mod tree;
 
+pub use bootstrap::{checksum, packages};
 pub use recipe::Recipe;
 
 /// Raised when this code makes another image from the same recipe.

@@ -15,6 +15,7 @@ use std::process::Command;
 
 pub mod accel;
 pub mod link;
+pub mod mirror;
 pub mod qmp;
 mod running;
 
@@ -157,6 +158,9 @@ pub struct Options {
     /// 10.0.2.100 sends back what it gets on TCP port 7.
     #[arg(long)]
     pub net: bool,
+    /// Serve the packages of this image on that network as a Debian mirror, http://10.0.2.100/.
+    #[arg(long, value_name = "IMAGE", requires = "net")]
+    pub mirror: Option<String>,
     /// Boot through Ursa's init and its services, instead of the agent alone.
     #[arg(long)]
     pub init: bool,
@@ -194,6 +198,7 @@ impl Options {
             disks: Vec::new(),
             qemu: Vec::new(),
             net: false,
+            mirror: None,
             init: false,
             counted: false,
             append: String::new(),
@@ -228,6 +233,8 @@ pub struct Boot {
     root: Option<RootDisk>,
     /// Further disks.
     disks: Vec<PathBuf>,
+    /// The folder that is served as a Debian mirror.
+    mirror: Option<PathBuf>,
     append: String,
 }
 
@@ -236,6 +243,10 @@ impl Boot {
     /// machine's alone is put into `folder`.
     pub fn prepare(options: &Options, gpu: Gpu, folder: &Path) -> Result<Boot> {
         let mut boot = Self::files(options, gpu, folder)?;
+        if let Some(image) = &options.mirror {
+            ensure!(options.net, "a mirror needs the network card");
+            boot.mirror = Some(mirror::make(image, folder)?);
+        }
         if options.loader != Loader::Direct {
             ensure!(options.kernel == Kernel::Ursa, "Debian's kernel is loaded by QEMU only");
             let file = folder.join("boot.iso");
@@ -275,6 +286,7 @@ impl Boot {
                     disc: None,
                     root: Some(root),
                     disks,
+                    mirror: None,
                     append,
                 })
             }
@@ -288,7 +300,16 @@ impl Boot {
                     path
                 };
                 let append = format!("{first} {}", options.append);
-                Ok(Boot { kind: Kernel::Ursa, kernel, initrd: Some(initrd), disc: None, root: None, disks, append })
+                Ok(Boot {
+                    kind: Kernel::Ursa,
+                    kernel,
+                    initrd: Some(initrd),
+                    disc: None,
+                    root: None,
+                    disks,
+                    mirror: None,
+                    append,
+                })
             }
             Kernel::Linux => {
                 let linux = Linux::get()?;
@@ -302,6 +323,7 @@ impl Boot {
                 if gpu == Gpu::None {
                     modules.clear();
                 }
+                modules.extend(options.net.then_some("virtio_net"));
                 modules.extend(&options.modules);
                 linux.initramfs(&programs, &modules, &options.additions, &initrd)?;
                 // An emulator passes the host's time stamp counter through, and one short calibration of
@@ -316,14 +338,23 @@ impl Boot {
                     None => RootDisk { file: image.disk()?, keep: false },
                 };
                 let (kind, kernel, initrd) = (Kernel::Linux, linux.kernel(), Some(initrd));
-                Ok(Boot { kind, kernel, initrd, disc: None, root: Some(root), disks, append })
+                Ok(Boot { kind, kernel, initrd, disc: None, root: Some(root), disks, mirror: None, append })
             }
         }
     }
 
     /// Our kernel alone, for tests that it holds itself.
     pub fn kernel_only(kernel: PathBuf, append: String) -> Boot {
-        Boot { kind: Kernel::Ursa, kernel, initrd: None, disc: None, root: None, disks: Vec::new(), append }
+        Boot {
+            kind: Kernel::Ursa,
+            kernel,
+            initrd: None,
+            disc: None,
+            root: None,
+            disks: Vec::new(),
+            mirror: None,
+            append,
+        }
     }
 
     /// The kernel's file.
@@ -528,7 +559,12 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
     }
     if options.net {
         // `restrict`: no packet leaves for any other host. The modern interface is what the driver speaks.
-        command.args(["-netdev", "user,id=net0,restrict=on,guestfwd=tcp:10.0.2.100:7-cmd:cat"]);
+        let mut network = "user,id=net0,restrict=on,guestfwd=tcp:10.0.2.100:7-cmd:cat".to_owned();
+        if let Some(mirror) = &boot.mirror {
+            let own = std::env::current_exe().unwrap_or_default();
+            network += &format!(",guestfwd=tcp:10.0.2.100:80-cmd:{} serve-mirror {}", own.display(), mirror.display());
+        }
+        command.args(["-netdev", &network]);
         command.args(["-device", &format!("virtio-net-pci,netdev=net0{modern}")]);
     }
     command.args(&options.qemu);

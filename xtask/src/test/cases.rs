@@ -53,6 +53,9 @@ pub struct File {
     /// Whether it has a network card.
     #[serde(default)]
     pub net: bool,
+    /// The image whose packages that network serves as a Debian mirror.
+    #[serde(default)]
+    pub mirror: Option<String>,
     /// Virtio disks: files relative to the checkout, or sizes (`64M`) of empty ones. All cases see the same.
     #[serde(default)]
     pub disks: Vec<String>,

@@ -73,6 +73,7 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
         root: file.root,
         loader: file.loader,
         net: file.net,
+        mirror: file.mirror.clone(),
         disks: file.disks.clone(),
         append: file.append.clone(),
         iommu: file.iommu,
