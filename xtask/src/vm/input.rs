@@ -9,6 +9,10 @@ use std::time::Duration;
 /// Between a person's actions, so that a guest that polls sees each.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Between a typed text's characters. A virtio keyboard holds 64 events, 16 characters; QEMU drops those that a guest on a busy host does
+/// not fetch in time.
+const TYPING_PAUSE: Duration = Duration::from_millis(50);
+
 /// The range of an absolute axis.
 const AXIS: u64 = 0x7fff;
 
@@ -56,6 +60,7 @@ pub fn type_text(qmp: &mut Qmp, text: &str) -> Result<()> {
     for c in text.replace("\\n", "\n").chars() {
         let keys = keys::for_character(c).with_context(|| format!("no key of the American layout gives {c:?}"))?;
         press_keys(qmp, &keys)?;
+        std::thread::sleep(TYPING_PAUSE);
     }
     Ok(())
 }
