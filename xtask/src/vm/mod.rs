@@ -37,7 +37,7 @@ pub struct Options {
 #[derive(Subcommand, Debug)]
 enum Verb {
     /// Boot a machine in the background and wait until it answers.
-    Start(Start),
+    Start(Box<Start>),
     /// Run a command in it.
     Exec {
         /// As this user of the guest.
