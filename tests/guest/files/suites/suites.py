@@ -1,14 +1,19 @@
 #!/usr/bin/env python3
 """Runs a public test suite of the image `suites`, and prints a result a line: `TEST RESULT`.
 
-    suites.py SUITE [PATTERN...]             all of it, or what matches (fnmatch): what NAME.linux is recorded with
-    suites.py --compare SUITE [PATTERN...]   only what passes on Linux by NAME.linux and does not here, and is not in NAME.known
+    suites.py SUITE [PATTERN...]             all of it, or what matches (fnmatch): SUITE.linux is recorded with it
+    suites.py --compare SUITE [PATTERN...]   only what is not as it should be: what passes on Linux by SUITE.linux and does not here, unless
+                                             it is in SUITE.known, and what is there without need
+
+SUITE.linux is Linux's result on the same image: its first line names the image's lock file. SUITE.known has a line for each failure that
+is put up with on Ursa, and the interface that it wants: `PATTERN WHAT`.
 
 A TEST is a program, `SUITE-FOLDER:PROGRAM`, or one of the cases that it reports as TAP, `PROGRAM/CASE`. A RESULT is pass, fail,
 skip, timeout, `status N` or `signal N`. What a program says is kept in /tmp/suites/PROGRAM.log.
 """
 
 import fnmatch
+import hashlib
 import os
 import re
 import shlex
@@ -67,12 +72,14 @@ SUITES = {
     "glib": lambda: installed_tests("glib"),
 }
 
-# What is run by no means: they only measure, take minutes by design, or look for what depends on the host's load.
+# What is run by no means: they only measure, take minutes by design, look for what depends on the host's load, or (test_kmem) have
+# children that repeat what was printed before.
 LEFT_OUT = {
     "kselftest": [
         "timers:raw_skew", "timers:nsleep-lat", "timers:set-timer-lat", "timers:mqueue-lat", "timers:inconsistency-check",
         "timers:threadtest", "timers:rtcpie", "rseq:*benchmark*", "rseq:*param_test*", "prctl:disable-tsc*stress*", "mqueue:mq_perf_tests",
-        "syscall_user_dispatch:sud_benchmark", "breakpoints:step_after_suspend_test", "cgroup:test_stress.sh", "vDSO:vdso_test_correctness",
+        "syscall_user_dispatch:sud_benchmark", "breakpoints:step_after_suspend_test", "cgroup:test_stress.sh",
+        "cgroup:test_kmem", "vDSO:vdso_test_correctness",
     ],
 }
 
@@ -131,37 +138,69 @@ def lines(file):
             yield line.rstrip("\n").split(" ", 1)
 
 
+def key():
+    """The line that says which image a result is of."""
+    return f"# image/suites.lock {hashlib.sha256(open(f'{HERE}/suites.lock', 'rb').read()).hexdigest()}"
+
+
+def matches(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def chosen(suite, patterns):
+    for name, command, folder in SUITES[suite]():
+        if not matches(name, LEFT_OUT.get(suite, [])) and (not patterns or matches(name, patterns)):
+            yield name, command, folder
+
+
+def record(suite, patterns):
+    if not patterns:
+        print(f"{key()}\n# Linux {os.uname().release}, {os.uname().version}", flush=True)
+    for program in chosen(suite, patterns):
+        for test, result in dict(run(*program)).items():
+            print(test, result, flush=True)
+
+
+def compare(suite, patterns):
+    if open(f"{HERE}/{suite}.linux").readline().rstrip() != key():
+        sys.exit(f"{suite}.linux was recorded with another image: record it again")
+    linux = dict(lines(f"{suite}.linux"))
+    # Nothing is put up with on Linux itself.
+    known = dict(lines(f"{suite}.known")) if "Ursa" in os.uname().version else {}
+    needed = set()
+    passed = total = 0
+    for name, command, folder in chosen(suite, patterns):
+        if name not in linux:
+            print(f"{name} is not in {suite}.linux", flush=True)
+            continue
+        results = dict(run(name, command, folder))
+        expected = {test for test, result in linux.items() if result == "pass" and (test == name or test.startswith(f"{name}/"))}
+        total += len(expected)
+        for test in sorted(expected):
+            result = results.get(test, "not run")
+            if result == "pass":
+                passed += 1
+                continue
+            excuses = [pattern for pattern in known if fnmatch.fnmatchcase(test, pattern)]
+            needed.update(excuses)
+            if not excuses:
+                print(f"{test} {result}", flush=True)
+    if not patterns:
+        for pattern in known.keys() - needed:
+            print(f"{pattern} is in {suite}.known without need", flush=True)
+    print(f"{suite}: {passed} of {total} pass as on Linux", file=sys.stderr)
+
+
 def main():
     arguments = sys.argv[1:]
-    compare = arguments[:1] == ["--compare"]
-    suite, *patterns = arguments[1:] if compare else arguments
+    comparing = arguments[:1] == ["--compare"]
+    suite, *patterns = arguments[comparing:]
     os.makedirs(LOGS, exist_ok=True)
     # What an installed system has from its first boot on; D-Bus asks for it.
     if not os.path.exists("/etc/machine-id") or not os.path.getsize("/etc/machine-id"):
         with open("/etc/machine-id", "w") as file:
             print(uuid.uuid4().hex, file=file)
-    linux = dict(lines(f"{suite}.linux")) if compare else {}
-    known = [pattern for pattern, _ in lines(f"{suite}.known")] if compare else []
-    matches = lambda name, patterns: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    passed = 0
-    for name, command, folder in SUITES[suite]():
-        if matches(name, LEFT_OUT.get(suite, [])) or (patterns and not matches(name, patterns)):
-            continue
-        if compare and linux.get(name) is None:
-            print(f"{name} is not in {suite}.linux", flush=True)
-            continue
-        results = dict(run(name, command, folder))
-        if not compare:
-            for test, result in results.items():
-                print(test, result, flush=True)
-            continue
-        expected = {test for test, result in linux.items() if result == "pass" and (test == name or test.startswith(f"{name}/"))}
-        passed += sum(results.get(test) == "pass" for test in expected)
-        for test in sorted(expected):
-            if results.get(test) != "pass" and not matches(test, known):
-                print(f"{test} {results.get(test, 'not run')}", flush=True)
-    if compare:
-        print(f"{passed} of {sum(result == 'pass' for result in linux.values())} pass as on Linux", file=sys.stderr)
+    (compare if comparing else record)(suite, patterns)
 
 
 main()
