@@ -8,8 +8,8 @@
 //! What keeps faults few:
 //! - A read of a file maps the pages around it that are present (16 pages, as Linux), in one go.
 //! - A store to private anonymous memory that follows the last one maps ahead, doubling up to [`AHEAD_MAX`] pages. So
-//!   touching memory in order costs a fault per 128 KiB, and memory that is touched here and there costs what it
-//!   uses.
+//!   touching memory in order costs a fault per 128 KiB. Where a mapping covers a block of 2 MiB of which nothing is there, the
+//!   first store brings all of it ([`super::huge`]).
 //! - A store to a page that only this mapping holds makes it writable in place. Reads of untouched anonymous memory share one
 //!   page of zeroes.
 
@@ -18,7 +18,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use alloc::sync::Arc;
 
 use linux_uapi::raw::general as uapi;
-use ursa_hal::mm::{Frame, MapError, WriteFault};
+use ursa_hal::mm::{BLOCK_SIZE, Frame, MapError, WriteFault};
 use ursa_hal::sync::Once;
 use ursa_hal::trap::Access;
 use ursa_hal::{USER_END, VirtAddr};
@@ -157,6 +157,9 @@ impl AddressSpace {
             WriteFault::Done => Step::Done,
             WriteFault::Shared(frame) => self.copy_page(vma, va, frame),
             WriteFault::NotMapped => {
+                if self.write_block(vma, va) {
+                    return Step::Done;
+                }
                 let window = ahead(vma, va);
                 let mut made = 0;
                 let frames = (0..window).map_while(|i| {
@@ -462,7 +465,9 @@ fn ahead(vma: &Vma, va: u64) -> u64 {
     if hint & !(PAGE - 1) != va || run == 0 {
         return 1;
     }
-    (1 << run).min(AHEAD_MAX).min((vma.end - va) / PAGE)
+    // Not into the next block, which may come whole.
+    let end = vma.end.min((va & !(BLOCK_SIZE - 1)) + BLOCK_SIZE);
+    (1 << run).min(AHEAD_MAX).min((end - va) / PAGE)
 }
 
 impl Inner {

@@ -163,7 +163,7 @@ bitflags! {
         const POPULATE = uapi::MAP_POPULATE;
         /// With POPULATE: do not read from the file.
         const NONBLOCK = uapi::MAP_NONBLOCK;
-        /// A hint that means nothing here.
+        /// Memory of a stack, which does not come in huge pages.
         const STACK = uapi::MAP_STACK;
         /// Huge pages from a pool; there is none.
         const HUGETLB = uapi::MAP_HUGETLB;

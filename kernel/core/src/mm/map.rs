@@ -6,7 +6,7 @@
 use alloc::sync::Arc;
 
 use linux_uapi::raw::general as uapi;
-use ursa_hal::mm::Prot;
+use ursa_hal::mm::{BLOCK_SIZE, Prot};
 use ursa_hal::trap::Access;
 use ursa_hal::{USER_END, VirtAddr};
 
@@ -176,6 +176,10 @@ impl AddressSpace {
         if shared && !flags.contains(VmFlags::MAYWRITE) {
             // A shared mapping that can never be written is like a private one that always shows the file.
             flags -= VmFlags::SHARED;
+        }
+        if req.flags.contains(MapFlags::STACK) {
+            // A thread's stack is as good as empty; Linux 6.7 and newer see it so.
+            flags |= VmFlags::NOHUGEPAGE;
         }
         if req.flags.contains(MapFlags::NORESERVE)
             && account::OVERCOMMIT.load(core::sync::atomic::Ordering::Relaxed) != 2
@@ -486,6 +490,17 @@ fn place(inner: &mut Inner, req: &MapRequest, len: u64) -> Result<u64> {
         addr = (addr.checked_next_multiple_of(PAGE).unwrap_or(0)).max(MMAP_MIN_ADDR);
         if addr <= USER_END - len && inner.vmas.is_free_guarded(addr, addr + len) {
             return Ok(addr);
+        }
+    }
+    let blocks = matches!(req.backing, MapBacking::Anonymous)
+        && !req.flags.contains(MapFlags::SHARED)
+        && len.is_multiple_of(BLOCK_SIZE)
+        && !inner.layout.legacy;
+    if blocks {
+        // Whole blocks begin at one, so that they can be mapped as such.
+        let (low, high) = inner.layout.search_area();
+        if let Some(at) = inner.vmas.gap_top_down(len + BLOCK_SIZE, low, high) {
+            return Ok((at + BLOCK_SIZE) & !(BLOCK_SIZE - 1));
         }
     }
     search(inner, len, None)

@@ -8,7 +8,7 @@
 //! | [`vma`], [`flags`] | one mapping; the ordered set of them; what `PROT_*` and `MAP_*` mean |
 //! | [`layout`] | where stack, heap and mmap area are, with randomisation |
 //! | [`space`] | [`AddressSpace`]; its lock and its rules |
-//! | [`fault`] | demand paging, copy on write |
+//! | [`fault`], [`huge`] | demand paging, copy on write, blocks of 2 MiB |
 //! | [`map`], [`remap`], [`advise`], [`lock`] | the `mmap` family |
 //! | [`edit`] | splitting and merging under the mm lock |
 //! | [`fork`], [`exec`], [`remote`] | what process creation, `execve` and debuggers use |
@@ -27,6 +27,7 @@ pub mod exec;
 pub mod fault;
 pub mod flags;
 pub mod fork;
+pub mod huge;
 pub mod layout;
 pub mod lock;
 pub mod map;

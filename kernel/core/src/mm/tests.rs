@@ -182,6 +182,34 @@ ktest! {
         assert_eq!(mm.usage().rss_anon, 256);
     }
 
+    fn a_block_comes_whole_where_a_mapping_covers_it() {
+        let free = ursa_hal::mm::stats().free;
+        let mm = new_space();
+        let at = mm.mmap(&anonymous(1024)).expect("mmap");
+        assert!(at.as_u64().is_multiple_of(ursa_hal::mm::BLOCK_SIZE), "whole blocks begin at one");
+        mm.handle_fault(at + 700 * PAGE, Access::Write).expect("write");
+        assert_eq!((mm.usage().rss_anon, mm.user_space().is_block(at + 1023 * PAGE)), (512, true));
+        assert!(!mm.user_space().is_block(at));
+        // Where a page is already, or the advice or the rights forbid it, pages come alone.
+        mm.handle_fault(at + 3 * PAGE, Access::Read).expect("read");
+        mm.handle_fault(at + 5 * PAGE, Access::Write).expect("write");
+        assert_eq!(mm.usage().rss_anon, 513);
+        let stack = MapRequest { flags: MapFlags::STACK, ..anonymous(1024) };
+        let program = MapRequest::anonymous(1024 * PAGE as usize, VmFlags::READ | VmFlags::WRITE | VmFlags::EXEC);
+        for request in [stack, program] {
+            let at = mm.mmap(&request).expect("mmap");
+            mm.handle_fault(at, Access::Write).expect("write");
+            assert!(!mm.user_space().is_block(at));
+        }
+        assert_eq!(mm.usage().rss_anon, 515);
+        mm.madvise(at + 600 * PAGE, 100 * PAGE as usize, 4).expect("MADV_DONTNEED");
+        assert_eq!((mm.usage().rss_anon, peek(&mm, at + 600 * PAGE)), (415, 0));
+        mm.munmap(at, 1024 * PAGE as usize).expect("munmap");
+        assert_eq!(mm.usage().rss_anon, 2);
+        drop(mm);
+        assert!(ursa_hal::mm::stats().free + 64 > free, "frames come back");
+    }
+
     fn fork_copies_on_write_and_the_last_owner_keeps_the_page() {
         let free = ursa_hal::mm::stats().free;
         let parent = new_space();

@@ -315,6 +315,11 @@ impl Process {
         self.threads.lock().group_exit.is_some()
     }
 
+    /// Returns whether it wants no transparent huge pages (`PR_SET_THP_DISABLE`).
+    pub fn wants_no_huge_pages(&self) -> bool {
+        self.flags.load(Relaxed) & process_flags::THP_DISABLE != 0
+    }
+
     /// Returns whether a core file of the process is being written: then only `SIGKILL` reaches it.
     pub fn is_dumping(&self) -> bool {
         self.dumping.load(Relaxed)

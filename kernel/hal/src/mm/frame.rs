@@ -516,6 +516,12 @@ impl FrameRun {
         // SAFETY: the reference was just added.
         unsafe { Frame::from_raw(PhysAddr((self.first + i as u64) << PAGE_SHIFT)) }
     }
+    /// Sets the [`Frame::tag`] of each.
+    pub fn set_tag(&self, tag: u32) {
+        for pfn in self.first..self.first + self.n as u64 {
+            meta(pfn).prev.store(tag, Ordering::Relaxed);
+        }
+    }
     /// The frames, each with its reference.
     pub fn into_frames(self) -> impl ExactSizeIterator<Item = Frame> {
         let this = ManuallyDrop::new(self);

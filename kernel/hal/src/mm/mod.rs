@@ -32,7 +32,7 @@ pub use kernel::{activate_kernel, kernel_root};
 pub(crate) use mmio::map_firmware;
 pub use mmio::{Mmio, mmio};
 pub use pte::{CacheMode, Prot};
-pub use space::{MapError, Mapping, UserSpace, WriteFault};
+pub use space::{BLOCK_FRAMES, BLOCK_SIZE, MapError, Mapping, UserSpace, WriteFault, mapped_blocks};
 pub use vmap::{KernelMapping, vmap};
 pub(crate) use vmap::{VmapArea, free_frames as free_area_frames, map_stack};
 

@@ -8,14 +8,20 @@
 //! Table frames keep the number of their used entries in their metadata; an empty table leaves with the pages.
 //! Whole empty subtrees are skipped when a range is walked.
 //!
+//! A *block*, 2 MiB of contiguous frames, may be mapped by one entry of the second level ([`UserSpace::map_block`]). Its leaf table is
+//! made and filled all the same and waits, named by the metadata of the block's first frame. Whatever changes an entry in the
+//! block first puts the table in the block's place ([`UserSpace::split`]): one store that cannot fail. The two say the same,
+//! so a TLB may go on using the large entry until the change is flushed (Intel SDM vol. 3A, 4.10.2.3), and the frames never
+//! know how they are mapped. Memory from which programs run is not mapped so: some CPUs cannot bear that change for code.
+//!
 //! Pages and tables leave only after the TLB flush on every CPU that runs the space ([`super::tlb`]); callbacks for pages
 //! that leave run after that, outside the lock.
 //!
 //! Reference: Intel SDM vol. 3A, 4.5 and 4.10 (paging-structure caches: `INVLPG` and CR3 loads drop them too).
 
-use super::frame::{Frame, free_frame, get_ref, meta, meta_at, put_ref};
+use super::frame::{Frame, FrameRun, free_frame, get_ref, meta, meta_at, put_ref};
 use super::kernel::{entry, index};
-use super::pte::{A, ADDR, CacheMode, D, DEVICE, P, Prot, RIGHTS, TABLE, W, prot_of, user_bits};
+use super::pte::{A, ADDR, CacheMode, D, DEVICE, P, PS, Prot, RIGHTS, TABLE, W, prot_of, user_bits};
 use super::tables::{free_root, free_table, new_root, new_table};
 use super::tlb;
 use crate::addr::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
@@ -29,6 +35,19 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Bytes that a leaf table maps.
 const LEAF_SPAN: u64 = 512 * PAGE;
+
+/// Bytes in a block.
+pub const BLOCK_SIZE: u64 = LEAF_SPAN;
+/// Frames in a block.
+pub const BLOCK_FRAMES: usize = 512;
+
+/// Blocks that are mapped whole, in all spaces.
+static BLOCKS: AtomicUsize = AtomicUsize::new(0);
+
+/// How many blocks are mapped whole, in all spaces.
+pub fn mapped_blocks() -> usize {
+    BLOCKS.load(Ordering::Relaxed)
+}
 
 /// Why a page was not mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,6 +84,14 @@ pub struct Mapping {
     pub accessed: bool,
     /// Written since the bit was last cleared.
     pub dirty: bool,
+}
+
+/// What an entry of the second level leads to.
+enum Below {
+    Nothing,
+    Leaf(PhysAddr),
+    /// A block: the entry and what it says.
+    Block(&'static AtomicU64, u64),
 }
 
 /// Page tables of a program.
@@ -187,6 +214,11 @@ impl Gather {
     }
 }
 
+/// The leaf table that waits for the end of a block.
+fn waiting_leaf(block: u64) -> PhysAddr {
+    PhysAddr(u64::from(meta_at(block & ADDR).next.load(Ordering::Relaxed)) << PAGE_SHIFT)
+}
+
 /// Number of used entries in a table.
 #[inline(always)]
 fn used(table: PhysAddr) -> &'static core::sync::atomic::AtomicU32 {
@@ -263,8 +295,13 @@ impl UserSpace {
     #[cold]
     #[inline(never)]
     fn new_leaf(&self, va: u64) -> Option<PhysAddr> {
+        self.table_or_new(va, 1)
+    }
+
+    /// The table of a level for `va`, made with those above it where they are not there. Below level 2 there is no block.
+    fn table_or_new(&self, va: u64, level: u32) -> Option<PhysAddr> {
         let mut table = self.root;
-        for level in (2..=4).rev() {
+        for level in (level + 1..=4).rev() {
             let e = entry(table, index(va, level));
             let v = e.load(Ordering::Relaxed);
             table = if v & P != 0 {
@@ -280,20 +317,55 @@ impl UserSpace {
         Some(table)
     }
 
-    /// The leaf table for `va`, if it is there.
+    /// What the second level says of `va`.
     #[inline(always)]
-    fn leaf(&self, va: u64) -> Option<PhysAddr> {
+    fn walk(&self, va: u64) -> Below {
         // Written out: the compiler keeps a loop rolled.
         let v = entry(self.root, index(va, 4)).load(Ordering::Relaxed);
         if v & P == 0 {
-            return None;
+            return Below::Nothing;
         }
         let v = entry(PhysAddr(v & ADDR), index(va, 3)).load(Ordering::Relaxed);
         if v & P == 0 {
-            return None;
+            return Below::Nothing;
         }
-        let v = entry(PhysAddr(v & ADDR), index(va, 2)).load(Ordering::Relaxed);
-        if v & P == 0 { None } else { Some(PhysAddr(v & ADDR)) }
+        let e = entry(PhysAddr(v & ADDR), index(va, 2));
+        let v = e.load(Ordering::Relaxed);
+        match v & (P | PS) {
+            P => Below::Leaf(PhysAddr(v & ADDR)),
+            0 => Below::Nothing,
+            _ => Below::Block(e, v),
+        }
+    }
+
+    /// The leaf table for `va`, if it is there: no block any more.
+    #[inline(always)]
+    fn leaf(&self, va: u64) -> Option<PhysAddr> {
+        match self.walk(va) {
+            Below::Leaf(leaf) => Some(leaf),
+            Below::Nothing => None,
+            Below::Block(e, block) => Some(Self::split(e, block)),
+        }
+    }
+
+    /// Puts the leaf table of a block in its place. The lock is held. Returns the table.
+    #[cold]
+    #[inline(never)]
+    fn split(e: &AtomicU64, block: u64) -> PhysAddr {
+        let leaf = waiting_leaf(block);
+        // The hardware has nothing to add to the old entry, which has its accessed and dirty bits, so a store will do.
+        e.store(leaf.0 | TABLE, Ordering::Release);
+        BLOCKS.fetch_sub(1, Ordering::Relaxed);
+        leaf
+    }
+
+    /// As [`UserSpace::leaf`], for one who only looks: a block stays one.
+    fn peek(&self, va: u64) -> Option<PhysAddr> {
+        match self.walk(va) {
+            Below::Leaf(leaf) => Some(leaf),
+            Below::Nothing => None,
+            Below::Block(_, block) => Some(waiting_leaf(block)),
+        }
     }
 
     /// The first leaf table that maps anything at or after `va` and before `end`, with the address where to go on.
@@ -320,7 +392,7 @@ impl UserSpace {
                     va = (va & !(span - 1)) + span;
                     continue 'top;
                 }
-                table = PhysAddr(v & ADDR);
+                table = if v & PS != 0 { Self::split(entry(table, index(va, level)), v) } else { PhysAddr(v & ADDR) };
             }
             return Some((va, table));
         }
@@ -394,6 +466,49 @@ impl UserSpace {
         mapped
     }
 
+    /// Maps the 512 frames of `run`, which begins at a multiple of [`BLOCK_SIZE`] as `va` does, by one entry. Accesses do not set
+    /// accessed and dirty bits of its pages: they count as set. `prot` is readable and not executable.
+    ///
+    /// # Errors
+    /// Nothing is mapped then, and the frames are free.
+    #[track_caller]
+    pub fn map_block(&self, va: VirtAddr, run: FrameRun, prot: Prot) -> Result<(), MapError> {
+        check_page(va);
+        let first = run.phys();
+        assert!(run.len() == BLOCK_FRAMES && (va.0 | first.0).is_multiple_of(BLOCK_SIZE), "not a block");
+        assert!(prot.contains(Prot::R) && !prot.contains(Prot::X), "a block with rights {prot:?}");
+        let _guard = self.lock.lock();
+        let table = self.table_or_new(va.0, 2).ok_or(MapError::NoMemory)?;
+        let e = entry(table, index(va.0, 2));
+        if e.load(Ordering::Relaxed) != 0 {
+            return Err(MapError::AlreadyMapped);
+        }
+        let leaf = new_table().ok_or(MapError::NoMemory)?;
+        let bits = user_bits(prot) | A | D;
+        for (i, frame) in run.into_frames().enumerate() {
+            entry(leaf, i).store(frame.into_raw().0 | bits, Ordering::Relaxed);
+        }
+        used(leaf).store(BLOCK_FRAMES as u32, Ordering::Relaxed);
+        meta_at(first.0).next.store(leaf.pfn() as u32, Ordering::Relaxed);
+        self.tables.fetch_add(1, Ordering::Relaxed);
+        bump(used(table), 1);
+        BLOCKS.fetch_add(1, Ordering::Relaxed);
+        e.store(first.0 | bits | PS, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether nothing is mapped in the block around `va`, so that [`UserSpace::map_block`] may succeed.
+    pub fn is_bare(&self, va: VirtAddr) -> bool {
+        let _guard = self.lock.lock();
+        va.0 < USER_END && matches!(self.walk(va.0), Below::Nothing)
+    }
+
+    /// Whether the page at `va` is mapped as part of a block.
+    pub fn is_block(&self, va: VirtAddr) -> bool {
+        let _guard = self.lock.lock();
+        va.0 < USER_END && matches!(self.walk(va.0), Below::Block(..))
+    }
+
     /// Maps a page of device memory, for which no reference is held. Panics for RAM that the kernel manages: that is mapped
     /// as [`Frame`]s.
     #[track_caller]
@@ -417,7 +532,7 @@ impl UserSpace {
             return None;
         }
         let _guard = self.lock.lock();
-        let pte = entry(self.leaf(va.0)?, index(va.0, 1)).load(Ordering::Relaxed);
+        let pte = entry(self.peek(va.0)?, index(va.0, 1)).load(Ordering::Relaxed);
         if pte == 0 {
             return None;
         }
@@ -569,7 +684,13 @@ impl UserSpace {
     pub fn write_fault(&self, va: VirtAddr, tag: u32, prot: Prot) -> WriteFault {
         check_page(va);
         let _guard = self.lock.lock();
-        let Some(leaf) = self.leaf(va.0) else { return WriteFault::NotMapped };
+        let leaf = match self.walk(va.0) {
+            Below::Leaf(leaf) => leaf,
+            Below::Nothing => return WriteFault::NotMapped,
+            // Another thread was faster.
+            Below::Block(_, block) if block & W != 0 => return WriteFault::Done,
+            Below::Block(e, block) => Self::split(e, block),
+        };
         let e = entry(leaf, index(va.0, 1));
         let mut now = e.load(Ordering::Relaxed);
         if now == 0 {
@@ -860,7 +981,11 @@ fn clear_table(table: PhysAddr, level: u32) {
         }
         left -= 1;
         e.store(0, Ordering::Relaxed);
-        let phys = PhysAddr(v & ADDR);
+        let mut phys = PhysAddr(v & ADDR);
+        if level == 2 && v & PS != 0 {
+            phys = waiting_leaf(v);
+            BLOCKS.fetch_sub(1, Ordering::Relaxed);
+        }
         if level > 1 {
             clear_table(phys, level - 1);
             free_table(phys);

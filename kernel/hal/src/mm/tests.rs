@@ -1,6 +1,8 @@
 //! Tests of frames, page tables, shoot-down and the heap, on the machine.
 
-use super::{CacheMode, Frame, FrameRun, MapError, Prot, UserSpace, stats, vmap};
+use super::{
+    BLOCK_FRAMES, CacheMode, Frame, FrameRun, MapError, Prot, UserSpace, WriteFault, mapped_blocks, stats, vmap,
+};
 use crate::addr::{PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
 use crate::percpu::CpuSet;
 use crate::sync::{IrqLock, SpinLock};
@@ -267,6 +269,61 @@ ktest! {
             assert_eq!(a.fork_cow(&c, va(599)..va(600), true, |_| {}), Err(MapError::AlreadyMapped));
             assert_eq!(c.count(va(0)..va(600)), 10);
         });
+    }
+
+    /// A block is one mapping until a part of it changes; then it is 512 pages with the same contents. Nothing of it is lost.
+    fn blocks_are_mapped_whole_and_split() {
+        let n = BLOCK_FRAMES as u64;
+        let block = || FrameRun::alloc_zeroed(BLOCK_FRAMES, BLOCK_FRAMES, None).expect("memory");
+        let before = mapped_blocks();
+        no_leak(|| {
+            let s = space();
+            assert!(s.is_bare(va(5)));
+            s.map_block(va(0), block(), Prot::RW).unwrap();
+            s.map_block(va(2 * n), block(), Prot::RW).unwrap();
+            assert!(s.is_block(va(0)) && s.is_block(va(n - 1)) && !s.is_block(va(n)) && s.is_block(va(2 * n)));
+            assert_eq!((mapped_blocks() - before, s.table_frames()), (2, 5));
+            assert_eq!(s.map_block(va(0), block(), Prot::RW), Err(MapError::AlreadyMapped));
+
+            // The CPU goes through the large entry; looking at it leaves it.
+            task::switch_space(&s);
+            for i in 0..n {
+                s.query(va(i)).unwrap().frame.unwrap().write(0, &i.to_le_bytes());
+                assert_eq!(user::load_u64(va(i)), Ok(i));
+            }
+            let m = s.query(va(7)).unwrap();
+            assert!(m.accessed && m.dirty && m.prot == Prot::RW && s.is_block(va(0)));
+            drop(m);
+            assert!(matches!(s.write_fault(va(9), 0, Prot::RW), WriteFault::Done));
+            assert!(s.is_block(va(0)));
+
+            // One page leaves, another loses rights.
+            let mut gone = 0;
+            s.unmap(va(3)..va(4), |v, f, _| {
+                assert_eq!((v, word(&f)), (va(3), 3));
+                gone += 1;
+            });
+            assert_eq!((gone, s.is_block(va(0)), mapped_blocks() - before), (1, false, 1));
+            assert!(user::load_u64(va(3)).is_err());
+            s.protect(va(4)..va(5), |_, _, _| Prot::R);
+            assert_eq!((s.query(va(4)).unwrap().prot, s.query(va(5)).unwrap().prot), (Prot::R, Prot::RW));
+            for i in (0..n).filter(|i| *i != 3) {
+                assert_eq!(user::load_u64(va(i)), Ok(i));
+            }
+            task::switch_space(&space());
+
+            // A copy shares page by page, a whole block leaves at once, and what stays goes with the space.
+            let child = space();
+            s.fork_cow(&child, va(0)..va(3 * n), false, |_| {}).unwrap();
+            assert_eq!((child.count(va(0)..va(3 * n)) as u64, mapped_blocks()), (2 * n - 1, before));
+            assert_eq!(child.query(va(2 * n)).unwrap().prot, Prot::R);
+            child.map_block(va(4 * n), block(), Prot::RW).unwrap();
+            child.map_block(va(5 * n), block(), Prot::RW).unwrap();
+            let mut pages = 0;
+            child.unmap(va(4 * n)..va(5 * n), |_, _, _| pages += 1);
+            assert_eq!((pages, child.is_bare(va(4 * n)), child.is_block(va(5 * n))), (n, true, true));
+        });
+        assert_eq!(mapped_blocks(), before);
     }
 
     /// mremap's move keeps frames and rights, and frees the old tables.

@@ -6,7 +6,7 @@ use alloc::{sync::Arc, vec::Vec};
 use core::fmt::Write;
 
 use linux_uapi::raw::general as uapi;
-use ursa_hal::VirtAddr;
+use ursa_hal::{VirtAddr, mm::BLOCK_SIZE};
 
 use super::{Text, pid::Target};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         inode::{Inode, InodeOps},
         io::{Sink, Source},
     },
-    mm::{AddressSpace, VmFlags, Vma, Vmas},
+    mm::{AddressSpace, VmFlags, Vma, Vmas, huge},
     process::current,
 };
 
@@ -102,6 +102,7 @@ struct Pages {
     private_dirty: u64,
     referenced: u64,
     anonymous: u64,
+    huge: u64,
     locked: u64,
 }
 
@@ -117,6 +118,7 @@ impl Pages {
         self.private_dirty += o.private_dirty;
         self.referenced += o.referenced;
         self.anonymous += o.anonymous;
+        self.huge += o.huge;
         self.locked += o.locked;
     }
 
@@ -147,6 +149,9 @@ impl Pages {
                 }
                 if vma.is_anonymous() {
                     p.anonymous += 4096;
+                }
+                if va.is_multiple_of(BLOCK_SIZE) && vm.user_space().is_block(VirtAddr::new(va)) {
+                    p.huge += BLOCK_SIZE;
                 }
             }
             va += 4096;
@@ -181,7 +186,7 @@ impl Pages {
             ("Anonymous:", self.anonymous),
             ("KSM:", 0),
             ("LazyFree:", 0),
-            ("AnonHugePages:", 0),
+            ("AnonHugePages:", self.huge),
             ("ShmemPmdMapped:", 0),
             ("FilePmdMapped:", 0),
             ("Shared_Hugetlb:", 0),
@@ -203,7 +208,7 @@ pub fn smaps(target: &Target, out: &mut Text) -> Result {
         for vma in vmas.iter() {
             line(&vmas, vma, out)?;
             Pages::count(vm, vma).show(out, false)?;
-            writeln!(out, "THPeligible:    {:>8}", 0)?;
+            writeln!(out, "THPeligible:    {:>8}", u32::from(huge::is_eligible(vma)))?;
             out.push_str("VmFlags: ");
             for code in vma.flags.codes() {
                 write!(out, "{code} ")?;

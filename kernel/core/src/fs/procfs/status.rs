@@ -211,7 +211,8 @@ pub fn status(target: &Target, out: &mut Text) -> Result {
             writeln!(out, "{label}:\t{:>8} kB", pages * (PAGE / 1024))?;
         }
         writeln!(out, "CoreDumping:\t{}", u32::from(process.is_dumping()))?;
-        out.push_str("THP_enabled:\t0\nuntag_mask:\t0xffffffffffffffff\n");
+        writeln!(out, "THP_enabled:\t{}", u32::from(!process.wants_no_huge_pages()))?;
+        out.push_str("untag_mask:\t0xffffffffffffffff\n");
     }
     writeln!(out, "Threads:\t{}", process.live_threads().max(1))?;
     let queued = cred.user.pending_signals.load(Relaxed);

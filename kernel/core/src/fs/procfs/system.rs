@@ -128,7 +128,7 @@ fn meminfo(out: &mut Text) -> Result {
         ("VmallocChunk:", 0),
         ("Percpu:", 0),
         ("HardwareCorrupted:", 0),
-        ("AnonHugePages:", 0),
+        ("AnonHugePages:", ursa_hal::mm::mapped_blocks() as u64 * ursa_hal::mm::BLOCK_SIZE),
         ("ShmemHugePages:", 0),
         ("ShmemPmdMapped:", 0),
         ("FileHugePages:", 0),
@@ -443,6 +443,7 @@ fn vmstat(out: &mut Text) -> Result {
     writeln!(out, "nr_free_pages {}", t.free / 4096)?;
     writeln!(out, "nr_file_pages {}", t.cached / 4096)?;
     writeln!(out, "nr_shmem {}", t.shared / 4096)?;
+    writeln!(out, "nr_anon_transparent_hugepages {}", ursa_hal::mm::mapped_blocks())?;
     let (mut minor, mut major) = (0, 0);
     for process in process::processes() {
         for u in [process.usage(), process.children_usage()] {
@@ -452,6 +453,8 @@ fn vmstat(out: &mut Text) -> Result {
     }
     writeln!(out, "pgpgin 0\npgpgout 0\npswpin 0\npswpout 0")?;
     writeln!(out, "pgfault {}\npgmajfault {major}", minor + major)?;
+    let (allocated, fallbacks) = mm::huge::fault_counts();
+    writeln!(out, "thp_fault_alloc {allocated}\nthp_fault_fallback {fallbacks}")?;
     Ok(())
 }
 

@@ -6,19 +6,26 @@ use super::{Attribute, Value, directory};
 use crate::{
     Errno, Result,
     device::{self, Device, DeviceSpec, uevent},
+    mm::huge,
 };
 
-/// `/sys/kernel/mm/transparent_hugepage/enabled`: there are no huge pages that come by themselves.
+/// `/sys/kernel/mm/transparent_hugepage/enabled`: the modes, the present one in brackets.
 struct HugePages;
 
 impl Attribute for HugePages {
     fn show(&self, out: &mut Vec<u8>) -> Result {
-        out.extend_from_slice(b"always madvise [never]\n");
+        let present = huge::mode();
+        let words = huge::Mode::ALL.map(|(mode, name)| if mode == present { format!("[{name}]") } else { name.into() });
+        out.extend_from_slice(words.join(" ").as_bytes());
+        out.push(b'\n');
         Ok(())
     }
 
     fn store(&self, value: &[u8]) -> Result {
-        if value.trim_ascii_end() == b"never" { Ok(()) } else { Err(Errno::EINVAL) }
+        let word = value.trim_ascii_end();
+        let (mode, _) = huge::Mode::ALL.iter().find(|(_, name)| name.as_bytes() == word).ok_or(Errno::EINVAL)?;
+        huge::set_mode(*mode);
+        Ok(())
     }
 }
 
@@ -35,8 +42,9 @@ pub fn init() -> Result {
     kernel.add_file("uevent_seqnum", 0o444, Value::text(seqnum))?;
     kernel.add_file("address_bits", 0o444, Value::line("64"))?;
     kernel.add_file("cpu_byteorder", 0o444, Value::line("little"))?;
-    let huge = directory("kernel/mm/transparent_hugepage")?;
-    huge.add_file("enabled", 0o644, Value::Dynamic(Arc::new(HugePages)))?;
+    let huge_pages = directory("kernel/mm/transparent_hugepage")?;
+    huge_pages.add_file("enabled", 0o644, Value::Dynamic(Arc::new(HugePages)))?;
+    huge_pages.add_file("hpage_pmd_size", 0o444, Value::line(&format!("{}", ursa_hal::mm::BLOCK_SIZE)))?;
     for class in ["drm", "graphics", "input", "mem", "misc", "tty"] {
         device::class(class)?;
     }

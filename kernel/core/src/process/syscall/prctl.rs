@@ -122,7 +122,7 @@ pub fn sys_prctl(cx: &mut Cx<'_>, option: i32, a2: u64, a3: u64, a4: u64, a5: u6
         }
         PR_GET_THP_DISABLE => {
             no_more(0)?;
-            return Ok(u64::from(process.flags.load(Relaxed) & process_flags::THP_DISABLE != 0));
+            return Ok(u64::from(process.wants_no_huge_pages()));
         }
         PR_SET_VMA => name_vma(thread, a2, a3, a4, a5)?,
         // Yama's; without it Linux refuses too.
