@@ -116,6 +116,8 @@ pub fn upgrade(tools: &[Tool]) -> Result<()> {
 
 fn apt(arguments: &[&str], packages: &[&str]) -> Result<()> {
     let mut command = if is_root() { Command::new("env") } else { Command::new("sudo") };
-    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(arguments).args(packages);
+    // Somebody else's installation is waited for.
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=600"]);
+    command.args(arguments).args(packages);
     shell::run_quietly(&mut command)
 }

@@ -47,6 +47,8 @@ impl Toolchain {
         if has_target(&rustc)? || fetch_target(&rustc)? {
             return Ok(Toolchain { cargo, rustc, sysroot: None });
         }
+        // Another run may be in the middle of replacing the compiler, or its source, by a newer one.
+        let _lock = paths::lock(&paths::cache("sysroot")?.join("compiler"))?;
         hosttools::ensure(hosttools::DEBIAN_RUST)?;
         let (cargo, rustc) = (PathBuf::from("/usr/bin/cargo"), PathBuf::from("/usr/bin/rustc"));
         // Old package lists, as of a freshly installed system, name old compilers.
