@@ -48,6 +48,18 @@ __attribute__((unused)) static int has_ended(pid_t pid, int *status)
     return 0;
 }
 
+/* Prints a file of a process, so that a failure can be understood from its output. */
+static void print_file(pid_t pid, const char *name)
+{
+    char path[64], line[1024];
+    snprintf(path, sizeof path, "/proc/%d/%s", pid, name);
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f))
+        fputs(line, stdout);
+    if (f)
+        fclose(f);
+}
+
 /* Waits for a child; after `patience` seconds kills it; a killed child has a minute to be gone. */
 __attribute__((unused)) static int end_of(pid_t pid, double patience)
 {
@@ -60,6 +72,8 @@ __attribute__((unused)) static int end_of(pid_t pid, double patience)
         if (has_ended(pid, &status))
             return status;
     printf("process %d does not end\n", pid);
+    print_file(pid, "status");
+    print_file(pid, "stat");
     CHECK(!"SIGKILL ends every process");
     return -1;
 }
