@@ -392,6 +392,10 @@ impl FileOps for FuseFile {
         let (inode, node) = node_of(f)?;
         if whence == uapi::SEEK_DATA || whence == uapi::SEEK_HOLE {
             let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+            // What is only in the cache is a hole to the server.
+            if let Some(object) = node.cached() {
+                object.sync(from / PAGE_SIZE as u64, u64::MAX)?;
+            }
             let body = LseekIn { fh: self.handle.fh, offset: from, whence, padding: 0 };
             let message = || Message::new(Opcode::Lseek, node.id()).with(&body);
             if let Some(reply) = self.client.try_call(Opcode::Lseek, ReplySize::of::<LseekOut>(), message)? {

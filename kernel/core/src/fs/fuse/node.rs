@@ -723,12 +723,17 @@ impl InodeOps for Node {
         if valid.is_empty() {
             return Ok(());
         }
-        if let Some(size) = change.size
+        // What is on its way beyond a new end would make the file longer again, and all that is written after this gives the file
+        // another modification time. An error is fsync's to tell.
+        let written_first = match change.size {
+            _ if change.mtime.is_some() => Some(0),
+            size => size.map(|size| size / ursa_hal::PAGE_SIZE as u64),
+        };
+        if let Some(first) = written_first
             && self.is_ours(inode)
             && let Some(object) = self.cached()
         {
-            // What is on its way beyond the new end would make the file longer again. An error is fsync's to tell.
-            let _ = object.sync(size / ursa_hal::PAGE_SIZE as u64, u64::MAX);
+            let _ = object.sync(first, u64::MAX);
         }
         body.valid = valid.bits();
         let reply = self.call(self.message(Opcode::Setattr).with(&body), ReplySize::of::<AttrOut>())?;

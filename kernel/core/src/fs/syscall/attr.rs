@@ -299,9 +299,6 @@ pub fn sys_fallocate(cx: &mut Cx<'_>, fd: i32, mode: u32, offset: i64, len: i64)
         return Err(Errno::EOPNOTSUPP);
     }
     file.check_write()?;
-    if file.flags() & uapi::O_APPEND != 0 && mode & !KEEP != 0 {
-        return Err(Errno::EPERM);
-    }
     if file.mode().contains(FileMode::STREAM) && file.inode().is_none_or(|i| i.kind == FileKind::Fifo) {
         return Err(Errno::ESPIPE);
     }
