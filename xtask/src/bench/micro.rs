@@ -8,7 +8,7 @@ use crate::archive::Addition;
 use crate::build::Profile;
 use crate::guest::agent_of;
 use crate::machine::link::{Outcome, Output, Request};
-use crate::machine::{Boot, Gpu, Machine, Options};
+use crate::machine::{Boot, Gpu, Machine, Options, Root};
 use crate::{hosttools, paths, shell};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -26,17 +26,22 @@ struct Program {
     /// Whether drivers and servers run: Ursa's init starts them.
     init: bool,
     gpu: Gpu,
+    root: Root,
+    /// Whether it measures what Debian's kernel has as well.
+    on_linux: bool,
     /// For Debian's kernel.
     modules: &'static [&'static str],
     /// Names of its measures, for whoever asks for one by name.
     measures: &'static [&'static str],
 }
 
-const PROGRAMS: [Program; 3] = [
+const PROGRAMS: [Program; 4] = [
     Program {
         name: "micro",
         init: false,
         gpu: Gpu::None,
+        root: Root::Memory,
+        on_linux: true,
         modules: &[],
         measures: &[
             "getppid",
@@ -63,6 +68,8 @@ const PROGRAMS: [Program; 3] = [
         name: "devices",
         init: true,
         gpu: Gpu::None,
+        root: Root::Memory,
+        on_linux: true,
         modules: &["cuse", "uinput", "evdev"],
         measures: &["process-hand-off-2", "device-ioctl", "device-ioctl-switches", "key-to-read"],
     },
@@ -70,8 +77,19 @@ const PROGRAMS: [Program; 3] = [
         name: "drm",
         init: true,
         gpu: Gpu::Virtio,
+        root: Root::Memory,
+        on_linux: true,
         modules: &[],
         measures: &["drm-get-cap", "drm-buffer-life", "drm-test-commit", "drm-damage-whole", "drm-damage-64"],
+    },
+    Program {
+        name: "restart",
+        init: true,
+        gpu: Gpu::Virtio,
+        root: Root::Disk,
+        on_linux: false,
+        modules: &[],
+        measures: &["restart-ext4d", "restart-virtio-blkd", "restart-drm-virtio-gpu", "restart-evdevd"],
     },
 ];
 
@@ -94,6 +112,10 @@ fn run_program(program: &Program, names: &[&str], profile: Profile) -> Result<Ve
     let compiled = compile(program.name)?;
     let mut figures = Vec::new();
     for subject in Subject::ALL {
+        if subject != Subject::Ursa && !program.on_linux {
+            figures.push(Figures::new());
+            continue;
+        }
         shell::step(format!("{} on {subject:?}", program.name));
         figures.push(measure(subject, profile, program, &compiled, names).unwrap_or_else(|problem| {
             eprintln!("{subject:?}: {problem:#}");
@@ -105,7 +127,11 @@ fn run_program(program: &Program, names: &[&str], profile: Profile) -> Result<Ve
     all.sort();
     all.dedup();
     let get = |of: &Figures, name: &String| of.get(name).copied();
-    let unit = |name: &String| if name.ends_with("-switches") { "context switches" } else { "instructions" };
+    let unit = |name: &String| match name {
+        name if name.ends_with("-switches") => "context switches",
+        name if name.ends_with("-time") => "nanoseconds",
+        _ => "instructions",
+    };
     let row = |name: &String| Measure::new(name, unit(name), get(ursa, name), get(linux, name), get(shipped, name));
     Ok(all.into_iter().map(row).collect())
 }
@@ -129,6 +155,7 @@ fn measure(subject: Subject, profile: Profile, program: &Program, compiled: &Pat
         smp: 1,
         counted: true,
         init: program.init,
+        root: program.root,
         modules: program.modules.to_vec(),
         ..subject.machine("mini", profile)
     };

@@ -432,14 +432,17 @@ fn fresh_root(
     additions: &[Addition],
     folder: &Path,
 ) -> Result<PathBuf> {
-    let base = image.disk()?;
-    let derive = |path: &Path| image::disk::derive(&base, &archive::root_overlay(image, programs, additions)?, path);
     if additions.is_empty() {
-        return cached(image, programs, "ext4", derive);
+        return cached(image, programs, "ext4", |path| new_root(image, programs, additions, path));
     }
     let path = folder.join("root.ext4");
-    derive(&path)?;
+    new_root(image, programs, additions, &path)?;
     Ok(path)
+}
+
+/// Writes a root disk with an image, this checkout's programs and additions to `path`.
+pub fn new_root(image: &image::Image, programs: &build::Programs, additions: &[Addition], path: &Path) -> Result<()> {
+    image::disk::derive(&image.disk()?, &archive::root_overlay(image, programs, additions)?, path)
 }
 
 /// A root disk at `path` that stays from run to run. It is made when it is not there; the programs on it become those of this checkout.

@@ -4,15 +4,16 @@
 //! gets a new one.
 
 use super::cases::{self, Case, File};
-use super::{Tally, unit};
+use super::{Tally, power, unit};
+use crate::build::{self, Noise};
 use crate::guest::{agent_of, show_log};
 use crate::machine::link::{Link, Outcome, Output, Request};
 use crate::machine::qmp::Qmp;
-use crate::machine::{Boot, Event, Kernel, Machine, Options};
-use crate::paths;
+use crate::machine::{self, Boot, Event, Kernel, Machine, Options, Root};
 use crate::toolchain::host_cargo;
 use crate::vm::film::Film;
 use crate::vm::{input, screen};
+use crate::{image, paths};
 use anyhow::{Context, Result};
 use std::fs;
 use std::io::Cursor;
@@ -64,13 +65,25 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
     if wanted.is_empty() {
         return Ok(());
     }
+    let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
+    let additions = file.additions()?;
+    // What is switched off in order leaves a disk that can be checked.
+    let root_file = match file.root == Root::Disk && wanted.iter().any(|case| case.powers_off) {
+        true => {
+            let path = folder.path().join("root.ext4");
+            machine::new_root(&image::get(&file.image)?, &build::programs(Noise::Failures)?, &additions, &path)?;
+            Some(path)
+        }
+        false => None,
+    };
     let options = Options {
-        additions: file.additions()?,
+        additions,
         smp: file.smp,
         mem: file.mem.clone(),
         cpu: file.cpu.clone(),
         init: file.init,
         root: file.root,
+        root_file,
         loader: file.loader,
         net: file.net,
         mirror: file.mirror.clone(),
@@ -80,7 +93,6 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
         qemu: file.qemu.clone(),
         ..Options::of(&file.image, kernel)
     };
-    let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
     let boot = Boot::prepare(&options, file.gpu, folder.path())?;
     let (alone, shared): (Vec<&Case>, Vec<&Case>) = wanted.into_iter().partition(|case| case.alone);
     for batch in std::iter::once(shared).chain(alone.into_iter().map(|case| vec![case])) {
@@ -141,6 +153,9 @@ fn run_batch(
         }
         if problem.is_none() {
             problem = wait_for_screen(folder.path(), case)?;
+        }
+        if let (None, true, Some(disk)) = (&problem, case.powers_off, &options.root_file) {
+            problem = power::is_clean(disk).err().map(|problem| format!("{problem:#}"));
         }
         if !usable && problem.is_some() {
             show_log(&machine.console());
