@@ -251,6 +251,24 @@ static void argument_limits(void)
     free(many);
 }
 
+/* A script's interpreter opens it as /dev/fd/N, which leads nowhere if the descriptor is closed by then. */
+static void scripts_by_descriptor(void)
+{
+    char path[] = "/tmp/scriptXXXXXX";
+    int fd = mkstemp(path), status;
+    CHECK(write(fd, "#!/bin/sh\nexit 7\n", 17) == 17 && fchmod(fd, 0755) == 0 && close(fd) == 0);
+    for (int keep = 0; keep < 2; keep++) {
+        pid_t pid = fork();
+        if (pid == 0) {
+            fd = open(path, O_RDONLY | (keep ? 0 : O_CLOEXEC));
+            syscall(SYS_execveat, fd, "", (char *[]){path, 0}, environ, AT_EMPTY_PATH);
+            _exit(errno == ENOENT ? 8 : 9);
+        }
+        CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == (keep ? 7 : 8));
+    }
+    unlink(path);
+}
+
 static void execveat_by_descriptor(void)
 {
     int status;
@@ -334,6 +352,7 @@ int main(int argc, char **argv)
     errors();
     argument_limits();
     execveat_by_descriptor();
+    scripts_by_descriptor();
     malformed_files();
     return check_done();
 }

@@ -74,7 +74,9 @@ pub fn execve(
     let executable = Executable::open(thread, program.dirfd, program.path, program.flags)?;
     let mut args = ArgBlock::new(process.rlimits.soft(Resource::Stack));
     args.read_user(argv, envp)?;
-    execute(thread, regs, executable, exec_fn(program), args)
+    // A script's interpreter opens it by that name, which leads nowhere when the descriptor does not survive.
+    let by_name = !is_relative(program) || !thread.files().cloexec(program.dirfd)?;
+    execute(thread, regs, executable, exec_fn(program), args, by_name)
 }
 
 /// Executes a program on behalf of the kernel (the first process).
@@ -96,12 +98,17 @@ pub(super) fn execute_kernel(
         args.envs.push(env)?;
     }
     let executable = Executable::open(thread, AT_FDCWD, path, 0)?;
-    execute(thread, regs, executable, path.to_vec(), args)
+    execute(thread, regs, executable, path.to_vec(), args, true)
+}
+
+/// Whether the program is named relative to a descriptor.
+fn is_relative(program: &Program<'_>) -> bool {
+    program.dirfd != AT_FDCWD && program.path.first() != Some(&b'/')
 }
 
 /// What the program is called (`bprm->filename`): the path, or `/dev/fd/N…` for one relative to a descriptor.
 fn exec_fn(program: &Program<'_>) -> Vec<u8> {
-    if program.dirfd == AT_FDCWD || program.path.first() == Some(&b'/') {
+    if !is_relative(program) {
         return program.path.to_vec();
     }
     let mut name = alloc::format!("/dev/fd/{}", program.dirfd).into_bytes();
@@ -118,6 +125,7 @@ fn execute(
     mut executable: Arc<Executable>,
     exec_fn: Vec<u8>,
     mut args: ArgBlock,
+    by_name: bool,
 ) -> Result {
     if args.args.count == 0 {
         // An empty argv[0], so that no program runs with argc 0.
@@ -129,6 +137,9 @@ fn execute(
     let (head, len) = loop {
         let (head, len) = executable.head()?;
         let Some(script) = parse_script(&head[..len])? else { break (head, len) };
+        if !by_name {
+            return Err(Errno::ENOENT);
+        }
         if depth == SCRIPT_DEPTH {
             return Err(Errno::ELOOP);
         }

@@ -182,7 +182,6 @@ fn restore(thread: &Thread, context: &mut UserContext) -> Result {
     // The restorer's `ret` address is popped already.
     let frame: RtSigFrame = UserPtr::new(sp.wrapping_sub(8)).read()?;
     let machine = frame.uc.uc_mcontext;
-    restore_vector_state(machine.fpstate)?;
     set_blocked(thread, frame.uc.uc_sigmask);
     let registers = context.regs_mut();
     registers.r8 = machine.r8;
@@ -205,6 +204,11 @@ fn restore(thread: &Thread, context: &mut UserContext) -> Result {
     registers.rflags = restored_flags(registers.rflags, machine.flags);
     // Not a system call any more: nothing to restart.
     registers.orig_rax = !0;
+    // After the registers, as on Linux: who handles the SIGSEGV of a bad image goes on where the frame says.
+    if let Err(error) = restore_vector_state(machine.fpstate) {
+        fpu::reset();
+        return Err(error);
+    }
     // As on Linux, a frame with a bad alternate stack restores all but that.
     let _ = super::syscall::set_alt_stack(thread, &frame.uc.uc_stack, machine.sp, 0);
     Ok(())
