@@ -201,6 +201,16 @@ static void scripts(void)
     memcpy(line, "#!/", 3);
     write_file("/tmp/abi-loop", line, sizeof line, 0700);
     FAILS(ENOEXEC, execve("/tmp/abi-loop", (char *[]){"x", 0}, environ));
+    /* 256 bytes are looked at: a name up to their end may go on, one that ends before does not. */
+    memset(line + 256, ' ', sizeof line - 256);
+    write_file("/tmp/abi-loop", line, sizeof line, 0700);
+    FAILS(ENOEXEC, execve("/tmp/abi-loop", (char *[]){"x", 0}, environ));
+    line[255] = ' ';
+    write_file("/tmp/abi-loop", line, sizeof line, 0700);
+    FAILS(ENOENT, execve("/tmp/abi-loop", (char *[]){"x", 0}, environ));
+    memset(line + 2, ' ', 254);
+    write_file("/tmp/abi-loop", line, sizeof line, 0700);
+    FAILS(ENOEXEC, execve("/tmp/abi-loop", (char *[]){"x", 0}, environ));
     unlink("/tmp/abi-loop");
     unlink("/tmp/abi-script");
 }

@@ -69,6 +69,8 @@ pub struct Usage {
     pub vm_data: u64,
     pub vm_stk: u64,
     pub vm_exe: u64,
+    /// Of the program's code, whether or not it is still mapped.
+    pub code: u64,
     pub vm_lib: u64,
     pub vm_pte: u64,
 }
@@ -291,6 +293,7 @@ impl AddressSpace {
             vm_data: inner.data,
             vm_stk: inner.stack,
             vm_exe: exe_pages.min(inner.exec),
+            code: exe_pages,
             vm_lib: inner.exec - exe_pages.min(inner.exec),
             vm_pte: self.space.table_frames() as u64,
         }

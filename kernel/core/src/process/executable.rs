@@ -119,29 +119,40 @@ pub struct Script<'a> {
     pub arg: Option<&'a [u8]>,
 }
 
-/// Parses a `#!` line as Linux does: blanks around, an optional single argument, no truncated interpreter path.
+/// Parses a `#!` line as Linux does (`load_script`): of the file's first [`HEAD_LEN`] bytes, with zeroes where it has fewer; blanks
+/// around, an optional single argument, no interpreter's path that may be cut off.
 ///
 /// # Errors
-/// `ENOEXEC` for a line (with its end) without interpreter, or with one that goes on beyond `head`.
+/// `ENOEXEC` for a line without interpreter, or with one that may go on beyond those bytes.
 pub fn parse_script(head: &[u8]) -> Result<Option<Script<'_>>> {
-    let Some(rest) = head.strip_prefix(b"#!") else { return Ok(None) };
-    let is_blank = |b: &u8| *b == b' ' || *b == b'\t';
-    let end = rest.iter().position(|&b| b == b'\n' || b == 0);
-    // A file shorter than what was read ends its line, too.
-    let whole_line = end.is_some() || head.len() < HEAD_LEN;
-    let line = &rest[..end.unwrap_or(rest.len())];
-    let line = &line[line.iter().position(|b| !is_blank(b)).unwrap_or(line.len())..];
-    let line = &line[..line.iter().rposition(|b| !is_blank(b)).map_or(0, |i| i + 1)];
-    if line.is_empty() {
-        // At the end of the file Linux takes nothing for a name, which no file has: `ENOENT`. A line's end makes it no script.
-        let at_end = whole_line && end.is_none_or(|end| rest[end] == 0);
-        return if at_end { Ok(Some(Script { interp: b"", arg: None })) } else { Err(Errno::ENOEXEC) };
+    const LAST: usize = HEAD_LEN - 1;
+    if !head.starts_with(b"#!") {
+        return Ok(None);
     }
-    let split = line.iter().position(is_blank);
-    if split.is_none() && !whole_line {
-        return Err(Errno::ENOEXEC);
+    let at = |i: usize| head.get(i).copied().unwrap_or(0);
+    let is_blank = |i: usize| matches!(at(i), b' ' | b'\t');
+    let word_ends = |i: &usize| is_blank(*i) || at(*i) == 0;
+    let first_of_word = |from: usize, to: usize| (from..=to).find(|i| !is_blank(*i));
+
+    let newline = (2..HEAD_LEN).find(|i| matches!(at(*i), b'\n' | 0)).filter(|i| at(*i) == b'\n');
+    let mut end = match newline {
+        Some(end) => end,
+        None => {
+            let name = first_of_word(2, LAST).ok_or(Errno::ENOEXEC)?;
+            (name..=LAST).find(word_ends).ok_or(Errno::ENOEXEC)?;
+            LAST
+        }
+    };
+    while is_blank(end - 1) {
+        end -= 1;
     }
-    let (interp, arg) = line.split_at(split.unwrap_or(line.len()));
-    let arg = &arg[arg.iter().position(|b| !is_blank(b)).unwrap_or(arg.len())..];
-    Ok(Some(Script { interp, arg: (!arg.is_empty()).then_some(arg) }))
+    let name = first_of_word(2, end).filter(|name| *name != end).ok_or(Errno::ENOEXEC)?;
+    let name_end = (name..=end).find(word_ends).unwrap_or(end);
+    let arg = if at(name_end) == 0 { None } else { first_of_word(name_end, end).filter(|arg| *arg < end) };
+    // Both are strings: a zero ends them. Beyond the file there are only zeroes.
+    let string = |from: usize, to: usize| {
+        let text = head.get(from..to.min(head.len())).unwrap_or_default();
+        &text[..text.iter().position(|b| *b == 0).unwrap_or(text.len())]
+    };
+    Ok(Some(Script { interp: string(name, name_end), arg: arg.map(|arg| string(arg, end)) }))
 }

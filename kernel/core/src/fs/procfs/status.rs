@@ -286,7 +286,7 @@ pub fn mask_list(mask: u64) -> String {
 /// `/proc/PID/statm`
 pub fn statm(target: &Target, out: &mut Text) -> Result {
     let m = target.process()?.try_vm().map(|vm| vm.usage()).unwrap_or_default();
-    writeln!(out, "{} {} {} {} 0 {} 0", m.vm_size, m.rss(), m.rss_file + m.rss_shmem, m.vm_exe, m.vm_data + m.vm_stk)?;
+    writeln!(out, "{} {} {} {} 0 {} 0", m.vm_size, m.rss(), m.rss_file + m.rss_shmem, m.code, m.vm_data + m.vm_stk)?;
     Ok(())
 }
 
