@@ -15,6 +15,14 @@ use std::process::Command;
 /// A request's head may not be longer.
 const LONGEST_HEAD: usize = 64 << 10;
 
+/// The name of a copy of this program beside the repository: a build may replace this one's file while the machine runs.
+const PROGRAM: &str = "mirror-server";
+
+/// The program that serves a repository, as `PROGRAM serve-mirror REPOSITORY`.
+pub fn program(root: &Path) -> PathBuf {
+    root.with_file_name(PROGRAM)
+}
+
 /// Makes the repository of an image's packages in `folder`.
 ///
 /// # Errors
@@ -23,6 +31,7 @@ pub fn make(image: &str, folder: &Path) -> Result<PathBuf> {
     image::get(image)?;
     let root = folder.join("mirror");
     fs::create_dir_all(root.join("pool"))?;
+    fs::copy("/proc/self/exe", program(&root)).context("copying this program")?;
     let mut packages = String::new();
     for package in image::packages(image)? {
         let fields = shell::output(Command::new("dpkg-deb").arg("--field").arg(&package))?;

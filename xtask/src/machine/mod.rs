@@ -564,8 +564,9 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
         // `restrict`: no packet leaves for any other host. The modern interface is what the driver speaks.
         let mut network = "user,id=net0,restrict=on,guestfwd=tcp:10.0.2.100:7-cmd:cat".to_owned();
         if let Some(mirror) = &boot.mirror {
-            let own = std::env::current_exe().unwrap_or_default();
-            network += &format!(",guestfwd=tcp:10.0.2.100:80-cmd:{} serve-mirror {}", own.display(), mirror.display());
+            let program = mirror::program(mirror);
+            network +=
+                &format!(",guestfwd=tcp:10.0.2.100:80-cmd:{} serve-mirror {}", program.display(), mirror.display());
         }
         command.args(["-netdev", &network]);
         command.args(["-device", &format!("virtio-net-pci,netdev=net0{modern}")]);
