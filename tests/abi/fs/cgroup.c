@@ -206,6 +206,11 @@ static void birth(const char *prefix)
     CHECK(pid > 0 && cgroup_is(pid, expected));
     kill(pid, SIGKILL);
     waitpid(pid, NULL, 0);
+    int path = open("a", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    CHECK((pid = clone_into(path)) > 0 && cgroup_is(pid, expected));
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    close(path);
     FAILS(EBADF, clone_into(other));
     FAILS(EBADF, clone_into(999));
     CHECK(rmdir("a") == 0);

@@ -80,7 +80,8 @@ fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs, size: usize) -> Result<CloneRequ
     };
     let cgroup = if flags.contains(CloneFlags::INTO_CGROUP) {
         let fd = i32::try_from(args.cgroup).map_err(|_| Errno::EINVAL)?;
-        let group = cgroup::of_file(&*cx.thread.file(fd)?)?;
+        // `O_PATH` is enough.
+        let group = cgroup::of_file(&*cx.thread.files().get_any(fd)?)?;
         cgroup::may_fork_into(cx.thread, &group, flags.contains(CloneFlags::THREAD))?;
         Some(group)
     } else {
