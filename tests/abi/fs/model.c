@@ -515,7 +515,8 @@ static void make_other(void)
     } else {
         char target[1024];
         size_t length = 1 + draw(draw(2) ? 59 : 1000); /* ext4 keeps up to 59 bytes in the inode */
-        memset(target, 'a' + draw(26), length);
+        /* Capitals, which no name has: it leads nowhere. */
+        memset(target, 'A' + draw(26), length);
         target[length] = 0;
         did("symlink of %zu bytes at %s", length, place.path);
         if (!outcome(symlink(target, place.path), node ? EEXIST : 0, "symlink"))

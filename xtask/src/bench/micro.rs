@@ -129,7 +129,7 @@ fn run_program(program: &Program, names: &[&str], profile: Profile) -> Result<Ve
     let get = |of: &Figures, name: &String| of.get(name).copied();
     let unit = |name: &String| match name {
         name if name.ends_with("-switches") => "context switches",
-        name if name.ends_with("-time") => "nanoseconds",
+        name if name.contains("-time") => "nanoseconds",
         _ => "instructions",
     };
     let row = |name: &String| Measure::new(name, unit(name), get(ursa, name), get(linux, name), get(shipped, name));
