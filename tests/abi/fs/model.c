@@ -264,7 +264,6 @@ static void write_some(struct handle *handle)
     if (offset + length > node->size)
         node->size = offset + length;
     touched(node);
-    node->mode &= ~06000; /* root keeps them on some systems; they are never set here */
 }
 
 static void resize(struct node *node, size_t size)
@@ -433,10 +432,13 @@ static void on_descriptor(void)
     case 9:
         seek_some(handle);
         break;
-    case 10:
-        did("%s fd %d", draw(2) ? "fsync" : "fdatasync", handle->fd);
-        outcome(operations % 2 ? fsync(handle->fd) : fdatasync(handle->fd), 0, "fsync");
+    case 10: {
+        int whole = draw(2);
+        const char *call = whole ? "fsync" : "fdatasync";
+        did("%s fd %d", call, handle->fd);
+        outcome(whole ? fsync(handle->fd) : fdatasync(handle->fd), 0, call);
         break;
+    }
     case 11: {
         struct timespec times[2] = {{0, UTIME_OMIT}, {draw(4000000000), draw(1000000000)}};
         did("futimens fd %d: %lld.%09ld", handle->fd, (long long)times[1].tv_sec, times[1].tv_nsec);
