@@ -61,12 +61,16 @@ pub(super) fn set(group: &Arc<Cgroup>, freeze: bool) {
     let mut news = News::default();
     {
         let _lock = lock();
-        group.state.lock().freeze = freeze;
+        if core::mem::replace(&mut group.state.lock().freeze, freeze) == freeze {
+            return;
+        }
+        let mut changes = false;
         let subtree = group.subtree();
         for group in &subtree {
             let above = group.parent().is_some_and(|parent| parent.is_freezing());
             let freezing = above || group.state.lock().freeze;
             if group.freezing.swap(freezing, Ordering::SeqCst) != freezing {
+                changes = true;
                 for process in group.members() {
                     set_process(&process, freezing);
                 }
@@ -74,6 +78,10 @@ pub(super) fn set(group: &Arc<Cgroup>, freeze: bool) {
         }
         for group in subtree.iter().rev() {
             settle(group, &mut news);
+        }
+        if !changes {
+            // A group above holds it in its state: who waits for the change hears that there is nothing to wait for.
+            news.0.push(group.clone());
         }
     }
     news.tell();
