@@ -189,6 +189,27 @@ pub struct FileHandleHeader {
     pub handle_type: i32,
 }
 
+/// `struct cachestat_range` of `<linux/mman.h>`, for cachestat(2).
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the fields are those of cachestat(2)")]
+pub struct CachestatRange {
+    pub off: u64,
+    pub len: u64,
+}
+
+/// `struct cachestat`: pages by what is with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the fields are those of cachestat(2)")]
+pub struct Cachestat {
+    pub nr_cache: u64,
+    pub nr_dirty: u64,
+    pub nr_writeback: u64,
+    pub nr_evicted: u64,
+    pub nr_recently_evicted: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use core::mem::{offset_of, size_of};
@@ -218,5 +239,7 @@ mod tests {
         assert_eq!(offset_of!(Flock, l_start), 8);
         assert_eq!(size_of::<Dirent64>(), 19);
         assert_eq!(size_of::<Dirent>(), 18);
+        assert_eq!(size_of::<CachestatRange>(), 16);
+        assert_eq!(size_of::<Cachestat>(), 40);
     }
 }

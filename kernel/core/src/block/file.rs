@@ -10,7 +10,7 @@ use ursa_hal::PAGE_SIZE;
 use super::{Claim, Op, Volume, ioctl};
 use crate::fs::file::seek_object;
 use crate::fs::{File, FileOps, Sink, Source};
-use crate::mm::{MapBacking, MapRequest, writeback};
+use crate::mm::{MapBacking, MapRequest, MemoryObject, writeback};
 use crate::{Errno, Result};
 
 /// See the module documentation.
@@ -109,6 +109,10 @@ impl FileOps for BlockFile {
         self.check_alive()?;
         req.backing = MapBacking::Object { object: self.volume.object().clone(), offset: req.offset, file: None };
         Ok(())
+    }
+
+    fn cache(&self, _f: &File) -> Option<Arc<MemoryObject>> {
+        Some(self.volume.object().clone())
     }
 
     fn fsync(&self, _f: &File, _data_only: bool) -> Result {

@@ -114,6 +114,10 @@ pub trait FileOps: Any + Send + Sync {
     fn mmap(&self, f: &File, req: &mut MapRequest) -> Result {
         Err(Errno::ENODEV)
     }
+    /// The page cache that reads and writes go through, where there is one by now.
+    fn cache(&self, f: &File) -> Option<Arc<MemoryObject>> {
+        f.inode().and_then(|inode| inode.ops().memory_object(inode))
+    }
     /// `lseek(2)`: `pos` is the current position; returns the new one.
     fn seek(&self, f: &File, offset: i64, whence: u32, pos: u64) -> Result<u64> {
         Err(Errno::ESPIPE)

@@ -275,7 +275,7 @@ pub trait InodeOps: Any + Send + Sync {
     fn open(&self, inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
         Err(Errno::ENXIO)
     }
-    /// The page cache of a regular file.
+    /// The page cache of a regular file, where there is one by now.
     fn memory_object(&self, inode: &Inode) -> Option<Arc<MemoryObject>> {
         None
     }

@@ -264,8 +264,14 @@ impl AddressSpace {
         let start = block.max(vma.start);
         let end = (block + AROUND * PAGE).min(vma.end).min(va + (size - index) * PAGE);
         let first = vma.index_of(start);
-        let pages = object.pages.read();
-        if pages.get(index).is_none() {
+        let mut pages = object.pages.read();
+        if pages.get_touched(index).is_none() && pages.get(index).is_some() {
+            // Allocated ahead of use: this is the use. Its neighbours stay as they are.
+            drop(pages);
+            object.touch(index);
+            pages = object.pages.read();
+        }
+        if pages.get_touched(index).is_none() {
             drop(pages);
             return Step::Fetch(object.clone(), index);
         }
@@ -274,7 +280,7 @@ impl AddressSpace {
         let frames = core::iter::from_fn(|| {
             while at < last {
                 at += 1;
-                if let Some(frame) = pages.get(at - 1) {
+                if let Some(frame) = pages.get_touched(at - 1) {
                     return Some((VirtAddr::new(start + (at - 1 - first) * PAGE), frame.clone()));
                 }
             }

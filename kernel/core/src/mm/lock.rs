@@ -165,7 +165,7 @@ impl AddressSpace {
                     let va = at + count as u64 * PAGE;
                     let mapped = || self.space.query(VirtAddr::new(va)).is_some();
                     run[count] = match vma.object() {
-                        Some(object) => u8::from(object.is_resident(vma.index_of(va)) || mapped()),
+                        Some(object) => u8::from(object.is_touched(vma.index_of(va)) || mapped()),
                         None => u8::from(mapped()),
                     };
                     count += 1;

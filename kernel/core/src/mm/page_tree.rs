@@ -1,4 +1,4 @@
-//! The pages of an object by index: [`PageTree`], a radix tree of 64-way nodes with a dirty and a write-back mark per page.
+//! The pages of an object by index: [`PageTree`], a radix tree of 64-way nodes with a few marks per page.
 //!
 //! A lookup is one shift and mask a level, without comparing keys; a small file has one node. Marks are one bit a page in the
 //! leaf, so that a scan for dirty pages skips clean stretches a word at a time. The shape is that of Linux's XArray. The tree
@@ -19,6 +19,20 @@ pub enum Mark {
     Dirty,
     /// On its way to the pager.
     Writeback,
+    /// Allocated ahead of use (fallocate(2)), and neither read nor written since: a hole but for the memory that it takes, as a
+    /// page of Linux's shmem that is not up to date.
+    Untouched,
+}
+
+/// How many pages there are in a range, for cachestat(2).
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// Pages.
+    pub present: u64,
+    /// Of these, with [`Mark::Dirty`].
+    pub dirty: u64,
+    /// Of these, with [`Mark::Writeback`].
+    pub writeback: u64,
 }
 
 struct Leaf {
@@ -26,17 +40,27 @@ struct Leaf {
     present: u64,
     dirty: u64,
     writeback: u64,
+    untouched: u64,
 }
 
 impl Leaf {
     fn new() -> Box<Leaf> {
-        Box::new(Leaf { pages: [const { None }; FANOUT], present: 0, dirty: 0, writeback: 0 })
+        Box::new(Leaf { pages: [const { None }; FANOUT], present: 0, dirty: 0, writeback: 0, untouched: 0 })
     }
 
-    fn mark(&mut self, mark: Mark) -> &mut u64 {
+    fn marks(&self, mark: Mark) -> u64 {
+        match mark {
+            Mark::Dirty => self.dirty,
+            Mark::Writeback => self.writeback,
+            Mark::Untouched => self.untouched,
+        }
+    }
+
+    fn marks_mut(&mut self, mark: Mark) -> &mut u64 {
         match mark {
             Mark::Dirty => &mut self.dirty,
             Mark::Writeback => &mut self.writeback,
+            Mark::Untouched => &mut self.untouched,
         }
     }
 }
@@ -136,6 +160,13 @@ impl PageTree {
         self.leaf(index)?.pages[(index & MASK) as usize].as_ref()
     }
 
+    /// The page at `index`, unless it is [`Mark::Untouched`].
+    #[inline]
+    pub fn get_touched(&self, index: u64) -> Option<&Frame> {
+        let (leaf, at) = (self.leaf(index)?, index & MASK);
+        if leaf.untouched >> at & 1 != 0 { None } else { leaf.pages[at as usize].as_ref() }
+    }
+
     /// Puts `frame` at `index` and returns what was there; a replaced page loses its marks.
     pub fn insert(&mut self, index: u64, frame: Frame) -> Option<Frame> {
         while !self.covers(index) {
@@ -176,6 +207,7 @@ impl PageTree {
         leaf.present |= 1 << at;
         leaf.dirty &= !(1 << at);
         leaf.writeback &= !(1 << at);
+        leaf.untouched &= !(1 << at);
         self.len += usize::from(old.is_none());
         old
     }
@@ -208,16 +240,37 @@ impl PageTree {
 
     /// Visits the pages of `start..end` in ascending order until `f` returns false.
     pub fn for_each(&self, start: u64, end: u64, mut f: impl FnMut(u64, &Frame) -> bool) {
+        self.for_each_leaf(start, end, |base, leaf, range| each_of(base, leaf, leaf.present & range, &mut f));
+    }
+
+    /// Visits the leaves of `start..end` in ascending order until `f` returns false; it gets the first index of a leaf, and the
+    /// part of the range in it as bits.
+    fn for_each_leaf(&self, start: u64, end: u64, mut f: impl FnMut(u64, &Leaf, u64) -> bool) {
         if let Some(root) = self.root.as_ref() {
-            visit(root, self.height, 0, start, end, None, &mut f);
+            visit(root, self.height, 0, start, end, &mut f);
         }
+    }
+
+    /// Adds up the pages of `start..end` in at most `leaves` leaves. Returns where to go on.
+    pub fn tally(&self, start: u64, end: u64, leaves: usize, tally: &mut Tally) -> Option<u64> {
+        let (mut left, mut next) = (leaves, None);
+        self.for_each_leaf(start, end, |base, leaf, range| {
+            if left == 0 {
+                next = Some(base.max(start));
+                return false;
+            }
+            left -= 1;
+            tally.present += u64::from((leaf.present & range).count_ones());
+            tally.dirty += u64::from((leaf.dirty & range).count_ones());
+            tally.writeback += u64::from((leaf.writeback & range).count_ones());
+            true
+        });
+        next
     }
 
     /// Visits the pages of `start..end` that carry `mark` in ascending order until `f` returns false.
     pub fn for_each_marked(&self, mark: Mark, start: u64, end: u64, mut f: impl FnMut(u64, &Frame) -> bool) {
-        if let Some(root) = self.root.as_ref() {
-            visit(root, self.height, 0, start, end, Some(mark), &mut f);
-        }
+        self.for_each_leaf(start, end, |base, leaf, range| each_of(base, leaf, leaf.marks(mark) & range, &mut f));
     }
 
     /// Sets or clears a mark. Returns what it was; a missing page has none and takes none.
@@ -227,7 +280,7 @@ impl PageTree {
         if leaf.present >> at & 1 == 0 {
             return false;
         }
-        let word = leaf.mark(mark);
+        let word = leaf.marks_mut(mark);
         let was = *word >> at & 1 != 0;
         *word = *word & !(1 << at) | u64::from(on) << at;
         if mark == Mark::Dirty {
@@ -239,24 +292,27 @@ impl PageTree {
 
     /// Whether the page at `index` carries `mark`.
     pub fn has_mark(&self, index: u64, mark: Mark) -> bool {
-        self.leaf(index).is_some_and(|leaf| {
-            let word = if mark == Mark::Dirty { leaf.dirty } else { leaf.writeback };
-            word >> (index & MASK) & 1 != 0
-        })
+        self.leaf(index).is_some_and(|leaf| leaf.marks(mark) >> (index & MASK) & 1 != 0)
     }
 
-    /// The first index at or above `start` that has (`present`) or lacks a page, below `end` (`SEEK_DATA`, `SEEK_HOLE`).
+    /// The first index at or above `start` that has (`present`) or lacks a page with contents, below `end` (`SEEK_DATA`,
+    /// `SEEK_HOLE`).
     pub fn next(&self, start: u64, end: u64, present: bool) -> Option<u64> {
+        let touched = |f: &mut dyn FnMut(u64) -> bool| {
+            self.for_each_leaf(start, end, |base, leaf, range| {
+                each_of(base, leaf, leaf.present & !leaf.untouched & range, &mut |index, _| f(index))
+            });
+        };
         if present {
             let mut found = None;
-            self.for_each(start, end, |index, _| {
+            touched(&mut |index| {
                 found = Some(index);
                 false
             });
             return found;
         }
         let mut index = start;
-        self.for_each(start, end, |at, _| {
+        touched(&mut |at| {
             let run = at == index;
             index += u64::from(run);
             run
@@ -287,37 +343,33 @@ fn bit_range(first: usize, last: usize) -> u64 {
     (u64::MAX >> (63 - (last - first) as u32)) << first
 }
 
+/// Calls `f` on the pages of a leaf that `bits` names until it returns false.
+fn each_of(base: u64, leaf: &Leaf, mut bits: u64, f: &mut impl FnMut(u64, &Frame) -> bool) -> bool {
+    while bits != 0 {
+        let at = bits.trailing_zeros() as usize;
+        bits &= bits - 1;
+        if let Some(frame) = &leaf.pages[at]
+            && !f(base + at as u64, frame)
+        {
+            return false;
+        }
+    }
+    true
+}
+
 fn visit(
     node: &Node,
     height: u32,
     base: u64,
     start: u64,
     end: u64,
-    mark: Option<Mark>,
-    f: &mut dyn FnMut(u64, &Frame) -> bool,
+    f: &mut dyn FnMut(u64, &Leaf, u64) -> bool,
 ) -> bool {
     let Some((first, last)) = children(height, base, start, end) else { return true };
     match node {
-        Node::Leaf(leaf) => {
-            let word = match mark {
-                None => leaf.present,
-                Some(Mark::Dirty) => leaf.dirty,
-                Some(Mark::Writeback) => leaf.writeback,
-            };
-            let mut bits = word & bit_range(first, last);
-            while bits != 0 {
-                let at = bits.trailing_zeros() as usize;
-                bits &= bits - 1;
-                if let Some(frame) = &leaf.pages[at]
-                    && !f(base + at as u64, frame)
-                {
-                    return false;
-                }
-            }
-            true
-        }
+        Node::Leaf(leaf) => f(base, leaf, bit_range(first, last)),
         Node::Inner(inner) => (first..=last).all(|at| match &inner.children[at] {
-            Some(child) => visit(child, height - 1, base + ((at as u64) << (BITS * height)), start, end, mark, f),
+            Some(child) => visit(child, height - 1, base + ((at as u64) << (BITS * height)), start, end, f),
             None => true,
         }),
     }
@@ -332,6 +384,7 @@ fn remove_in(node: &mut Node, height: u32, base: u64, start: u64, end: u64, f: &
             let dirty = leaf.dirty & bits;
             leaf.dirty &= !bits;
             leaf.writeback &= !bits;
+            leaf.untouched &= !bits;
             while bits != 0 {
                 let at = bits.trailing_zeros() as usize;
                 bits &= bits - 1;

@@ -844,6 +844,10 @@ impl InodeOps for Node {
         Ok(())
     }
 
+    fn memory_object(&self, _inode: &Inode) -> Option<Arc<MemoryObject>> {
+        self.cached().cloned()
+    }
+
     fn evict(&self, inode: &Inode) {
         let client = self.client();
         client.fs.leave(self.id(), inode, &client.connection, self.lookups.load(Ordering::Relaxed));

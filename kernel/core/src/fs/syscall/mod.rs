@@ -213,6 +213,7 @@ syscalls! { ROWS;
     442 mount_setattr => mount_api::sys_mount_setattr(0, 1, 2, 3, 4);
     452 fchmodat2 => attr::sys_fchmodat2(0, 1, 2, 3);
     463 setxattrat => xattr::sys_setxattrat(0, 1, 2, 3, 4, 5);
+    451 cachestat => sync::sys_cachestat(0, 1, 2, 3);
     464 getxattrat => xattr::sys_getxattrat(0, 1, 2, 3, 4, 5);
     465 listxattrat => xattr::sys_listxattrat(0, 1, 2, 3, 4);
     466 removexattrat => xattr::sys_removexattrat(0, 1, 2, 3);

@@ -1,13 +1,24 @@
-//! Durability and advice. References: fsync(2), sync(2), sync_file_range(2), posix_fadvise(2), readahead(2).
+//! Durability and advice. References: fsync(2), sync(2), sync_file_range(2), posix_fadvise(2), readahead(2),
+//! cachestat(2).
 
 use alloc::vec::Vec;
 
-use linux_uapi::raw::general as uapi;
+use linux_uapi::{
+    raw::general as uapi,
+    stat::{Cachestat, CachestatRange},
+};
 
 use crate::{
     Errno, Result,
-    fs::{FileKind, file::FileMode, mount},
+    fs::{
+        File, FileKind,
+        file::FileMode,
+        mount,
+        permission::{self, MAY_WRITE},
+    },
+    process::current,
     syscall::Cx,
+    user::UserPtr,
 };
 
 pub fn sys_fsync(cx: &mut Cx<'_>, fd: i32) -> Result {
@@ -71,4 +82,40 @@ pub fn sys_readahead(cx: &mut Cx<'_>, fd: i32, _offset: i64, _count: usize) -> R
         Some(FileKind::Regular | FileKind::BlockDevice) => Ok(()),
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// Whether the caller may know what of a file is cached: who can write it, or could (as mincore(2)), since it tells what others read.
+fn may_see_cache(file: &File) -> bool {
+    let Some(inode) = file.inode() else { return true };
+    let cred = current().cred();
+    file.mode().contains(FileMode::WRITE)
+        || permission::owner_or_capable(inode, &cred)
+        || permission::check(inode, MAY_WRITE, &cred).is_ok()
+}
+
+/// Counts the cached pages of a range of a file. Pages are not remembered once they are gone: none counts as evicted.
+pub fn sys_cachestat(
+    cx: &mut Cx<'_>,
+    fd: i32,
+    range: UserPtr<CachestatRange>,
+    out: UserPtr<Cachestat>,
+    flags: u32,
+) -> Result {
+    const PAGE: u64 = ursa_hal::PAGE_SIZE as u64;
+    let file = cx.thread.file(fd)?;
+    let CachestatRange { off, len } = range.read()?;
+    if !may_see_cache(&file) {
+        return Err(Errno::EPERM);
+    }
+    if flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let end = if len == 0 { u64::MAX } else { off.wrapping_add(len - 1) / PAGE + 1 };
+    let tally = file.file_ops().cache(&file).map(|object| object.tally(off / PAGE, end)).unwrap_or_default();
+    out.write(&Cachestat {
+        nr_cache: tally.present,
+        nr_dirty: tally.dirty,
+        nr_writeback: tally.writeback,
+        ..Cachestat::default()
+    })
 }

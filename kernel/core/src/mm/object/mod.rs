@@ -28,7 +28,7 @@ use ursa_hal::mm::{CacheMode, Frame};
 use ursa_hal::sync::{Once, RwSpinLock, SpinLock};
 
 use super::account::{self, Charge, PageKind};
-use super::page_tree::{Mark, PageTree};
+use super::page_tree::{Mark, PageTree, Tally};
 use super::rmap::ReverseMap;
 use super::vma::PAGE;
 use crate::fs::{Sink, Source};
@@ -39,6 +39,9 @@ use crate::{Errno, Result};
 pub const MAX_SIZE: u64 = i64::MAX as u64;
 /// The most pages that one call of a pager writes (1 MiB, as much as FUSE's largest request).
 const WRITE_RUN_MAX: usize = 256;
+/// Leaves of the tree that are counted before others may have the lock and the CPU.
+const TALLY_LEAVES: usize = 256;
+
 bitflags! {
     /// `F_SEAL_*` of fcntl(2).
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -262,12 +265,47 @@ impl MemoryObject {
         self.rmap.lock().len()
     }
 
-    /// Whether the page at `index` is present (`mincore`).
+    /// Whether the page at `index` is present.
     pub fn is_resident(&self, index: u64) -> bool {
         match self.kind {
             Kind::Device { .. } => true,
             _ => self.pages.read().get(index).is_some(),
         }
+    }
+
+    /// Whether the page at `index` is present and has been used (`mincore`).
+    pub fn is_touched(&self, index: u64) -> bool {
+        match self.kind {
+            Kind::Device { .. } => true,
+            _ => self.pages.read().get_touched(index).is_some(),
+        }
+    }
+
+    /// Counts the pages of `first..end`, dirty ones and those on their way to the pager (`cachestat`).
+    pub fn tally(&self, first: u64, end: u64) -> Tally {
+        let (mut tally, mut at) = (Tally::default(), Some(first));
+        while let Some(from) = at {
+            at = self.pages.read().tally(from, end, TALLY_LEAVES, &mut tally);
+            crate::sched::cond_resched();
+        }
+        tally
+    }
+
+    /// Notes that the page at `index` is used, so that it is a hole no more.
+    pub(super) fn touch(&self, index: u64) {
+        self.pages.write().set_mark(index, Mark::Untouched, false);
+    }
+
+    /// The page at `index`, if it is present, for someone who uses its contents; never sleeps.
+    fn take_up(&self, index: u64) -> Option<Frame> {
+        let pages = self.pages.read();
+        if let Some(frame) = pages.get_touched(index) {
+            return Some(frame.clone());
+        }
+        let frame = pages.get(index)?.clone();
+        drop(pages);
+        self.touch(index);
+        Some(frame)
     }
 
     /// Names who answers for the pages, before there are any; the first call counts.
@@ -305,12 +343,9 @@ impl MemoryObject {
     pub fn get_page(&self, index: u64, write: bool) -> Result<Frame> {
         loop {
             {
-                let pages = self.pages.read();
-                if let Some(frame) = pages.get(index)
+                if let Some(frame) = self.take_up(index)
                     && index < self.size_pages()
                 {
-                    let frame = frame.clone();
-                    drop(pages);
                     if write && self.tracks_dirty() {
                         self.mark_dirty(&mut self.pages.write(), index);
                     }
@@ -329,7 +364,7 @@ impl MemoryObject {
         match &self.kind {
             Kind::Shmem => {
                 let frame = super::reclaim::alloc_zeroed()?;
-                self.insert_missing(index, frame)
+                self.insert_missing(index, frame, true)
             }
             Kind::Pager(pager) => self.read_ahead(&**pager, index),
             Kind::Supplied(supplier) => self.bring_supplied(&**supplier, index),
@@ -352,8 +387,8 @@ impl MemoryObject {
         Ok(())
     }
 
-    /// Inserts a page unless there is one by now or the index is past the end by now.
-    fn insert_missing(&self, index: u64, frame: Frame) -> Result {
+    /// Inserts a page unless there is one by now or the index is past the end by now. `used`: not just allocated.
+    fn insert_missing(&self, index: u64, frame: Frame, used: bool) -> Result {
         self.charge(1)?;
         let mut pages = self.pages.write();
         if index >= self.size_pages() {
@@ -367,6 +402,9 @@ impl MemoryObject {
             return Ok(());
         }
         pages.insert(index, frame);
+        if !used {
+            pages.set_mark(index, Mark::Untouched, true);
+        }
         Ok(())
     }
 
@@ -431,7 +469,7 @@ impl MemoryObject {
             let within = (at % PAGE) as usize;
             let len = (size - at).min(PAGE - within as u64).min(dst.remaining() as u64) as usize;
             let page =
-                if self.is_shmem() { Ok(self.peek(at / PAGE)) } else { self.get_page(at / PAGE, false).map(Some) };
+                if self.is_shmem() { Ok(self.take_up(at / PAGE)) } else { self.get_page(at / PAGE, false).map(Some) };
             let moved = match page {
                 Ok(Some(frame)) => dst.put_frame(&frame, within, len),
                 Ok(None) => dst.put_zeros(len),
@@ -495,7 +533,7 @@ impl MemoryObject {
 
     fn write_in_page(&self, index: u64, within: usize, len: usize, src: &mut Source<'_>) -> Result<usize> {
         let from = index * PAGE + within as u64;
-        let known = self.peek(index).filter(|_| index < self.size_pages());
+        let known = self.take_up(index).filter(|_| index < self.size_pages());
         let whole = within == 0 && (len as u64 == PAGE || from + len as u64 >= self.size());
         let frame = match known {
             Some(frame) => {
@@ -529,6 +567,7 @@ impl MemoryObject {
         if let Some(present) = pages.get(index) {
             // A fault was faster: give it the bytes.
             present.copy_range_from(within, &frame, within, n);
+            pages.set_mark(index, Mark::Untouched, false);
             self.uncharge(1);
         } else {
             pages.insert(index, frame);
@@ -689,7 +728,7 @@ impl MemoryObject {
             let result = match self.is_resident(index) {
                 _ if super::is_dying() => Err(Errno::EINTR),
                 true => continue,
-                false => self.bring_in(index),
+                false => super::reclaim::alloc_zeroed().and_then(|frame| self.insert_missing(index, frame, false)),
             };
             if let Err(error) = result {
                 if grows {
