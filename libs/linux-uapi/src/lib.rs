@@ -14,6 +14,7 @@ pub mod dmabuf;
 pub mod input;
 pub mod iommufd;
 pub mod ipc;
+pub mod mount;
 pub mod netlink;
 pub mod poll;
 pub mod process;

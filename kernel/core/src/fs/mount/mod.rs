@@ -172,6 +172,11 @@ impl Mount {
         }
     }
 
+    /// Its number in statmount(2) and `STATX_MNT_ID_UNIQUE`: of a range that [`Mount::id`] does not reach.
+    pub fn unique_id(&self) -> u64 {
+        self.id + linux_uapi::mount::MNT_UNIQUE_ID_OFFSET
+    }
+
     /// Where it is mounted; `None` for the root of the tree and for detached mounts.
     pub fn mountpoint(&self) -> Option<Path> {
         self.attached.lock().clone()

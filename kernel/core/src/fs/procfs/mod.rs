@@ -17,7 +17,7 @@
 mod fds;
 mod map_files;
 mod maps;
-mod mounts;
+pub(crate) mod mounts;
 pub mod node;
 mod pid;
 mod resources;

@@ -132,7 +132,7 @@ impl Generator for Table {
 }
 
 /// The path of the mount's root within its file system.
-fn inner_path(m: &Arc<Mount>) -> Vec<u8> {
+pub(crate) fn inner_path(m: &Arc<Mount>) -> Vec<u8> {
     let mut parts = Vec::new();
     let mut at = m.root.clone();
     while let (Some(parent), name) = at.place() {

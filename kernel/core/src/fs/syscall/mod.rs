@@ -2,7 +2,8 @@
 //!
 //! One file per group: [`open`] (open, close, dup), [`rw`] (read and write in all forms), [`stat`], [`names`] (make, link,
 //! rename, remove, directories), [`attr`] (mode, owner, times, size), [`fcntl`] (fcntl, flock, ioctl), [`xattr`],
-//! [`mounts`], [`mount_api`], [`sync`], [`copy`] (sendfile, copy_file_range, splice).
+//! [`mounts`], [`mount_api`], [`statmount`], [`sync`] (durability, advice, what is cached), [`copy`] (sendfile, splice and
+//! copy_file_range).
 
 mod attr;
 mod copy;
@@ -13,6 +14,7 @@ mod names;
 mod open;
 pub(crate) mod rw;
 mod stat;
+mod statmount;
 mod sync;
 mod xattr;
 
@@ -211,9 +213,11 @@ syscalls! { ROWS;
     437 openat2 => open::sys_openat2(0, 1, 2, 3);
     439 faccessat2 => stat::sys_faccessat2(0, 1, 2, 3);
     442 mount_setattr => mount_api::sys_mount_setattr(0, 1, 2, 3, 4);
-    452 fchmodat2 => attr::sys_fchmodat2(0, 1, 2, 3);
-    463 setxattrat => xattr::sys_setxattrat(0, 1, 2, 3, 4, 5);
     451 cachestat => sync::sys_cachestat(0, 1, 2, 3);
+    452 fchmodat2 => attr::sys_fchmodat2(0, 1, 2, 3);
+    457 statmount => statmount::sys_statmount(0, 1, 2, 3);
+    458 listmount => statmount::sys_listmount(0, 1, 2, 3);
+    463 setxattrat => xattr::sys_setxattrat(0, 1, 2, 3, 4, 5);
     464 getxattrat => xattr::sys_getxattrat(0, 1, 2, 3, 4, 5);
     465 listxattrat => xattr::sys_listxattrat(0, 1, 2, 3, 4);
     466 removexattrat => xattr::sys_removexattrat(0, 1, 2, 3);

@@ -145,8 +145,13 @@ pub fn sys_statx(_cx: &mut Cx<'_>, dirfd: i32, path: UserAddr, flags: u32, wante
     statx.stx_dev_minor = minor(stat.st_dev as u32);
     statx.stx_attributes_mask = u64::from(uapi::STATX_ATTR_MOUNT_ROOT);
     if let Some(at) = &found {
-        statx.stx_mnt_id = at.mount.id;
-        statx.stx_mask |= uapi::STATX_MNT_ID;
+        if wanted & uapi::STATX_MNT_ID_UNIQUE != 0 {
+            statx.stx_mnt_id = at.mount.unique_id();
+            statx.stx_mask |= uapi::STATX_MNT_ID_UNIQUE;
+        } else {
+            statx.stx_mnt_id = at.mount.id;
+            statx.stx_mask |= uapi::STATX_MNT_ID;
+        }
         if at.is_mount_root() {
             statx.stx_attributes |= u64::from(uapi::STATX_ATTR_MOUNT_ROOT);
         }
