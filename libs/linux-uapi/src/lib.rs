@@ -18,6 +18,7 @@ pub mod mount;
 pub mod netlink;
 pub mod poll;
 pub mod process;
+pub mod ptrace;
 pub mod sched;
 pub mod signal;
 pub mod socket;

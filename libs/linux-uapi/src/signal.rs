@@ -212,6 +212,7 @@ mod codes {
     pub const POLL_PRI: i32 = 5;
     pub const POLL_HUP: i32 = 6;
     pub const SYS_SECCOMP: i32 = 1;
+    pub const SYS_USER_DISPATCH: i32 = 2;
 }
 pub use codes::*;
 

@@ -316,6 +316,7 @@ fn commit(thread: &Arc<Thread>, regs: &mut UserContext, new: Commit) {
     process.has_execed.store(true, Relaxed);
 
     // Registers.
+    thread.dispatch.end();
     fpu::reset();
     *regs = UserContext::start(new.loaded.entry, new.loaded.stack_pointer);
     let current = task::current();

@@ -12,6 +12,7 @@ pub mod caps;
 mod cpu_time;
 pub mod cred;
 pub mod exec;
+pub mod dispatch;
 pub mod executable;
 pub mod exit;
 pub mod fork;

@@ -26,7 +26,11 @@ use crate::signal::{force_fault, force_signal};
 use crate::{coredump, ptrace, signal, syscall};
 
 /// Runs the calling task as a user thread until it ends. The caller must end the task then.
-pub fn user_loop(mut context: UserContext) {
+pub fn user_loop(context: UserContext) {
+    context.expose(run);
+}
+
+fn run(context: &mut UserContext) {
     let current = task::current();
     let ext = sched::ext_of(&current);
     let Some(thread) = ext.thread() else {
@@ -35,9 +39,9 @@ pub fn user_loop(mut context: UserContext) {
     loop {
         // The usual way back from a system call: nothing to do, one load each.
         while ext.has_work() || task::need_resched() {
-            before_user_mode(thread, ext, &mut context);
+            before_user_mode(thread, ext, context);
             if thread.exit_status().is_some() {
-                coredump::park(thread, &context);
+                coredump::park(thread, context);
                 super::exit::finish(thread);
                 return;
             }
@@ -47,23 +51,28 @@ pub fn user_loop(mut context: UserContext) {
         ext.set_in_user(false);
         match event {
             UserEvent::Syscall => {
-                if ext.work().intersects(Work::SYSCALL_TRACE | Work::SINGLE_STEP) {
-                    traced_syscall(thread, ext, &mut context);
+                if ext.work().intersects(Work::AT_SYSCALL) {
+                    watched_syscall(thread, ext, context);
                 } else {
-                    syscall::dispatch(thread, &mut context);
+                    syscall::dispatch(thread, context);
                 }
             }
             UserEvent::PageFault { addr, access, present } => page_fault(thread, addr, access, present),
             UserEvent::Exception { vector, error_code, dr6 } => {
-                exception(thread, ext, &context, vector, error_code, dr6)
+                exception(thread, ext, context, vector, error_code, dr6)
             }
             UserEvent::Interrupt => {}
         }
     }
 }
 
+/// A system call that the program itself or a tracer has a say in.
 #[cold]
-fn traced_syscall(thread: &Thread, ext: &TaskExt, context: &mut UserContext) {
+fn watched_syscall(thread: &Thread, ext: &TaskExt, context: &mut UserContext) {
+    // As Linux: the program comes first, and its tracer sees nothing of what it takes.
+    if ext.work().contains(Work::USER_DISPATCH) && thread.dispatch.takes(thread, context) {
+        return;
+    }
     let stepping = ext.work().contains(Work::SINGLE_STEP);
     let run = stepping || ptrace::syscall_enter(thread, context);
     if run {

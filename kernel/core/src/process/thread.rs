@@ -16,6 +16,7 @@ use ursa_hal::sync::{Once, SpinLock};
 use ursa_hal::task::{self, Task};
 
 use super::cred::{Credentials, UserAccount};
+use super::dispatch::UserDispatch;
 use super::fork::{ThreadSlot, VforkDone};
 use super::pid::{Pid, PidNumber};
 use super::process::Process;
@@ -83,6 +84,8 @@ pub struct Thread {
     pub(super) mce_policy: AtomicU8,
     /// ioprio_set(2).
     pub io_priority: AtomicU32,
+    /// `PR_SET_SYSCALL_USER_DISPATCH`.
+    pub dispatch: UserDispatch,
     pub(super) rseq: SpinLock<Option<Rseq>>,
     /// That [`Thread::rseq`] is registered: a flag for the way back to user mode.
     pub(super) has_rseq: AtomicBool,
@@ -138,6 +141,7 @@ impl Thread {
             default_timer_slack_ns: AtomicU64::new(parts.timer_slack_ns),
             mce_policy: AtomicU8::new(2),
             io_priority: AtomicU32::new(parts.io_priority),
+            dispatch: UserDispatch::default(),
             rseq: SpinLock::new(None),
             has_rseq: AtomicBool::new(false),
             rseq_cpu: AtomicU32::new(u32::MAX),

@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec;
 
+use linux_uapi::ptrace::{AUDIT_ARCH_X86_64, PeekSigInfoArgs, SudConfig};
 use linux_uapi::raw::ptrace as uapi;
 use linux_uapi::signal::{NSIG, SI_USER, SIGINFO_SIZE, SIGKILL, SIGSTOP, SigInfo, SigSet};
 use linux_uapi::zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -31,7 +32,6 @@ const PTRACE_ARCH_PRCTL: u32 = 30;
 const NT_PRSTATUS: u64 = 1;
 const NT_PRFPREG: u64 = 2;
 const NT_X86_XSTATE: u64 = 0x202;
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// Bytes of the FXSAVE image.
 const FP_SIZE: usize = 512;
 
@@ -180,6 +180,7 @@ fn stopped_request(cx: &mut Cx<'_>, thread: &Arc<Thread>, request: u32, addr: u6
             let (info, _) = SigInfo::read_from_prefix(&bytes).map_err(|_| Errno::EINVAL)?;
             with_stop(thread, |stop| stop.info = info)?;
         }
+        uapi::PTRACE_PEEKSIGINFO => return peek_siginfo(thread, UserPtr::new(addr), data),
         uapi::PTRACE_GETSIGMASK => {
             check_mask_size(addr)?;
             UserPtr::new(data).write(&thread.signals.blocked())?;
@@ -190,6 +191,14 @@ fn stopped_request(cx: &mut Cx<'_>, thread: &Arc<Thread>, request: u32, addr: u6
             signal::set_blocked_of_tracee(thread, mask);
         }
         uapi::PTRACE_GET_SYSCALL_INFO => return syscall_info(thread, kind, addr, data),
+        uapi::PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG => {
+            check_sud_size(addr)?;
+            UserPtr::new(data).write(&thread.dispatch.config(&task))?;
+        }
+        uapi::PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG => {
+            check_sud_size(addr)?;
+            thread.dispatch.set(&task, &UserPtr::<SudConfig>::new(data).read()?)?;
+        }
         uapi::PTRACE_CONT => resume(thread, &task, Mode::Continue, data)?,
         uapi::PTRACE_SYSCALL => resume(thread, &task, Mode::ToSyscall, data)?,
         uapi::PTRACE_SINGLESTEP => resume(thread, &task, Mode::Step, data)?,
@@ -215,6 +224,36 @@ fn stopped_request(cx: &mut Cx<'_>, thread: &Arc<Thread>, request: u32, addr: u6
 
 fn check_mask_size(size: u64) -> Result {
     if size == size_of::<SigSet>() as u64 { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+fn check_sud_size(size: u64) -> Result {
+    if size == size_of::<SudConfig>() as u64 { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// Copies signals of a queue, from a place on, without taking them. Returns how many.
+fn peek_siginfo(thread: &Thread, args: UserPtr<PeekSigInfoArgs>, data: u64) -> Result<i64> {
+    let PeekSigInfoArgs { off, flags, nr } = args.read()?;
+    if flags & !uapi::PTRACE_PEEKSIGINFO_SHARED != 0 || nr < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let shared = flags & uapi::PTRACE_PEEKSIGINFO_SHARED != 0;
+    let mut copied: i64 = 0;
+    while copied < i64::from(nr) {
+        let Some(index) = off.checked_add(copied as u64).and_then(|n| usize::try_from(n).ok()) else { break };
+        let info = if shared { thread.process().signals.peek(index) } else { thread.signals.peek(index) };
+        let Some(info) = info else { break };
+        let to = data.wrapping_add(copied as u64 * SIGINFO_SIZE as u64);
+        match user::write_bytes(UserAddr::new(to), &info.to_user()) {
+            Ok(()) => copied += 1,
+            Err(_) if copied > 0 => break,
+            Err(error) => return Err(error),
+        }
+        if sched::signal_pending() {
+            break;
+        }
+        sched::cond_resched();
+    }
+    Ok(copied)
 }
 
 fn decode_signal(raw: u64) -> Result<u32> {

@@ -64,6 +64,10 @@ bitflags::bitflags! {
         const RESTORE_MASK = 16;
         /// Stop after one instruction for the tracer.
         const SINGLE_STEP = 32;
+        /// System calls may belong to the program (`PR_SET_SYSCALL_USER_DISPATCH`).
+        const USER_DISPATCH = 64;
+        /// What makes a system call take the long way.
+        const AT_SYSCALL = Self::SYSCALL_TRACE.bits() | Self::SINGLE_STEP.bits() | Self::USER_DISPATCH.bits();
         /// What must be done before user mode is entered.
         const BEFORE_USER_MODE =
             Self::SIGNAL.bits() | Self::KILL.bits() | Self::NOTIFY.bits() | Self::RESTORE_MASK.bits();

@@ -132,7 +132,7 @@ fn end_if_killed(thread: &Thread) -> bool {
 }
 
 /// The default action that ends the process.
-fn die(thread: &Thread, info: &SigInfo, context: &UserContext) {
+pub(crate) fn die(thread: &Thread, info: &SigInfo, context: &UserContext) {
     let signo = info.signo();
     if SigSet::CORE_DUMP.contains(signo) {
         crate::coredump::dump(thread, info, context);

@@ -24,7 +24,7 @@ pub mod syscall;
 use linux_uapi::raw::general as uapi;
 
 pub use crate::ptrace;
-pub(crate) use deliver::{deliver, wants_delivery};
+pub(crate) use deliver::{deliver, die, wants_delivery};
 pub use deliver::{force_fault, force_signal, signalfd_take, thread_exits};
 pub use frame::min_stack_size;
 pub(crate) use mask::set_blocked_of_tracee;

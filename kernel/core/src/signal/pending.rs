@@ -77,6 +77,11 @@ impl Pending {
         ready.intersection(SigSet::SYNCHRONOUS).first().or_else(|| ready.first())
     }
 
+    /// The information that was queued at a place in the order of arrival.
+    pub(super) fn peek(&self, index: usize) -> Option<SigInfo> {
+        self.queue.get(index).map(|queued| queued.info)
+    }
+
     /// Takes one instance of a signal.
     pub(super) fn take(&mut self, signo: u32) -> Queued {
         let index = self.queue.iter().position(|queued| queued.info.signo() == signo);

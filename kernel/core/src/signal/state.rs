@@ -6,7 +6,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use linux_uapi::signal::{NSIG, SIG_DFL, SIG_IGN, SigAction, SigAltStack, SigSet};
+use linux_uapi::signal::{NSIG, SIG_DFL, SIG_IGN, SigAction, SigAltStack, SigInfo, SigSet};
 use ursa_hal::sync::{IrqLock, SpinLock};
 
 use super::SS_DISABLE;
@@ -82,6 +82,11 @@ impl ThreadSignals {
     /// The thread's own pending signals.
     pub fn pending(&self) -> SigSet {
         self.pending.lock().set()
+    }
+
+    /// The signal at a place of the thread's own queue, which stays there (`PTRACE_PEEKSIGINFO`).
+    pub(crate) fn peek(&self, index: usize) -> Option<SigInfo> {
+        self.pending.lock().peek(index)
     }
 
     /// The alternate signal stack.
@@ -230,6 +235,11 @@ impl ProcessSignals {
     /// Signals pending for the process as a whole.
     pub fn pending(&self) -> SigSet {
         self.shared.lock().set()
+    }
+
+    /// The signal at a place of the process's queue, which stays there (`PTRACE_PEEKSIGINFO`).
+    pub(crate) fn peek(&self, index: usize) -> Option<SigInfo> {
+        self.shared.lock().peek(index)
     }
 
     pub(super) fn flush(&self, signals: SigSet) -> VecDeque<Queued> {

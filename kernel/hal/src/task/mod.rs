@@ -18,8 +18,10 @@ use crate::cpu::wrmsr;
 pub use crate::fpu::FpuState;
 use crate::fpu::{self, BadImage};
 use crate::mm::{self, UserSpace};
+use crate::panic::backtrace::{self, Frame};
 use crate::percpu::{self, CpuSet, MAX_CPUS, local, off};
 use crate::sync::{IrqsOff, SpinLock, irqs_enabled};
+use crate::trap::Regs;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -30,7 +32,7 @@ use core::marker::PhantomData;
 use core::mem::offset_of;
 use core::ops::Deref;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 const MSR_FS_BASE: u32 = 0xc000_0100;
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
@@ -53,6 +55,8 @@ pub struct Task {
     fs_base: AtomicU64,
     gs_base: AtomicU64,
     fpu: Option<UnsafeCell<FpuState>>,
+    /// The program's registers, on the task's own stack, while [`UserContext::expose`](crate::trap::UserContext::expose) is there.
+    user_regs: AtomicPtr<Regs>,
     /// `ext`'s type and address, for a cheap downcast.
     ext_type: TypeId,
     ext_ptr: *const (),
@@ -102,6 +106,7 @@ impl Task {
             fs_base: AtomicU64::new(0),
             gs_base: AtomicU64::new(0),
             fpu: fpu.map(UnsafeCell::new),
+            user_regs: AtomicPtr::new(ptr::null_mut()),
             ext_type: (*ext).type_id(),
             ext_ptr: Arc::as_ptr(&ext).cast(),
             ext,
@@ -199,6 +204,45 @@ impl Task {
             }
             None => Err(BadImage),
         })
+    }
+
+    pub(crate) fn set_user_regs(&self, regs: *mut Regs) {
+        self.user_regs.store(regs, Ordering::Release);
+    }
+    /// The registers with which the program of a stopped task, or of the current one, entered the kernel last. `None` for one
+    /// without a program.
+    pub fn user_regs(&self) -> Result<Option<Regs>, NotStopped> {
+        let read = || {
+            let regs = self.user_regs.load(Ordering::Acquire);
+            // SAFETY: it points into a frame of the task's own stack that is there until the pointer is taken back, which the task itself
+            // does. It is this task, or `on_cpu` is claimed: nobody writes meanwhile.
+            (!regs.is_null()).then(|| unsafe { regs.read_volatile() })
+        };
+        if self.is_current() { Ok(read()) } else { self.while_stopped(read) }
+    }
+    /// Fills `to` with the return addresses on the stack of a stopped task, or of the current one, innermost first. Returns how
+    /// many there are.
+    pub fn backtrace(&self, to: &mut [u64]) -> Result<usize, NotStopped> {
+        let mut count = 0;
+        let mut note = |rip| {
+            if let Some(slot) = to.get_mut(count) {
+                *slot = rip;
+                count += 1;
+            }
+        };
+        if self.is_current() {
+            backtrace::walk(backtrace::here(), note);
+        } else {
+            self.while_stopped(|| {
+                // SAFETY: `on_cpu` is claimed, so the stack is as the switch (or `Stack::prepare`) left it: rbx, rbp, return address.
+                let from = unsafe {
+                    let top = (*self.rsp.get()) as *const u64;
+                    Frame { rip: top.add(2).read(), rbp: top.add(1).read() }
+                };
+                backtrace::walk(from, &mut note);
+            })?;
+        }
+        Ok(count)
     }
 
     /// The program's FS base.

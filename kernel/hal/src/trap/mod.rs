@@ -240,6 +240,15 @@ impl UserContext {
         self.frame.rax = value;
     }
 
+    /// Runs `f` with the context in a place where [`Task::user_regs`](crate::task::Task::user_regs) finds it.
+    pub fn expose<R>(mut self, f: impl FnOnce(&mut Self) -> R) -> R {
+        let task = crate::task::current();
+        task.set_user_regs(&raw mut self.frame);
+        let result = f(&mut self);
+        task.set_user_regs(core::ptr::null_mut());
+        result
+    }
+
     /// Makes the frame legal. False when rip cannot be a user address.
     #[cold]
     fn prepare(&mut self) -> bool {

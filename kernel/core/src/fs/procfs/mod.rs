@@ -15,6 +15,7 @@
 //! References: proc(5), `Documentation/filesystems/proc.rst`.
 
 mod fds;
+mod inside;
 mod map_files;
 mod maps;
 pub(crate) mod mounts;

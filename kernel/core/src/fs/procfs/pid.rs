@@ -13,7 +13,7 @@ use alloc::{
 use linux_uapi::raw::general as uapi;
 
 use super::{
-    fds, map_files, maps, mounts,
+    fds, inside, map_files, maps, mounts,
     node::{GeneratedFile, Generator, Text, make},
     status,
 };
@@ -173,7 +173,7 @@ static ITEMS: &[Item] = &[
     item("limits", 0o444, What::Text(status::limits)),
     item("sched", 0o644, What::Text(status::sched)),
     item("comm", 0o644, What::Writable(status::comm, status::set_comm)),
-    item("syscall", 0o400, What::Private(status::syscall)),
+    item("syscall", 0o400, What::Private(inside::syscall)),
     item("cmdline", 0o444, What::Text(status::cmdline)),
     item("stat", 0o444, What::Text(status::stat)),
     item("statm", 0o444, What::Text(status::statm)),
@@ -195,8 +195,8 @@ static ITEMS: &[Item] = &[
     process_item("mountstats", 0o400, What::Private(mounts::mountstats)),
     item("smaps", 0o444, What::Private(maps::smaps)),
     item("smaps_rollup", 0o444, What::Private(maps::smaps_rollup)),
-    item("wchan", 0o444, What::Text(status::wchan)),
-    item("stack", 0o400, What::Private(status::stack)),
+    item("wchan", 0o444, What::Text(inside::wchan)),
+    item("stack", 0o400, What::Private(inside::stack)),
     item("schedstat", 0o444, What::Text(status::schedstat)),
     item(
         "cpuset",

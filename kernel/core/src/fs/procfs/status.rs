@@ -422,23 +422,6 @@ pub fn set_comm(target: &Target, text: &str) -> Result {
     Ok(())
 }
 
-/// `/proc/PID/syscall`: kept by no one for a thread that runs.
-pub fn syscall(_target: &Target, out: &mut Text) -> Result {
-    out.push_str("running\n");
-    Ok(())
-}
-
-/// `/proc/PID/stack`: kernel stacks of others are not walked.
-pub fn stack(_target: &Target, _out: &mut Text) -> Result {
-    if capable(Cap::SysAdmin) { Ok(()) } else { Err(Errno::EACCES) }
-}
-
-/// `/proc/PID/wchan`: as with `kptr_restrict`, nothing is told.
-pub fn wchan(_target: &Target, out: &mut Text) -> Result {
-    out.push('0');
-    Ok(())
-}
-
 /// `/proc/PID/sched`: the figures without the debugging ones.
 pub fn sched(target: &Target, out: &mut Text) -> Result {
     let process = target.process()?;

@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::*;
 
+use linux_uapi::ptrace::SudConfig;
 use linux_uapi::signal::NSIG;
 
 use super::cred;
@@ -36,6 +37,7 @@ const PR_GET_NO_NEW_PRIVS: i32 = 39;
 const PR_GET_TID_ADDRESS: i32 = 40;
 const PR_SET_THP_DISABLE: i32 = 41;
 const PR_GET_THP_DISABLE: i32 = 42;
+const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
 const PR_SET_VMA: i32 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: u64 = 0;
 const PR_SET_PTRACER: i32 = 0x5961_6d61;
@@ -123,6 +125,11 @@ pub fn sys_prctl(cx: &mut Cx<'_>, option: i32, a2: u64, a3: u64, a4: u64, a5: u6
         PR_GET_THP_DISABLE => {
             no_more(0)?;
             return Ok(u64::from(process.wants_no_huge_pages()));
+        }
+        PR_SET_SYSCALL_USER_DISPATCH => {
+            let config = SudConfig { mode: a2, offset: a3, len: a4, selector: a5 };
+            let task = thread.task().ok_or(Errno::ESRCH)?;
+            thread.dispatch.set(&task, &config)?;
         }
         PR_SET_VMA => name_vma(thread, a2, a3, a4, a5)?,
         // Yama's; without it Linux refuses too.
