@@ -8,7 +8,7 @@ use ursa_hal::VirtAddr;
 use super::account::{self, PageKind};
 use super::space::{AddressSpace, Inner};
 use super::vma::{Backing, Vma};
-use super::{VmFlags, rmap};
+use super::{FileRef, VmFlags, rmap};
 use crate::{Errno, Result};
 
 /// The most VMAs of one address space (`vm.max_map_count`).
@@ -18,7 +18,7 @@ pub const MAX_MAP_COUNT: usize = 65530;
 /// takes inode locks.
 #[derive(Default)]
 #[must_use = "drop it after the mm lock"]
-pub(super) struct Removed(Vec<Arc<Backing>>);
+pub(super) struct Removed(Vec<Arc<Backing>>, Vec<FileRef>);
 
 impl AddressSpace {
     /// Adds a VMA to a free range and counts it; merges it with what it continues.
@@ -117,6 +117,7 @@ impl AddressSpace {
                 account::uncommit(vma.pages());
             }
             removed.0.extend(vma.backing.take());
+            removed.1.extend(vma.zeroes_of.take());
         }
         Ok(())
     }

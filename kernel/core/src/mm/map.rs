@@ -51,6 +51,8 @@ pub struct MapRequest {
     pub offset: u64,
     /// What. Set by the file's `mmap` operation.
     pub backing: MapBacking,
+    /// The file to name although the memory is private and anonymous: a mapping of `/dev/zero`.
+    pub zeroes_of: Option<FileRef>,
     /// Flags that the file adds (device memory: [`VmFlags::IO`], [`VmFlags::DONTEXPAND`], [`VmFlags::DONTDUMP`]).
     pub extra: VmFlags,
     /// Rights that `mprotect` may never give: [`VmFlags::MAYWRITE`] for a shared mapping of a file open for reading only.
@@ -67,6 +69,7 @@ impl MapRequest {
             flags: MapFlags::ANONYMOUS,
             offset: 0,
             backing: MapBacking::Anonymous,
+            zeroes_of: None,
             extra: VmFlags::empty(),
             denied: VmFlags::empty(),
         }
@@ -76,8 +79,9 @@ impl MapRequest {
 impl MapRequest {
     /// Names `file` as what is mapped, unless its `mmap` operation named another one.
     pub fn keep_open(&mut self, file: &FileRef) {
-        if let MapBacking::Object { file: slot, .. } = &mut self.backing {
-            slot.get_or_insert_with(|| file.clone());
+        match &mut self.backing {
+            MapBacking::Object { file: slot, .. } => drop(slot.get_or_insert_with(|| file.clone())),
+            MapBacking::Anonymous => self.zeroes_of = Some(file.clone()),
         }
     }
 }
@@ -211,10 +215,16 @@ impl AddressSpace {
             account::commit(pages)?;
             flags |= VmFlags::ACCOUNT;
         }
-        let vma = match backing {
-            Some((object, pgoff, file)) => Vma::new(start, end, flags, Some(Arc::new(Backing { object, file })), pgoff),
-            None => Vma::new(start, end, flags, None, start / PAGE),
+        let mut vma = match (backing, &req.zeroes_of) {
+            (Some((object, pgoff, file)), _) => {
+                Vma::new(start, end, flags, Some(Arc::new(Backing { object, file })), pgoff)
+            }
+            (None, Some(_)) => Vma::new(start, end, flags, None, req.offset / PAGE),
+            (None, None) => Vma::new(start, end, flags, None, start / PAGE),
         };
+        if vma.backing.is_none() {
+            vma.zeroes_of = req.zeroes_of.clone();
+        }
         self.link(inner, vma);
         Ok((Placed { start, end }, flags))
     }

@@ -39,7 +39,9 @@ pub struct Vma {
     pub flags: VmFlags,
     /// None for private anonymous memory.
     pub backing: Option<Arc<Backing>>,
-    /// With a backing: the page of the object at `start`. Without: `start` in pages when it was first mapped, so that
+    /// The file that private anonymous memory is a mapping of: `/dev/zero`.
+    pub zeroes_of: Option<FileRef>,
+    /// With a backing or a file: the page of it at `start`. Without: `start` in pages when it was first mapped, so that
     /// neighbours that were never one mapping do not merge after `mremap`, as on Linux.
     pub pgoff: u64,
     /// `PR_SET_VMA_ANON_NAME`, or the name of a special mapping (`[vdso]`).
@@ -60,6 +62,7 @@ impl Vma {
             end,
             flags,
             backing,
+            zeroes_of: None,
             pgoff,
             name: None,
             rmap: None,
@@ -105,7 +108,10 @@ impl Vma {
 
     /// The file, if there is one.
     pub fn file(&self) -> Option<&FileRef> {
-        self.backing.as_ref().and_then(|b| b.file.as_ref())
+        match &self.backing {
+            Some(backing) => backing.file.as_ref(),
+            None => self.zeroes_of.as_ref(),
+        }
     }
 
     /// The page index of `va` in the object.
@@ -120,6 +126,7 @@ impl Vma {
             end: self.end,
             flags: self.flags,
             backing: self.backing.clone(),
+            zeroes_of: self.zeroes_of.clone(),
             pgoff: self.pgoff,
             name: self.name.clone(),
             rmap: None,
@@ -135,19 +142,22 @@ impl Vma {
             && !self.flags.intersects(VmFlags::DEVICE | VmFlags::SPECIAL)
             && self.pgoff + self.pages() == next.pgoff
             && match (&self.backing, &next.backing) {
-                (None, None) => true,
+                (None, None) => is_same(self.zeroes_of.as_ref(), next.zeroes_of.as_ref()),
                 (Some(a), Some(b)) => {
-                    Arc::ptr_eq(a, b)
-                        || Arc::ptr_eq(&a.object, &b.object)
-                            && match (&a.file, &b.file) {
-                                (None, None) => true,
-                                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-                                _ => false,
-                            }
+                    Arc::ptr_eq(a, b) || Arc::ptr_eq(&a.object, &b.object) && is_same(a.file.as_ref(), b.file.as_ref())
                 }
                 _ => false,
             }
             && self.name == next.name
+    }
+}
+
+/// Whether both are one open file, or none.
+fn is_same(a: Option<&FileRef>, b: Option<&FileRef>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        _ => false,
     }
 }
 

@@ -215,6 +215,7 @@ fn map_segment(vm: &AddressSpace, file: &Arc<File>, segment: &Segment, bias: u64
             flags: MapFlags::FIXED,
             offset: segment.file_offset,
             backing: MapBacking::Anonymous,
+            zeroes_of: None,
             extra: VmFlags::empty(),
             denied: VmFlags::empty(),
         };

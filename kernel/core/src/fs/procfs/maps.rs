@@ -32,7 +32,7 @@ fn line(vmas: &Vmas<'_>, vma: &Vma, out: &mut Text) -> Result {
     let file = vma.file();
     let inode = file.and_then(|f| f.inode());
     let (dev, ino) = inode.map_or((0, 0), |i| (i.sb.dev, i.ino));
-    let offset = if vma.backing.is_some() { vma.pgoff * 4096 } else { 0 };
+    let offset = if vma.backing.is_some() || file.is_some() { vma.pgoff * 4096 } else { 0 };
     write!(
         out,
         "{:08x}-{:08x} {}{}{}{} {:08x} {:02x}:{:02x} {} ",

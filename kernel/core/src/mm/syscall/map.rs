@@ -59,6 +59,7 @@ pub(super) fn sys_mmap(
         flags,
         offset,
         backing: MapBacking::Anonymous,
+        zeroes_of: None,
         extra: VmFlags::empty(),
         denied: VmFlags::empty(),
     };
