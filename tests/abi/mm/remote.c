@@ -3,12 +3,53 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define P 4096UL
 #define RW (PROT_READ | PROT_WRITE)
+
+/* process_mrelease(2): the memory of who is dying, and of nobody else. */
+static void released(void)
+{
+    char *shared = mmap(NULL, P, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int status, done = 0;
+    for (int round = 0; round < 20; round++) {
+        int ends[2];
+        CHECK(pipe(ends) == 0);
+        pid_t child = fork();
+        if (child == 0) {
+            size_t len = 8 << 20;
+            char *own = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            memset(own, 1, len);
+            write(ends[1], "x", 1);
+            for (;;)
+                for (size_t i = 0; i < len; i += P)
+                    if (own[i] == 0)
+                        shared[0] = 1;
+        }
+        char byte;
+        CHECK(read(ends[0], &byte, 1) == 1);
+        int pidfd = syscall(SYS_pidfd_open, child, 0);
+        FAILS(EINVAL, syscall(448, pidfd, 0));
+        FAILS(EINVAL, syscall(448, pidfd, 1));
+        kill(child, SIGKILL);
+        errno = 0;
+        int got = syscall(448, pidfd, 0);
+        CHECK(got == 0 || errno == ESRCH || errno == EAGAIN);
+        done += got == 0;
+        CHECK(waitpid(child, &status, 0) == child && WTERMSIG(status) == SIGKILL);
+        FAILS(ESRCH, syscall(448, pidfd, 0));
+        close(pidfd), close(ends[0]), close(ends[1]);
+    }
+    FAILS(EBADF, syscall(448, -1, 0));
+    FAILS(EBADF, syscall(448, 0, 0));
+    /* Nobody has run on with memory that had been taken away. */
+    CHECK(shared[0] == 0);
+    printf("%d of 20 released in time\n", done);
+}
 
 int main(void)
 {
@@ -62,5 +103,6 @@ int main(void)
     kill(pid, SIGCONT);
     kill(pid, SIGUSR1);
     CHECK(waitpid(pid, &status, 0) == pid && WIFSIGNALED(status));
+    released();
     return check_done();
 }

@@ -21,6 +21,7 @@ use ursa_hal::sync::{Once, RwLockReadGuard};
 use ursa_hal::{USER_END, VirtAddr};
 
 use super::account::{self, Charge, PageKind};
+use super::edit::Removed;
 use super::layout::Layout;
 use super::vma::{PAGE, Vma, VmaSet};
 use super::{FileRef, VmFlags, rmap};
@@ -323,6 +324,29 @@ impl AddressSpace {
     pub fn clear(&self) {
         let mut inner = self.inner.write();
         self.clear_locked(&mut inner);
+    }
+
+    /// Unmaps what is private, for somebody who wants a dying process's memory before it has ended by itself. What its threads
+    /// still touch of it is a fault; shared memory stays, for what they owe to others there.
+    ///
+    /// # Errors
+    /// `EAGAIN` if something could not be unmapped.
+    pub fn reap(&self) -> Result {
+        let mut removed = Removed::default();
+        let mut inner = self.inner.write();
+        let kept = VmFlags::SHARED | VmFlags::PFNMAP | VmFlags::SPECIAL;
+        let private = inner.vmas.iter().filter(|vma| !vma.flags.intersects(kept)).map(|vma| (vma.start, vma.end));
+        let mut ranges = Vec::new();
+        for range in private {
+            ranges.try_reserve(1).map_err(|_| Errno::EAGAIN)?;
+            ranges.push(range);
+        }
+        for (start, end) in ranges {
+            self.remove_range(&mut inner, start, end, &mut removed).map_err(|_| Errno::EAGAIN)?;
+        }
+        drop(inner);
+        drop(removed);
+        Ok(())
     }
 
     fn clear_locked(&self, inner: &mut Inner) {

@@ -36,4 +36,5 @@ crate::syscalls! { ROWS;
     331 pkey_free => map::sys_pkey_free(0);
     440 process_madvise => vm::sys_process_madvise(0, 1, 2, 3, 4);
     447 memfd_secret => map::sys_memfd_secret(0);
+    448 process_mrelease => vm::sys_process_mrelease(0, 1);
 }

@@ -1,4 +1,4 @@
-//! `process_vm_readv`, `process_vm_writev`, `process_madvise`: other processes' memory.
+//! `process_vm_readv`, `process_vm_writev`, `process_madvise`, `process_mrelease`: other processes' memory.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -162,4 +162,23 @@ pub(super) fn sys_process_madvise(
         }
     }
     Ok(done)
+}
+
+/// process_mrelease(2): frees the memory of a process that was killed, by pidfd, without waiting for its end.
+pub(super) fn sys_process_mrelease(cx: &mut Cx<'_>, pidfd: i32, flags: u32) -> Result {
+    if flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = cx.thread.file(pidfd)?;
+    let target = process::pidfd::of_file(&file)?.process();
+    let vm = target.try_vm().ok_or(Errno::ESRCH)?;
+    // Whoever shares the memory must be dying as well.
+    let is_dying = |process: &process::Process| {
+        !process.is_dumping() && (process.is_exiting() || process.signals.fatal_signal().is_some())
+    };
+    let shares = |process: &process::Process| process.try_vm().is_some_and(|other| Arc::ptr_eq(&other, &vm));
+    if !is_dying(target) || !process::processes().iter().all(|other| is_dying(other) || !shares(other)) {
+        return Err(Errno::EINVAL);
+    }
+    vm.reap()
 }
