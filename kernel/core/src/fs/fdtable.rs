@@ -7,6 +7,7 @@
 //! References: open(2), dup(2), close_range(2), `fs/file.c`.
 
 use alloc::{sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use linux_uapi::raw::general as uapi;
 use ursa_hal::sync::SpinLock;
@@ -14,8 +15,12 @@ use ursa_hal::sync::SpinLock;
 use super::{file::File, lock};
 use crate::{Errno, Result};
 
-/// The most descriptors a table ever has (`/proc/sys/fs/nr_open`).
-pub const NR_OPEN: usize = 1 << 20;
+/// How many descriptors a table can have (`/proc/sys/fs/nr_open`). One that has more, from before a change, keeps them.
+pub static NR_OPEN: AtomicU32 = AtomicU32::new(1 << 20);
+
+fn nr_open() -> usize {
+    NR_OPEN.load(Ordering::Relaxed) as usize
+}
 
 #[derive(Default)]
 struct Slots {
@@ -102,7 +107,7 @@ impl Slots {
 
     fn allocate(&mut self, min: usize, limit: usize, cloexec: bool) -> Result<usize> {
         let fd = self.lowest_free(min);
-        if fd >= limit.min(NR_OPEN) {
+        if fd >= limit.min(nr_open()) {
             return Err(Errno::EMFILE);
         }
         self.grow(fd)?;
@@ -225,7 +230,7 @@ impl FdTable {
     /// `EMFILE`.
     pub fn install_from(&self, min: usize, file: Arc<File>, cloexec: bool, limit: u64) -> Result<i32> {
         let mut slots = self.slots.lock();
-        let fd = slots.allocate(min, limit.min(NR_OPEN as u64) as usize, cloexec)?;
+        let fd = slots.allocate(min, usize::try_from(limit).unwrap_or(usize::MAX), cloexec)?;
         slots.files[fd] = Some(file);
         Ok(fd as i32)
     }
@@ -235,7 +240,7 @@ impl FdTable {
     /// # Errors
     /// `EMFILE`.
     pub fn reserve(&self, cloexec: bool, limit: u64) -> Result<Reservation<'_>> {
-        let fd = self.slots.lock().allocate(0, limit.min(NR_OPEN as u64) as usize, cloexec)?;
+        let fd = self.slots.lock().allocate(0, usize::try_from(limit).unwrap_or(usize::MAX), cloexec)?;
         Ok(Reservation { table: self, fd })
     }
 
@@ -244,7 +249,7 @@ impl FdTable {
     /// # Errors
     /// `EMFILE`.
     pub fn reserve_owned(self: &Arc<Self>, cloexec: bool, limit: u64) -> Result<OwnedReservation> {
-        let fd = self.slots.lock().allocate(0, limit.min(NR_OPEN as u64) as usize, cloexec)?;
+        let fd = self.slots.lock().allocate(0, usize::try_from(limit).unwrap_or(usize::MAX), cloexec)?;
         Ok(OwnedReservation { table: self.clone(), fd, filled: false })
     }
 
@@ -254,7 +259,7 @@ impl FdTable {
     /// `EBADF` outside the limit, `EBUSY` while another thread is opening that very number.
     pub fn replace(&self, fd: i32, file: Arc<File>, cloexec: bool, limit: u64) -> Result<i32> {
         let slot = fd as u32 as usize;
-        if slot >= limit.min(NR_OPEN as u64) as usize {
+        if slot as u64 >= limit.min(nr_open() as u64) {
             return Err(Errno::EBADF);
         }
         let old = {
@@ -385,7 +390,7 @@ impl FdTable {
     /// A copy for `fork` or `unshare(CLONE_FILES)`: the same open files at the same numbers.
     ///
     /// # Errors
-    /// `ENOMEM`.
+    /// `ENOMEM`; `EMFILE` for more than a table can have by now.
     pub fn fork(&self) -> Result<Arc<FdTable>> {
         self.fork_below(usize::MAX)
     }
@@ -393,12 +398,15 @@ impl FdTable {
     /// As [`FdTable::fork`], without the descriptors from `end` on (`close_range` with `CLOSE_RANGE_UNSHARE`).
     ///
     /// # Errors
-    /// `ENOMEM`.
+    /// As [`FdTable::fork`].
     pub fn fork_below(&self, end: usize) -> Result<Arc<FdTable>> {
         let mut copy = Slots::default();
         {
             let slots = self.slots.lock();
             let top = slots.used.iter().rposition(|w| *w != 0).map_or(0, |w| (w + 1) * 64).min(end);
+            if top > nr_open() {
+                return Err(Errno::EMFILE);
+            }
             if top > 0 {
                 copy.grow(top - 1).map_err(|_| Errno::ENOMEM)?;
             }

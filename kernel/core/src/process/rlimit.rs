@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use ursa_hal::sync::SpinLock;
 
+use crate::fs::fdtable::NR_OPEN;
 use crate::{Errno, Result};
 
 /// No limit.
@@ -74,9 +75,6 @@ pub struct Limit {
     pub hard: u64,
 }
 
-/// The largest `RLIMIT_NOFILE` (`fs.nr_open`).
-pub const NR_OPEN: u64 = 1 << 20;
-
 /// The limits of a process.
 #[derive(Debug)]
 pub struct Rlimits {
@@ -136,12 +134,12 @@ impl Rlimits {
     ///
     /// # Errors
     /// `EINVAL` when the soft limit exceeds the hard one, `EPERM` when the hard limit would rise without privilege or
-    /// `RLIMIT_NOFILE` exceeds [`NR_OPEN`].
+    /// `RLIMIT_NOFILE` exceeds `fs.nr_open`.
     pub fn set(&self, r: Resource, new: Limit, privileged: bool) -> Result<Limit> {
         if new.soft > new.hard {
             return Err(Errno::EINVAL);
         }
-        if r == Resource::Nofile && new.hard > NR_OPEN {
+        if r == Resource::Nofile && new.hard > u64::from(NR_OPEN.load(Relaxed)) {
             return Err(Errno::EPERM);
         }
         let _change = self.change.lock();

@@ -16,7 +16,7 @@ use ursa_hal::sync::Once;
 use super::{Text, node::Generator, register, register_text, system::uts_field};
 use crate::{
     Errno, Result, coredump,
-    fs::{dentry, permission},
+    fs::{dentry, fdtable, permission},
     ipc::{mqueue::fs as mqueue, sysv::NextId},
     net::inet::{datagram, ip, ports, tcp},
     process::{self, Cap, capable, rng, syscall::system},
@@ -232,7 +232,8 @@ fn kernel() -> Result {
 }
 
 fn files() -> Result {
-    fixed("sys/fs/nr_open", "1048576")?;
+    // `sysctl_nr_open_min`, `sysctl_nr_open_max`.
+    number("sys/fs/nr_open", &fdtable::NR_OPEN, 64, i32::MAX as u32 & !63)?;
     fixed("sys/fs/file-max", "9223372036854775807")?;
     register_text("sys/fs/file-nr", |out| {
         let open: usize =
