@@ -1,5 +1,5 @@
 //! Structures of process management: `linux/sched.h` (clone3), `linux/resource.h`, `linux/rseq.h`, `linux/capability.h`,
-//! `linux/utsname.h`, `linux/sysinfo.h`, `linux/times.h`.
+//! `linux/utsname.h`, `linux/sysinfo.h`, `linux/times.h`, `linux/acct.h`.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -168,6 +168,33 @@ pub mod auxv {
     pub const AT_MINSIGSTKSZ: u64 = 51;
 }
 
+/// `struct acct_v3` of `<linux/acct.h>`: what acct(2) leaves of a process.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the fields are those of acct(5)")]
+pub struct AcctV3 {
+    pub ac_flag: u8,
+    pub ac_version: u8,
+    pub ac_tty: u16,
+    pub ac_exitcode: u32,
+    pub ac_uid: u32,
+    pub ac_gid: u32,
+    pub ac_pid: u32,
+    pub ac_ppid: u32,
+    pub ac_btime: u32,
+    /// An IEEE 754 number of single precision.
+    pub ac_etime: u32,
+    pub ac_utime: u16,
+    pub ac_stime: u16,
+    pub ac_mem: u16,
+    pub ac_io: u16,
+    pub ac_rw: u16,
+    pub ac_minflt: u16,
+    pub ac_majflt: u16,
+    pub ac_swaps: u16,
+    pub ac_comm: [u8; 16],
+}
+
 #[cfg(test)]
 mod tests {
     use core::mem::{offset_of, size_of};
@@ -189,5 +216,7 @@ mod tests {
         assert_eq!(size_of::<CapHeader>(), 8);
         assert_eq!(size_of::<CapData>(), 12);
         assert_eq!(size_of::<RseqCs>(), 32);
+        assert_eq!(size_of::<AcctV3>(), 64);
+        assert_eq!(offset_of!(AcctV3, ac_comm), 48);
     }
 }

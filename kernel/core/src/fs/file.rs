@@ -235,6 +235,11 @@ impl File {
         Self::build(ops, None, Some(inode), name, flags, FileMode::empty())
     }
 
+    /// The same object as an open file of its own that keeps no mount busy, for what the kernel keeps open.
+    pub fn without_path(&self) -> Arc<File> {
+        Self::build(self.ops.clone(), None, self.inode.clone(), self.name, self.flags(), FileMode::empty())
+    }
+
     fn build(
         ops: Arc<dyn FileOps>,
         path: Option<Path>,

@@ -136,6 +136,9 @@ pub fn finish(thread: &Arc<Thread>) {
         init_died(process);
     }
     signal::thread_exits(thread, is_last);
+    if is_last {
+        super::acct::process_exits(thread);
+    }
     release_memory(thread, is_last);
     let files = thread.set_files(NO_FILES.call_once(FdTable::new).clone());
     drop(files);

@@ -7,12 +7,13 @@
 //! Signals, scheduling and memory are their own modules; this one tells them when a thread is born, execs and dies.
 //! Locking: see [`process`] for the family tree and [`pid`] for the number space.
 
+pub mod acct;
 pub mod args;
 pub mod caps;
 mod cpu_time;
 pub mod cred;
-pub mod exec;
 pub mod dispatch;
+pub mod exec;
 pub mod executable;
 pub mod exit;
 pub mod fork;

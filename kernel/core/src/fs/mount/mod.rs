@@ -241,6 +241,7 @@ impl Drop for Mount {
     fn drop(&mut self) {
         // The last mount of a file system ends it. The tree of inodes holds the super block too, so mounts are counted.
         if self.sb.mounts.fetch_sub(1, Ordering::AcqRel) == 1 {
+            crate::process::acct::file_system_ends(&self.sb);
             self.sb.shutdown();
         }
     }

@@ -208,6 +208,23 @@ fn kernel() -> Result {
     for (name, next) in [("shm", NextId::Shm), ("sem", NextId::Sem), ("msg", NextId::Msg)] {
         register(&alloc::format!("sys/kernel/{name}_next_id"), 0o644, next)?;
     }
+    register(
+        "sys/kernel/acct",
+        0o644,
+        Editable {
+            show: |out| {
+                let [resume, suspend, seconds] = &process::acct::LIMITS;
+                writeln!(out, "{}\t{}\t{}", resume.load(Relaxed), suspend.load(Relaxed), seconds.load(Relaxed))?;
+                Ok(())
+            },
+            store: |text| {
+                for (limit, number) in process::acct::LIMITS.iter().zip(text.split_ascii_whitespace()) {
+                    limit.store(number.parse().map_err(|_| Errno::EINVAL)?, Relaxed);
+                }
+                Ok(())
+            },
+        },
+    )?;
     number("sys/kernel/dmesg_restrict", &DMESG_RESTRICT, 0, 1)?;
     number("sys/kernel/panic", &PANIC, 0, u32::MAX)?;
     number("sys/kernel/sysrq", &SYSRQ, 0, 0x1ff)?;

@@ -1,5 +1,6 @@
 //! The system calls of processes: decoding, then one call into the objects.
 
+use crate::process::acct;
 use crate::syscalls;
 
 pub mod clone;
@@ -56,6 +57,7 @@ syscalls! { ROWS;
     157 prctl => prctl::sys_prctl(0, 1, 2, 3, 4);
     158 arch_prctl => thread::sys_arch_prctl(0, 1);
     160 setrlimit => limits::sys_setrlimit(0, 1);
+    163 acct => acct::sys_acct(0);
     169 reboot => system::sys_reboot(0, 1, 2, 3);
     170 sethostname => system::sys_sethostname(0, 1);
     171 setdomainname => system::sys_setdomainname(0, 1);
