@@ -141,13 +141,12 @@ impl Notifier {
     }
 }
 
-/// Tells the owner of a socket that urgent data have come; false without one. Not to be called under a spin lock.
-pub fn urgent(owner: &SharedOwner) -> bool {
+/// Tells the owner of a socket, if it has one, that urgent data have come. Not to be called under a spin lock.
+pub fn urgent(owner: &SharedOwner) {
     let owner = *owner.lock();
     if owner.id != 0 {
         send(&owner, SigInfo::kernel(SIGURG));
     }
-    owner.id != 0
 }
 
 fn send(owner: &Owner, info: SigInfo) {

@@ -48,6 +48,8 @@ pub trait SocketOps: Any + Send + Sync {
     fn send(&self, message: &mut Outgoing<'_, '_>) -> Result<usize>;
     /// Receives.
     fn receive(&self, message: &mut Incoming<'_, '_>) -> Result<usize>;
+    /// A boolean option of [`Options`] has changed.
+    fn flags_changed(&self) {}
     /// The options common to all families.
     fn options(&self) -> &Options;
     /// Takes the pending error (`SO_ERROR`).

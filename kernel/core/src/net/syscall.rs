@@ -544,9 +544,11 @@ pub fn sys_setsockopt(cx: &mut Cx<'_>, fd: i32, level: i32, name: u32, value: Us
         _ => match kept_flag(name) {
             Some(flag) if int(&bytes)? != 0 => {
                 options.kept.fetch_or(flag, Ordering::Relaxed);
+                ops.flags_changed();
             }
             Some(flag) => {
                 options.kept.fetch_and(!flag, Ordering::Relaxed);
+                ops.flags_changed();
             }
             None => return ops.set_option(level, name, &bytes),
         },

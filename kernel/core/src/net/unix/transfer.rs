@@ -122,10 +122,10 @@ impl Unix {
         drop(received);
         drop(former);
         if urgent {
-            let owner = self.owner.get().cloned();
-            if owner.is_some_and(|owner| sigio::urgent(&owner)) {
-                self.read_queue.wake_events(PollEvents::POLLPRI);
+            if let Some(owner) = self.owner.get() {
+                sigio::urgent(owner);
             }
+            self.read_queue.wake_events(PollEvents::POLLPRI);
         }
         self.read_queue.wake_n(1, PollEvents::READABLE, false);
         true

@@ -34,7 +34,7 @@ use super::datagram::loopback_like;
 use super::interface::{self, LOOPBACK};
 use super::options::{IpOptions, Switch};
 use super::ports::{Binding, Claim, Ports};
-use super::stream::{End, FIN, GONE, RESET, Stream};
+use super::stream::{End, FIN, GONE, Policy, RESET, Stream};
 use super::{Identity, wait};
 use crate::net::pending_error::PendingError;
 use crate::net::{Options, SocketOps};
@@ -172,6 +172,7 @@ pub struct Tcp {
     readers: Arc<WaitQueue>,
     writers: Arc<WaitQueue>,
     error: Arc<PendingError>,
+    urgency: Arc<Policy>,
     device: AtomicU32,
     /// `SO_SNDBUF`; 0 until a program sets it.
     send_buffer: AtomicUsize,
@@ -217,6 +218,7 @@ impl Tcp {
             readers: Arc::new(WaitQueue::new()),
             writers: Arc::new(WaitQueue::new()),
             error: Arc::new(PendingError::new()),
+            urgency: Arc::default(),
             device: AtomicU32::new(0),
             send_buffer: AtomicUsize::new(0),
             options,
@@ -230,6 +232,7 @@ impl Tcp {
     fn child(&self, local: Endpoint, remote: Endpoint) -> Arc<Tcp> {
         let child = Tcp::new(self.family);
         child.options.inherit(&self.options);
+        child.flags_changed();
         child.ip.inherit(&self.ip);
         child.tcp.inherit(&self.tcp);
         child.device.store(self.device.load(Relaxed), Relaxed);
@@ -259,7 +262,7 @@ impl Tcp {
     }
 
     fn reader_end(&self) -> End {
-        End { queue: self.readers.clone(), error: self.error.clone(), room: self.options.rcvbuf.load(Relaxed) }
+        self.end(&self.readers, self.options.rcvbuf.load(Relaxed))
     }
 
     fn writer_end(&self) -> End {
@@ -267,7 +270,11 @@ impl Tcp {
             0 => SEND_CONNECTED,
             bytes => bytes,
         };
-        End { queue: self.writers.clone(), error: self.error.clone(), room }
+        self.end(&self.writers, room)
+    }
+
+    fn end(&self, queue: &Arc<WaitQueue>, room: usize) -> End {
+        End { queue: queue.clone(), error: self.error.clone(), room, urgency: self.urgency.clone() }
     }
 
     fn link(&self) -> Option<Arc<Link>> {

@@ -18,6 +18,7 @@ use super::options::SOL_TCP;
 use super::{
     Attempt, BACKLOG_MAX, Listener, Phase, SEND_CONNECTED, SEND_DEFAULT, SIOCOUTQNSD, TCP, Tcp, hand_over, remote,
 };
+use crate::fs::owner::SharedOwner;
 use crate::net::{Incoming, Options, Outgoing, SocketOps};
 use crate::poll::{PollEvents, PollTable};
 use crate::process::{Cap, capable, current};
@@ -238,6 +239,14 @@ impl SocketOps for Tcp {
         self.receive_message(message)
     }
 
+    fn flags_changed(&self) {
+        self.urgency.inline.store(self.options.has(uapi::SO_OOBINLINE), Relaxed);
+    }
+
+    fn set_owner(&self, owner: &SharedOwner) {
+        self.urgency.owner.call_once(|| owner.clone());
+    }
+
     fn options(&self) -> &Options {
         &self.options
     }
@@ -340,8 +349,13 @@ impl SocketOps for Tcp {
                 events |= PollEvents::READABLE | PollEvents::POLLRDHUP;
             }
             let least = self.options.receive_low_water.load(Relaxed).max(1) as usize;
-            if link.rx.len() >= least {
+            // The urgent byte that is next is passed over by a read.
+            let urgent = usize::from(!self.options.has(uapi::SO_OOBINLINE) && link.rx.is_at_urgent(0));
+            if link.rx.len() >= least + urgent {
                 events |= PollEvents::READABLE;
+            }
+            if link.rx.has_urgent() {
+                events |= PollEvents::POLLPRI;
             }
             if ended || link.tx.is_writable() {
                 events |= PollEvents::WRITABLE;
@@ -358,10 +372,9 @@ impl SocketOps for Tcp {
         let link = self.link();
         let value = match cmd {
             io::FIONREAD | io::TIOCOUTQ | SIOCOUTQNSD if listens => return Err(Errno::EINVAL),
-            io::FIONREAD => link.map_or(0, |l| l.rx.len()),
+            io::FIONREAD => link.map_or(0, |l| l.rx.readable()),
             io::TIOCOUTQ | SIOCOUTQNSD => link.map_or(0, |l| l.tx.unacknowledged()),
-            // There is no urgent data to be at.
-            io::SIOCATMARK => 0,
+            io::SIOCATMARK => usize::from(link.is_some_and(|l| l.rx.is_at_urgent(0))),
             _ => return Err(Errno::ENOTTY),
         };
         UserPtr::<i32>::new(arg as u64).write(&i32::try_from(value).unwrap_or(i32::MAX))?;

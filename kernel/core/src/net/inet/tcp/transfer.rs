@@ -30,14 +30,16 @@ impl Tcp {
     }
 
     pub(super) fn send_message(&self, out: &mut Outgoing<'_, '_>) -> Result<usize> {
-        if out.flags & uapi::MSG_OOB != 0 {
-            return Err(Errno::EOPNOTSUPP);
-        }
+        let urgent = out.flags & uapi::MSG_OOB != 0;
         let nonblocking = out.flags & uapi::MSG_DONTWAIT != 0;
         let deadline = self.options.send_deadline();
         let broken = || self.error.take().unwrap_or(Errno::EPIPE);
         let link = self.connected(nonblocking, deadline)?.ok_or_else(broken)?;
         let tx = &link.tx;
+        if urgent && tx.is_pumped() {
+            // The engine has no urgent data.
+            return Err(Errno::EOPNOTSUPP);
+        }
         let mut sent = 0;
         let partial = |sent: usize, error: Errno| if sent > 0 { Ok(sent) } else { Err(error) };
         loop {
@@ -59,7 +61,12 @@ impl Tcp {
                 link.rx.mark(RESET);
                 return Ok(sent + len);
             }
-            match tx.write(out.data) {
+            // The last byte is the urgent one, and goes by itself.
+            let step = match out.data.remaining() - usize::from(urgent) {
+                0 => tx.write_urgent(out.data),
+                ordinary => tx.write(out.data, ordinary),
+            };
+            match step {
                 Ok(0) => {}
                 Ok(n) => {
                     sent += n;
@@ -82,8 +89,7 @@ impl Tcp {
             return Err(Errno::EAGAIN);
         }
         if into.flags & uapi::MSG_OOB != 0 {
-            // There is no urgent data.
-            return Err(Errno::EINVAL);
+            return self.receive_urgent(into);
         }
         let deadline = self.options.receive_deadline();
         let Some(link) = self.connected(into.is_nonblocking(), deadline)? else {
@@ -104,7 +110,8 @@ impl Tcp {
         loop {
             // Before the look at the bytes: whatever was written came before the end.
             let over = rx.has(FIN | RESET) || self.state.lock().receive_shut;
-            let step = if drops { Ok(rx.discard(wanted - copied)) } else { rx.read(into.data, peek.then_some(copied)) };
+            let step =
+                if drops { Ok(rx.discard(wanted - copied, copied > 0)) } else { rx.read(into.data, peek, copied) };
             match step {
                 Ok(n) => copied += n,
                 Err(error) if copied == 0 => return Err(error),
@@ -114,7 +121,11 @@ impl Tcp {
                 return Ok(copied);
             }
             if copied > 0 {
-                if over || self.error.is_set() || into.is_nonblocking() {
+                if over
+                    || rx.is_at_urgent(if peek { copied } else { 0 })
+                    || self.error.is_set()
+                    || into.is_nonblocking()
+                {
                     return Ok(copied);
                 }
             } else {
@@ -132,11 +143,41 @@ impl Tcp {
                 }
             }
             let seen = if peek { copied } else { 0 };
-            let ready =
-                || rx.len() > seen || rx.has(FIN | RESET) || self.error.is_set() || self.state.lock().receive_shut;
+            // A peek passes the urgent byte over and leaves it there.
+            let passes_urgent = || peek && rx.is_at_urgent(0) && !self.options.has(uapi::SO_OOBINLINE);
+            let ready = || {
+                rx.len() > seen + usize::from(passes_urgent())
+                    || rx.has(FIN | RESET)
+                    || self.error.is_set()
+                    || self.state.lock().receive_shut
+            };
             if let Err(error) = wait(&self.readers, deadline, ready) {
                 return if copied > 0 { Ok(copied) } else { Err(error) };
             }
         }
+    }
+
+    /// Reads the urgent byte out of band.
+    fn receive_urgent(&self, into: &mut Incoming<'_, '_>) -> Result<usize> {
+        let link = {
+            let state = self.state.lock();
+            if matches!(state.phase, Phase::Listening(_)) {
+                return Err(Errno::ENOTCONN);
+            }
+            state.link.clone()
+        };
+        if self.options.has(uapi::SO_OOBINLINE) {
+            return Err(Errno::EINVAL);
+        }
+        let byte = link.ok_or(Errno::EINVAL)?.rx.take_urgent(into.flags & uapi::MSG_PEEK != 0)?;
+        into.out_flags |= uapi::MSG_OOB;
+        if into.data.remaining() == 0 {
+            into.out_flags |= uapi::MSG_TRUNC;
+            return Ok(0);
+        }
+        if into.flags & uapi::MSG_TRUNC == 0 {
+            into.data.put_all(&[byte])?;
+        }
+        Ok(1)
     }
 }

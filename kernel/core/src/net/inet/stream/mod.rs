@@ -11,6 +11,8 @@
 //! ```
 //! Locking: `read_lock` (sleeping) keeps readers in order; `inner` is a leaf, never held over a copy from or to a program.
 
+mod urgent;
+
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -19,6 +21,8 @@ use ursa_hal::addr::PAGE_SIZE;
 use ursa_hal::mm::Frame;
 use ursa_hal::sync::{Once, SpinLock};
 
+pub use self::urgent::Policy;
+use self::urgent::{Ahead, Urgent};
 use crate::fs::{Sink, Source};
 use crate::net::pending_error::PendingError;
 use crate::poll::PollEvents;
@@ -58,6 +62,9 @@ struct Segment {
 struct Inner {
     segments: VecDeque<Segment>,
     spare: [Option<Frame>; SPARE_FRAMES],
+    /// Bytes that the reader has passed, ever.
+    taken: usize,
+    urgent: Option<Urgent>,
 }
 
 /// One direction of a connection.
@@ -87,6 +94,8 @@ pub struct End {
     pub error: Arc<PendingError>,
     /// Its buffer size.
     pub room: usize,
+    /// What becomes of urgent data.
+    pub urgency: Arc<Policy>,
 }
 
 impl Inner {
@@ -127,6 +136,11 @@ impl Stream {
     pub fn set_pump(&self, pump: Weak<dyn Pump>) {
         // Set once, where the connection is made.
         let _: core::result::Result<_, _> = self.pump.set(pump);
+    }
+
+    /// Whether an engine moves its far end.
+    pub fn is_pumped(&self) -> bool {
+        self.pump.get().is_some()
     }
 
     fn kick(&self) {
@@ -185,7 +199,7 @@ impl Stream {
 
     /// Bytes that the other machine, or the reader's buffer, has not taken over yet (`SIOCOUTQ`).
     pub fn unacknowledged(&self) -> usize {
-        let taken = if self.pump.get().is_some() { 0 } else { self.reader_room.load(Ordering::Relaxed) };
+        let taken = if self.is_pumped() { 0 } else { self.reader_room.load(Ordering::Relaxed) };
         self.len().saturating_sub(taken)
     }
 
@@ -209,18 +223,21 @@ impl Stream {
         let segments = core::mem::take(&mut inner.segments);
         let gone = segments.iter().map(|s| s.len).sum();
         self.len.fetch_sub(gone, Ordering::SeqCst);
+        if inner.pass(gone) {
+            self.urgent_passed();
+        }
         let spare = core::mem::take(&mut inner.spare);
         drop(inner);
         drop((segments, spare));
         self.wake_writers();
     }
 
-    /// Writes what there is room for, at most one step's worth: 0 when it is full. Does not wait.
+    /// Writes what there is room for, at most one step's worth and `most` bytes: 0 when it is full. Does not wait.
     ///
     /// # Errors
     /// `EFAULT`, `ENOMEM`; nothing was written then.
-    pub fn write(&self, src: &mut Source<'_>) -> Result<usize> {
-        let want = src.remaining().min(self.room());
+    pub fn write(&self, src: &mut Source<'_>, most: usize) -> Result<usize> {
+        let want = most.min(self.room());
         if want == 0 {
             return Ok(0);
         }
@@ -282,33 +299,39 @@ impl Stream {
         Ok(done)
     }
 
-    /// Reads into `dst`, behind the first `skip` bytes and without taking them when it `peek`s. 0: there is nothing.
+    /// Reads into `dst` as the next step of a read that has got `got` bytes before: behind them, without taking anything, when it
+    /// `peek`s. 0: there is nothing.
     ///
     /// # Errors
     /// `EFAULT` when nothing could be copied.
-    pub fn read(&self, dst: &mut Sink<'_>, peek: Option<usize>) -> Result<usize> {
+    pub fn read(&self, dst: &mut Sink<'_>, peek: bool, got: usize) -> Result<usize> {
         let _order = self.read_lock.lock();
-        match peek {
-            Some(skip) => self.peek(dst, skip),
-            None => self.take(dst, true),
-        }
+        if peek { self.peek(dst, got) } else { self.take(dst, got > 0, true) }
     }
 
-    /// Drops up to `want` bytes unread: `MSG_TRUNC` on a stream.
-    pub fn discard(&self, want: usize) -> usize {
+    /// Drops up to `want` bytes unread: `MSG_TRUNC` on a stream. `begun`: the read has got some before.
+    pub fn discard(&self, want: usize, begun: bool) -> usize {
         let _order = self.read_lock.lock();
         let mut nowhere = Nowhere;
-        self.take(&mut Sink::pages(&mut nowhere, want), true).unwrap_or(0)
+        self.take(&mut Sink::pages(&mut nowhere, want), begun, true).unwrap_or(0)
     }
 
-    fn take(&self, dst: &mut Sink<'_>, wakes: bool) -> Result<usize> {
+    fn take(&self, dst: &mut Sink<'_>, begun: bool, wakes: bool) -> Result<usize> {
         let mut total = 0;
         loop {
-            let want = dst.remaining();
+            let mut want = dst.remaining();
             let mut batch: [Option<Segment>; BATCH] = [const { None }; BATCH];
             let mut taken = 0;
+            let mut passed_over = None;
             {
                 let mut inner = self.inner.lock();
+                match inner.ahead(begun || total > 0, self.is_inline()) {
+                    Ahead::All => {}
+                    Ahead::Bytes(bytes) => want = want.min(bytes),
+                    Ahead::Stop => want = 0,
+                    Ahead::Over if want > 0 => passed_over = self.pass_over(&mut inner),
+                    Ahead::Over => {}
+                }
                 for place in &mut batch {
                     if taken >= want {
                         break;
@@ -318,16 +341,17 @@ impl Stream {
                     *place = Some(segment);
                 }
             }
+            drop(passed_over);
             if taken == 0 {
                 break;
             }
             let mut copied = 0;
             let mut failure = None;
             for segment in batch.iter_mut().flatten() {
-                if failure.is_some() || dst.remaining() == 0 {
+                if failure.is_some() || copied == want {
                     break;
                 }
-                let len = segment.len.min(dst.remaining());
+                let len = segment.len.min(want - copied);
                 match dst.put_frame(&segment.frame, segment.offset, len) {
                     Ok(n) => {
                         segment.offset += n;
@@ -351,6 +375,9 @@ impl Stream {
                     }
                 }
                 self.len.fetch_sub(copied, Ordering::SeqCst);
+                if inner.pass(copied) {
+                    self.urgent_passed();
+                }
             }
             drop(used);
             total += copied;
@@ -368,12 +395,22 @@ impl Stream {
         Ok(total)
     }
 
-    fn peek(&self, dst: &mut Sink<'_>, skip: usize) -> Result<usize> {
+    fn peek(&self, dst: &mut Sink<'_>, got: usize) -> Result<usize> {
         let mut total = 0;
         while dst.remaining() > 0 {
+            let mut most = dst.remaining();
             let next = {
                 let inner = self.inner.lock();
-                let mut skip = skip + total;
+                let mut skip = got + total;
+                match inner.ahead(false, self.is_inline()) {
+                    // The byte that is passed over is there still.
+                    Ahead::Over => skip += 1,
+                    Ahead::Bytes(bytes) => most = most.min(bytes.saturating_sub(skip)),
+                    Ahead::All | Ahead::Stop => {}
+                }
+                if most == 0 {
+                    break;
+                }
                 inner.segments.iter().find_map(|s| {
                     if skip >= s.len {
                         skip -= s.len;
@@ -383,7 +420,7 @@ impl Stream {
                 })
             };
             let Some((frame, offset, len)) = next else { break };
-            let len = len.min(dst.remaining());
+            let len = len.min(most);
             match dst.put_frame(&frame, offset, len) {
                 Ok(n) => {
                     total += n;
@@ -401,7 +438,7 @@ impl Stream {
     /// Copies bytes out for the pump, without telling it of the room.
     pub fn drain(&self, into: &mut [u8]) -> usize {
         let _order = self.read_lock.lock();
-        let taken = self.take(&mut Sink::kernel(into), false).unwrap_or(0);
+        let taken = self.take(&mut Sink::kernel(into), false, false).unwrap_or(0);
         if taken > 0 {
             self.wake_writers();
         }
