@@ -18,6 +18,7 @@ pub mod addr;
 pub mod boot;
 pub mod console;
 pub mod cpu;
+pub mod debug;
 pub mod fpu;
 mod hooks;
 pub mod iommu;

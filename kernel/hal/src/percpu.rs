@@ -37,6 +37,8 @@ pub(crate) struct CpuLocal {
     pub(crate) current: Cell<*const Task>,
     /// Task whose FPU state the registers hold.
     pub(crate) fpu_owner: Cell<*const Task>,
+    /// DR7 lets something count (`debug`).
+    pub(crate) breakpoints_on: Cell<bool>,
     /// User copies fail at once instead of asking for the page while this is not zero.
     pub(crate) nofault: Cell<u32>,
     /// Set while the per-CPU allocator caches are being changed; an interrupt that sees it uses the shared pools.
@@ -69,6 +71,7 @@ impl CpuLocal {
             run_rsp: Cell::new(0),
             current: Cell::new(ptr::null()),
             fpu_owner: Cell::new(ptr::null()),
+            breakpoints_on: Cell::new(false),
             nofault: Cell::new(0),
             alloc_busy: Cell::new(false),
             spin_depth: Cell::new(0),

@@ -322,5 +322,6 @@ fn commit(thread: &Arc<Thread>, regs: &mut UserContext, new: Commit) {
     let current = task::current();
     current.set_fs_base(0);
     current.set_gs_base(0);
+    thread.signals.ptrace.clear_breakpoints(&current);
     ptrace::exec_event(thread);
 }

@@ -14,9 +14,10 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use linux_uapi::signal::{
     BUS_ADRALN, FPE_FLTDIV, FPE_FLTINV, FPE_FLTOVF, FPE_FLTRES, FPE_FLTUND, FPE_INTDIV, ILL_ILLOPN, SI_KERNEL, SIGBUS,
-    SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SigInfo, TRAP_HWBKPT, TRAP_TRACE,
+    SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SigInfo, TRAP_BRKPT, TRAP_HWBKPT, TRAP_TRACE,
 };
 use ursa_hal::addr::VirtAddr;
+use ursa_hal::debug;
 use ursa_hal::task;
 use ursa_hal::trap::{Access, UserContext, UserEvent};
 
@@ -114,15 +115,20 @@ fn page_fault(thread: &Thread, addr: VirtAddr, access: Access, present: bool) {
     }
 }
 
-fn exception(thread: &Thread, ext: &TaskExt, context: &UserContext, vector: u8, error_code: u64, dr6: u64) {
+fn exception(thread: &Thread, ext: &TaskExt, context: &mut UserContext, vector: u8, error_code: u64, dr6: u64) {
     thread.signals.ptrace.set_fault(u64::from(vector), error_code, 0);
     let rip = context.regs().rip;
     let info = match vector {
         0 => SigInfo::fault(SIGFPE, FPE_INTDIV, rip),
         1 => {
-            const SINGLE_STEP: u64 = 1 << 14;
-            let code = if dr6 & SINGLE_STEP != 0 { TRAP_TRACE } else { TRAP_HWBKPT };
+            // Neither: the instruction INT1.
+            let code = match dr6 {
+                _ if dr6 & debug::STEP != 0 => TRAP_TRACE,
+                _ if dr6 & debug::HITS != 0 => TRAP_HWBKPT,
+                _ => TRAP_BRKPT,
+            };
             ext.take_work(Work::SINGLE_STEP);
+            thread.signals.ptrace.debug_trap(dr6, context);
             SigInfo::fault(SIGTRAP, code, rip)
         }
         3 => SigInfo::fault(SIGTRAP, SI_KERNEL, 0),

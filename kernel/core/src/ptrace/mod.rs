@@ -5,7 +5,8 @@
 //! change: requests work on the copy, which the tracee takes over when it runs again. Memory is reached through the
 //! tracee's address space, vector state through hal, which refuses both for a task that is not off its CPU.
 //!
-//! Modules: this one has the state and the stops; [`access`] who may trace whom; [`regs`] the register structures;
+//! Modules: this one has the state and the stops; [`access`] who may trace whom; [`regs`] the register structures; [`breakpoints`]
+//! the debug registers;
 //! [`request`] the system call; [`news`] what wait(2) and the births and deaths of threads have to do with it.
 //!
 //! The tracer is a process here, not a single thread of it: any of its threads may make requests (Linux wants the one
@@ -15,6 +16,7 @@
 //! References: ptrace(2), Linux `kernel/ptrace.c`.
 
 mod access;
+mod breakpoints;
 mod news;
 mod regs;
 pub mod request;
@@ -25,7 +27,10 @@ use core::sync::atomic::{AtomicBool, Ordering, fence};
 use linux_uapi::raw::ptrace as uapi;
 use linux_uapi::signal::{CLD_TRAPPED, SIGCHLD, SIGTRAP, SigInfo, TRAP_BRKPT};
 use ursa_hal::sync::SpinLock;
+use ursa_hal::task::Task;
 use ursa_hal::trap::{Regs, UserContext};
+
+use breakpoints::Breakpoints;
 
 use crate::process::{Process, Thread, exit};
 use crate::sched::{self, SleepState, Work};
@@ -116,6 +121,7 @@ pub struct Tracee {
     traced: AtomicBool,
     state: SpinLock<State>,
     fault: SpinLock<Fault>,
+    breakpoints: SpinLock<Breakpoints>,
 }
 
 impl Tracee {
@@ -130,6 +136,16 @@ impl Tracee {
 
     pub(crate) fn set_fault(&self, vector: u64, error_code: u64, address: u64) {
         *self.fault.lock() = Fault { vector, error_code, address };
+    }
+
+    /// The thread got a #DB; `status` is DR6.
+    pub(crate) fn debug_trap(&self, status: u64, context: &mut UserContext) {
+        self.breakpoints.lock().hit(status, context);
+    }
+
+    /// The thread has become a new program, which has no breakpoints.
+    pub(crate) fn clear_breakpoints(&self, task: &Task) {
+        self.breakpoints.lock().clear(task);
     }
 
     fn tracer(&self) -> Option<Arc<Process>> {

@@ -278,7 +278,7 @@ fn set_registers(thread: &Thread, task: &Task, new: &UserRegs) -> Result {
     })?
 }
 
-/// Offset of the debug registers in `struct user`, and its size.
+/// Offset of the debug registers (`u_debugreg`) in `struct user`, and its size.
 const DEBUG_REGISTERS: core::ops::Range<u64> = 848..912;
 const USER_SIZE: u64 = 912;
 
@@ -286,18 +286,26 @@ fn user_word(addr: u64) -> Result<usize> {
     if addr.is_multiple_of(8) && addr < USER_SIZE { Ok(addr as usize / 8) } else { Err(Errno::EIO) }
 }
 
+/// The number of the debug register at this offset of `struct user`.
+fn debug_register(addr: u64) -> Option<usize> {
+    DEBUG_REGISTERS.contains(&addr).then(|| (addr - DEBUG_REGISTERS.start) as usize / 8)
+}
+
 fn peek_user(thread: &Thread, task: &Task, addr: u64) -> Result<u64> {
     let index = user_word(addr)?;
+    if let Some(register) = debug_register(addr) {
+        return Ok(thread.signals.ptrace.breakpoints.lock().get(register));
+    }
     let all = registers(thread, task)?;
     let words = <[u64; 27]>::read_from_bytes(all.as_bytes()).map_err(|_| Errno::EIO)?;
-    // The rest of the structure reads as zero, the debug registers among it: no hardware watchpoints.
+    // The rest of the structure reads as zero.
     Ok(words.get(index).copied().unwrap_or(0))
 }
 
 fn poke_user(thread: &Thread, task: &Task, addr: u64, data: u64) -> Result {
     let index = user_word(addr)?;
-    if DEBUG_REGISTERS.contains(&addr) {
-        return if data == 0 { Ok(()) } else { Err(Errno::EIO) };
+    if let Some(register) = debug_register(addr) {
+        return thread.signals.ptrace.breakpoints.lock().set(register, data, task);
     }
     let mut all = registers(thread, task)?;
     let bytes = all.as_mut_bytes();

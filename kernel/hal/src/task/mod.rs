@@ -15,6 +15,7 @@ pub use stack::{STACK_SIZE, Stack, stacks_in_use};
 
 use crate::addr::{USER_END, VirtAddr};
 use crate::cpu::wrmsr;
+use crate::debug;
 pub use crate::fpu::FpuState;
 use crate::fpu::{self, BadImage};
 use crate::mm::{self, UserSpace};
@@ -57,6 +58,7 @@ pub struct Task {
     fpu: Option<UnsafeCell<FpuState>>,
     /// The program's registers, on the task's own stack, while [`UserContext::expose`](crate::trap::UserContext::expose) is there.
     user_regs: AtomicPtr<Regs>,
+    pub(crate) debug: debug::Registers,
     /// `ext`'s type and address, for a cheap downcast.
     ext_type: TypeId,
     ext_ptr: *const (),
@@ -107,6 +109,7 @@ impl Task {
             gs_base: AtomicU64::new(0),
             fpu: fpu.map(UnsafeCell::new),
             user_regs: AtomicPtr::new(ptr::null_mut()),
+            debug: debug::Registers::default(),
             ext_type: (*ext).type_id(),
             ext_ptr: Arc::as_ptr(&ext).cast(),
             ext,
@@ -167,14 +170,14 @@ impl Task {
         self.fpu_cpu.store(cpu, Ordering::Relaxed);
     }
 
-    /// A task that is not current loads its bases, with all else, at its next switch-in.
-    fn bases_changed(&self) {
+    /// A task that is not current loads its bases and breakpoints, with all else, at its next switch-in.
+    pub(crate) fn registers_changed(&self) {
         if !self.is_current() {
             self.set_fpu_cpu(NO_CPU);
         }
     }
 
-    fn is_current(&self) -> bool {
+    pub(crate) fn is_current(&self) -> bool {
         ptr::eq(local().current.get(), self)
     }
 
@@ -263,7 +266,7 @@ impl Task {
         }
         let _off = IrqsOff::new();
         self.fs_base.store(base, Ordering::Relaxed);
-        self.bases_changed();
+        self.registers_changed();
         if self.is_user() && self.is_current() {
             // SAFETY: a user address; the kernel does not use FS.
             unsafe { wrmsr(MSR_FS_BASE, base) };
@@ -277,7 +280,7 @@ impl Task {
         }
         let _off = IrqsOff::new();
         self.gs_base.store(base, Ordering::Relaxed);
-        self.bases_changed();
+        self.registers_changed();
         if self.is_user() && self.is_current() {
             // SAFETY: a user address, in the register that SWAPGS makes active on the way to user mode.
             unsafe { wrmsr(MSR_KERNEL_GS_BASE, base) };
@@ -446,6 +449,7 @@ unsafe fn finish(from: *const Task) {
             wrmsr(MSR_FS_BASE, me.fs_base());
             wrmsr(MSR_KERNEL_GS_BASE, me.gs_base());
         }
+        debug::load(&me);
     }
     // SAFETY: the reference that the caller passes.
     unsafe { drop(Arc::from_raw(from)) };

@@ -25,6 +25,7 @@ use core::mem::offset_of;
 /// `ursa_user_enter` came back because of `need_resched`.
 const RESCHED: u32 = 0x200;
 const IF: u64 = 1 << 9;
+const TF: u64 = 1 << 8;
 
 /// All registers of an interrupted or calling program, in the order in which entry code stores them.
 #[repr(C, align(16))]
@@ -306,7 +307,11 @@ impl UserContext {
                 access: Access::of(error_code),
                 present: error_code & 1 != 0,
             },
-            0..=31 => UserEvent::Exception { vector, error_code, dr6: if vector == 1 { take_dr6() } else { 0 } },
+            0..=31 => UserEvent::Exception {
+                vector,
+                error_code,
+                dr6: if vector == 1 { crate::debug::take_status() } else { 0 },
+            },
             _ => {
                 crate::irq::dispatch(vector);
                 UserEvent::Interrupt
@@ -356,16 +361,6 @@ fn read_cr2() -> u64 {
     let v;
     // SAFETY: reads a control register.
     unsafe { asm!("mov {}, cr2", out(reg) v, options(nomem, nostack, preserves_flags)) };
-    v
-}
-
-/// Reads and clears the debug status.
-fn take_dr6() -> u64 {
-    let v: u64;
-    // SAFETY: DR6 holds status bits only; 0xffff0ff0 is its cleared state.
-    unsafe {
-        asm!("mov {0}, dr6", "mov dr6, {1}", out(reg) v, in(reg) 0xffff_0ff0u64, options(nomem, nostack, preserves_flags));
-    }
     v
 }
 
@@ -453,6 +448,13 @@ extern "C" fn paranoid_trap(frame: &mut TrapFrame) -> u32 {
             }
             // The value of eax at the return of `ursa_user_enter`.
             0x101
+        }
+        // The kernel sets no breakpoints and does not step: it has touched what a program watches, or got what was put off behind a
+        // program's `mov ss` (whose trap flag must not go on here).
+        1 => {
+            crate::debug::take_status();
+            frame.0.rflags &= !TF;
+            0
         }
         _ => fatal(frame),
     }
