@@ -42,6 +42,9 @@ pub enum Event {
     Tick,
 }
 
+/// A service that has run so long since its start has served: its end is no failure to start.
+const STEADY: Duration = Duration::from_secs(1);
+
 /// How a child ends that was to become a service and found that the unit's conditions do not hold: it counts as done. The status
 /// is none that programs use (they stay below 200), nor one of systemd.exec(5).
 pub const PASSED_OVER: ExitKind = ExitKind::Status(PASSED_OVER_STATUS);
@@ -468,6 +471,12 @@ impl Service {
 
     fn exited(&mut self, now: Instant, name: &str, how: ExitKind, actions: &mut Vec<Action>) {
         let state = std::mem::replace(&mut self.state, State::Inactive);
+        // One that has served and is killed or hits a rare fault starts soon, however often that was; the pause grows for one that does
+        // not get anywhere.
+        let ran = self.starts.back().map_or(Duration::ZERO, |start| now.duration_since(*start));
+        if matches!(state, State::Running { .. }) && ran >= STEADY {
+            self.restarts = 0;
+        }
         match state {
             State::Stopping { then: Then::Rest, .. } => actions.push(Action::Log(format!("{name}: stopped"))),
             State::Stopping { then: Then::Fail(reason), .. } => self.ended_badly(now, name, &reason, actions),

@@ -92,7 +92,7 @@ pub struct Unit {
     /// What happens when it ends.
     #[serde(default)]
     pub restart: Restart,
-    /// First pause before a restart, in milliseconds; doubles with every restart in the interval.
+    /// First pause before a restart, in milliseconds; doubles with every restart in the interval, anew after a second of service.
     #[serde(default = "default_restart_delay_ms")]
     pub restart_delay_ms: u64,
     /// Longest pause before a restart, in milliseconds.

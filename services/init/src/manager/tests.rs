@@ -112,6 +112,19 @@ fn a_crash_restarts_after_a_growing_pause_and_gives_up_at_the_limit() {
 }
 
 #[test]
+fn a_crash_after_a_while_of_service_restarts_after_the_first_pause() {
+    let mut bench = Bench::new(&[("app", "restart-burst = 10")]);
+    for (served, delay) in [(0, 100), (999, 200), (1000, 100), (0, 200), (5000, 100)] {
+        bench.after(served);
+        bench.send(Event::Exited(bench.pid("app"), ExitKind::Signal(9)));
+        bench.after(delay - 1);
+        assert!(matches!(bench.state("app"), State::Backoff { .. }), "{served} {delay}");
+        bench.after(1);
+        assert!(matches!(bench.state("app"), State::Running { .. }), "{served} {delay}");
+    }
+}
+
+#[test]
 fn a_clean_exit_is_not_a_failure() {
     let mut bench = Bench::new(&[("app", "essential = true")]);
     bench.send(Event::Exited(bench.pid("app"), ExitKind::Status(0)));
