@@ -5,6 +5,7 @@
 #include "../check.h"
 #include <dirent.h>
 #include <grp.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -67,6 +68,11 @@ __attribute__((unused)) static int end_of(pid_t pid, double patience)
     for (double end = seconds() + patience; seconds() < end; usleep(2000))
         if (has_ended(pid, &status))
             return status;
+    /* It may have made itself the least of all, which beside busy others is next to no time, on Linux too: the minute is for one that
+     * gets its share. */
+    struct sched_param none = {0};
+    sched_setscheduler(pid, SCHED_OTHER, &none);
+    setpriority(PRIO_PROCESS, pid, 0);
     kill(pid, SIGKILL);
     for (double end = seconds() + 60; seconds() < end; usleep(5000))
         if (has_ended(pid, &status))
@@ -74,6 +80,8 @@ __attribute__((unused)) static int end_of(pid_t pid, double patience)
     printf("process %d does not end\n", pid);
     print_file(pid, "status");
     print_file(pid, "stat");
+    print_file(pid, "syscall");
+    print_file(pid, "wchan");
     CHECK(!"SIGKILL ends every process");
     return -1;
 }
