@@ -127,7 +127,7 @@ pub struct Case {
     /// What a person does before the command runs, in order: `type TEXT`, `key COMBO`, `move X Y`, `click [BUTTON]`,
     /// `drag X Y X Y`, `qmp COMMAND JSON` (to QEMU), `wait SHELL` (until a command of the guest succeeds), `see X Y RRGGBB`
     /// (until the screen shows this pixel), `picture NAME` (the screen into `target/pictures/NAME.png`), `film NAME` and `cut`
-    /// (all that happens between them, as an animated picture).
+    /// (all that happens between them, as an animated picture), `deaths …` (see [`deaths`](super::deaths)).
     #[serde(default)]
     pub input: Vec<String>,
     /// Pixels that the screen shows in the end, `X Y RRGGBB`: they are waited for.

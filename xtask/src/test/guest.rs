@@ -4,7 +4,7 @@
 //! gets a new one.
 
 use super::cases::{self, Case, File};
-use super::{Tally, power, unit};
+use super::{Tally, deaths, power, unit};
 use crate::build::{self, Noise};
 use crate::guest::{agent_of, show_log};
 use crate::machine::link::{Link, Outcome, Output, Request};
@@ -24,20 +24,63 @@ use std::time::{Duration, Instant};
 /// The cargo test target that holds the tests of `cargo xtask guest` itself.
 const OWN_TESTS: &str = "guest";
 
+/// Which cases of a run are to be run, and which are only named because Ursa lacks something.
+struct Choice<'a> {
+    filter: Option<&'a str>,
+    missing: bool,
+}
+
+impl Choice<'_> {
+    fn lacks(case: &Case, kernel: Kernel) -> bool {
+        kernel == Kernel::Ursa && case.missing.is_some()
+    }
+
+    fn fits(&self, case: &Case, name: &str) -> bool {
+        !case.long && self.filter.is_none_or(|filter| name.contains(filter))
+    }
+
+    fn runs(&self, case: &Case, name: &str, kernel: Kernel) -> bool {
+        self.fits(case, name) && Choice::lacks(case, kernel) == self.missing
+    }
+}
+
+fn full_name(file: &File, case: &Case) -> String {
+    format!("{}::{}", file.name, case.name)
+}
+
+/// Makes the images that the tests will need while others run: the first time that takes one CPU minutes, and compilers leave one
+/// idle. What fails is told by whoever needs the image.
+pub fn make_images_meanwhile(filter: Option<&str>, kernels: &[Kernel], missing: bool) -> Result<()> {
+    let choice = Choice { filter, missing };
+    let needs = |file: &File, kernel: Kernel| {
+        let runs = |case: &Case| case.runs_on(kernel) && choice.runs(case, &full_name(file, case), kernel);
+        file.cases.iter().any(runs)
+    };
+    let mut names = Vec::new();
+    for file in cases::load()? {
+        if kernels.iter().any(|&kernel| needs(&file, kernel)) {
+            names.extend(
+                [file.image].into_iter().chain(file.mirror).filter(|name| !names.contains(name)).collect::<Vec<_>>(),
+            );
+        }
+    }
+    std::thread::spawn(move || names.iter().for_each(|name| drop(image::get(name))));
+    Ok(())
+}
+
 /// Runs them.
 pub fn run(filter: Option<&str>, kernels: &[Kernel], missing: bool) -> Result<Tally> {
     let mut tally = Tally::default();
-    let name_fits = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+    let choice = Choice { filter, missing };
     for file in cases::load()? {
         for &kernel in kernels {
-            let lacks = |case: &Case| kernel == Kernel::Ursa && case.missing.is_some();
-            let fits = |case: &Case, name: &str| !case.long && name_fits(name);
-            run_file(&file, kernel, &|case, name| fits(case, name) && lacks(case) == missing, &mut tally)?;
-            for case in file.cases.iter().filter(|case| !missing && lacks(case) && case.runs_on(kernel)) {
-                if fits(case, &format!("{}::{}", file.name, case.name)) {
+            run_file(&file, kernel, &|case, name| choice.runs(case, name, kernel), &mut tally)?;
+            for case in file.cases.iter().filter(|case| !missing && case.runs_on(kernel)) {
+                let name = full_name(&file, case);
+                if Choice::lacks(case, kernel) && choice.fits(case, &name) {
                     tally.skipped += 1;
                     let lack = case.missing.as_deref().unwrap_or_default();
-                    println!("guest {} {}::{} ... skipped: {lack}", kernel.name(), file.name, case.name);
+                    println!("guest {} {name} ... skipped: {lack}", kernel.name());
                 }
             }
         }
@@ -59,7 +102,7 @@ fn run_own_tests(filter: Option<&str>, kernels: &[Kernel]) -> Result<Tally> {
 
 /// Runs the cases of a file that `wanted` chooses by the case and its full name.
 pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> bool, tally: &mut Tally) -> Result<()> {
-    let full = |case: &Case| format!("{}::{}", file.name, case.name);
+    let full = |case: &Case| full_name(file, case);
     let chosen = |case: &&Case| case.runs_on(kernel) && wanted(case, &full(case));
     let wanted: Vec<&Case> = file.cases.iter().filter(chosen).collect();
     if wanted.is_empty() {
@@ -190,6 +233,9 @@ fn act(
         };
         let (problem, usable) = run_case(machine, link, file, &waiting)?;
         return Ok((problem.map(|problem| format!("{action:?}: {problem}")), usable));
+    }
+    if let Some(arguments) = action.strip_prefix("deaths ") {
+        return Ok((deaths::run(machine, link, folder, file, case, arguments)?, true));
     }
     if let Some(pixel) = action.strip_prefix("see ") {
         let problem = until_shown(case, || {

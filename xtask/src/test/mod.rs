@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 mod boot;
 pub mod cases;
+mod deaths;
 mod gdb;
 pub mod guest;
 mod ktest;
@@ -111,6 +112,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             }
         }
     };
+    if wanted(Kind::Guest) {
+        guest::make_images_meanwhile(filter, &kernels, options.missing)?;
+    }
     run(Kind::Unit, "unit tests on the host", &mut || unit::run(filter));
     run(Kind::Ktest, "tests inside the kernel", &mut || ktest::run(filter));
     run(Kind::Boot, "boots", &mut || {
