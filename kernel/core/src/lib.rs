@@ -18,6 +18,7 @@ mod hooks;
 pub mod iommu;
 pub mod ipc;
 pub mod mm;
+pub mod namespace;
 pub mod net;
 pub mod pci;
 pub mod poll;

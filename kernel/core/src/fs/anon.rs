@@ -130,7 +130,7 @@ pub fn path_of(file: &Arc<File>) -> Result<Path> {
 /// `NSFS_MAGIC`
 const NS_MAGIC: u64 = 0x6e73_6673;
 
-/// The path of a name space object: `kind:[number]` on a mount of its own.
+/// The path of a namespace's file: `kind:[number]` on a mount of its own.
 ///
 /// # Errors
 /// None now; the file system behind it may come to have some.
@@ -145,5 +145,6 @@ pub fn namespace_path(name: &str, number: u64, ops: Box<dyn InodeOps>) -> Result
 
 /// Whether `path` is one that [`path_of`] made: it is shown by its name alone.
 pub fn is_anon(path: &Path) -> bool {
-    matches!(path.mount.sb.fs_name, "pipefs" | "sockfs" | "anon_inodefs" | "nsfs")
+    // A namespace's file that is bound somewhere is shown by that path.
+    matches!(path.mount.sb.fs_name, "pipefs" | "sockfs" | "anon_inodefs" | "nsfs") && !path.is_mount_root()
 }

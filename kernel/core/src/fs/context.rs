@@ -18,6 +18,8 @@ struct Dirs {
 pub struct FsContext {
     dirs: SpinLock<Dirs>,
     umask: AtomicU32,
+    /// Threads that have it: references would count those who only look, too.
+    users: AtomicU32,
 }
 
 impl FsContext {
@@ -26,13 +28,33 @@ impl FsContext {
         Arc::new(FsContext {
             dirs: SpinLock::new(Dirs { cwd: root.clone(), root }),
             umask: AtomicU32::new(umask & 0o777),
+            users: AtomicU32::new(0),
         })
     }
 
     /// A copy, for `fork` without `CLONE_FS`.
     pub fn fork(&self) -> Arc<FsContext> {
         let (root, cwd) = self.dirs();
-        Arc::new(FsContext { dirs: SpinLock::new(Dirs { root, cwd }), umask: AtomicU32::new(self.umask()) })
+        Arc::new(FsContext {
+            dirs: SpinLock::new(Dirs { root, cwd }),
+            umask: AtomicU32::new(self.umask()),
+            users: AtomicU32::new(0),
+        })
+    }
+
+    /// How many threads have it.
+    pub fn users(&self) -> u32 {
+        self.users.load(Ordering::Relaxed)
+    }
+
+    /// Counts a thread that has it.
+    pub fn add_user(&self) {
+        self.users.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a thread less.
+    pub fn drop_user(&self) {
+        self.users.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The root directory.

@@ -17,7 +17,7 @@ use super::{
     file::{File, FileOps},
     inode::{FileSystem, SbFlags, SuperBlock},
     io::Sink,
-    mount::{self, Change, Mount, MountFlags},
+    mount::{Mount, MountFlags},
 };
 use crate::{Errno, Result, wait::Mutex};
 
@@ -141,7 +141,7 @@ impl MountContext {
             Phase::Reconfiguring(_) => Err(Errno::EBUSY),
             Phase::Made(mount) => {
                 let mount = mount.clone();
-                mount::set_attributes(&mount, &Change::options(flags), false)?;
+                mount.set_flags(flags);
                 (state.options, state.readonly) = (Vec::new(), None);
                 state.phase = Phase::Reconfiguring(Arc::downgrade(&mount.sb));
                 Ok(mount)

@@ -220,7 +220,7 @@ pub fn unlink_as(cred: &Credentials, start: &Start, path: &[u8]) -> Result {
             return Err(if target.is_dir() { Errno::EISDIR } else { Errno::ENOTDIR });
         }
         permission::may_delete(inode, target, false, cred)?;
-        if mount::is_any_mountpoint(&victim) {
+        if mount::is_local_mountpoint(&victim) {
             return Err(Errno::EBUSY);
         }
         inode.ops().unlink(inode, &name, target)?;
@@ -231,6 +231,7 @@ pub fn unlink_as(cred: &Credentials, start: &Start, path: &[u8]) -> Result {
             notify::inode_event(target, mask::DELETE_SELF);
         }
     }
+    mount::unmount_at(&victim);
     drop(removed);
     drop(victim);
     Ok(())
@@ -258,7 +259,7 @@ pub fn rmdir(start: &Start, path: &[u8]) -> Result {
         victim = child(&dir, inode, &name)?.ok_or(Errno::ENOENT)?;
         let target = victim.inode().ok_or(Errno::ENOENT)?;
         permission::may_delete(inode, target, true, &cred)?;
-        if mount::is_any_mountpoint(&victim) {
+        if mount::is_local_mountpoint(&victim) {
             return Err(Errno::EBUSY);
         }
         let _inner = target.lock.write();
@@ -269,6 +270,7 @@ pub fn rmdir(start: &Start, path: &[u8]) -> Result {
         notify::dir_event(inode, mask::DELETE, &name, true, 0);
         notify::inode_event(target, mask::DELETE_SELF);
     }
+    mount::unmount_at(&victim);
     drop(removed);
     drop(victim);
     Ok(())
@@ -366,7 +368,7 @@ pub fn rename(old_start: &Start, old_path: &[u8], new_start: &Start, new_path: &
                 permission::check(r, MAY_WRITE, &cred)?;
             }
         }
-        if mount::is_any_mountpoint(&source) || target.as_ref().is_some_and(|t| mount::is_any_mountpoint(t)) {
+        if mount::is_local_mountpoint(&source) || target.as_ref().is_some_and(|t| mount::is_local_mountpoint(t)) {
             return Err(Errno::EBUSY);
         }
         // Nothing may appear in a directory while it is being replaced.
@@ -404,6 +406,9 @@ pub fn rename(old_start: &Start, old_path: &[u8], new_start: &Start, new_path: &
         notify::dir_event(&old_dir, mask::MOVED_FROM, &old.name, moved.is_dir(), cookie);
         notify::dir_event(&new_dir, mask::MOVED_TO, &new.name, moved.is_dir(), cookie);
         notify::inode_event(moved, mask::MOVE_SELF);
+    }
+    if !exchange && let Some(target) = &target {
+        mount::unmount_at(target);
     }
     drop(target);
     drop(source);

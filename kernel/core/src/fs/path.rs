@@ -68,8 +68,7 @@ impl Path {
                             continue;
                         }
                         None => {
-                            let is_tree_root = mount::root().is_some_and(|r| Arc::ptr_eq(&r, &at.mount));
-                            reachable = is_tree_root && *root == at;
+                            reachable = false;
                             break;
                         }
                     }

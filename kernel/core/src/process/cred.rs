@@ -10,7 +10,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use bitflags::bitflags;
 use ursa_hal::sync::SpinLock;
@@ -67,6 +67,8 @@ pub struct UserAccount {
     pub inflight_fds: AtomicU64,
     /// Pages pinned for devices, for `RLIMIT_MEMLOCK`.
     pub pinned_pages: AtomicU64,
+    /// Namespaces by kind, for `user.max_*_namespaces`.
+    pub namespaces: [AtomicU32; crate::namespace::KINDS],
 }
 
 static ACCOUNTS: SpinLock<BTreeMap<u32, Weak<UserAccount>>> = SpinLock::new(BTreeMap::new());
@@ -87,6 +89,7 @@ impl UserAccount {
             inotify_instances: AtomicU64::new(0),
             inflight_fds: AtomicU64::new(0),
             pinned_pages: AtomicU64::new(0),
+            namespaces: [const { AtomicU32::new(0) }; crate::namespace::KINDS],
         });
         table.insert(uid, Arc::downgrade(&account));
         account

@@ -145,6 +145,7 @@ pub fn finish(thread: &Arc<Thread>) {
     if let Some(initial) = INITIAL_FS.get() {
         drop(thread.set_fs(initial.clone()));
     }
+    drop(thread.set_namespaces(None));
     if is_last && process.is_session_leader() {
         let session = process.session();
         if let Some(terminal) = session.terminal() {

@@ -3,7 +3,7 @@
 //! [`clone`] checks the flags, gathers what the child gets (shared or copied), and publishes it in one step under the
 //! tree lock; all that can fail comes before. Everything gathered is owned by values that undo themselves, so an
 //! error leaves nothing behind.
-//! Namespaces and `CLONE_IO`'s scheduling effect are absent: the first are refused, the last has nothing to share. References: clone(2), vfork(2), Linux `kernel/fork.c`.
+//! `CLONE_IO` has nothing to share. References: clone(2), vfork(2), Linux `kernel/fork.c`.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -182,11 +182,6 @@ fn check(request: &CloneRequest, parent: &Thread) -> Result {
     {
         return Err(Errno::EINVAL);
     }
-    if flags.intersects(F::NAMESPACES) {
-        // As a Linux without namespaces: the privilege is checked first, then there is nothing to give.
-        let privileged = has(F::NEWUSER) || parent.with_cred(|c| c.has_cap(Cap::SysAdmin));
-        return Err(if privileged { Errno::EINVAL } else { Errno::EPERM });
-    }
     if request.exit_signal < 0 || request.exit_signal > NSIG as i32 {
         return Err(Errno::EINVAL);
     }
@@ -227,6 +222,7 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
     let pid = number.get();
     let files = if has(F::FILES) { parent.files() } else { parent.files().fork()? };
     let fs = if has(F::FS) { parent.fs() } else { parent.fs().fork() };
+    let namespaces = parent.namespaces().ok_or(Errno::ESRCH)?.unshare(flags, &cred, &fs)?;
     let signals = parent.signals.for_child(has(F::VM) && !has(F::VFORK));
 
     let (process, is_new) = if has(F::THREAD) {
@@ -242,6 +238,7 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
         cred,
         files,
         fs,
+        namespaces,
         signals,
         personality: parent.personality.load(Relaxed),
         timer_slack_ns: parent.timer_slack_ns.load(Relaxed),

@@ -51,7 +51,9 @@ pub fn start(args: &[Vec<u8>], stdin: Arc<File>) -> Result {
     let parent = lookup_pid(1).ok_or(Errno::ESRCH)?;
     let number = PidNumber::allocate()?;
     // As the first process sees it, which may have gone from the boot archive to a disk.
-    let root = parent.threads().first().ok_or(Errno::ESRCH)?.fs().root();
+    let first = parent.representative().ok_or(Errno::ESRCH)?;
+    let root = first.fs().root();
+    let namespaces = first.namespaces().ok_or(Errno::ESRCH)?;
     let session = Session::new(number.clone());
     let group = ProcessGroup::new(number.clone(), session);
     let rlimits = Rlimits::initial(fork::threads_max() as u64);
@@ -85,6 +87,7 @@ pub fn start(args: &[Vec<u8>], stdin: Arc<File>) -> Result {
         cred: Arc::new(Credentials::root()),
         files,
         fs: FsContext::new(root, UMASK),
+        namespaces,
         signals: ThreadSignals::new(),
         personality: 0,
         timer_slack_ns: DEFAULT_SLACK_NS,

@@ -27,6 +27,7 @@ use crate::fs::open::{OpenRequest, open};
 use crate::fs::path::Start;
 use crate::fs::{self, FdTable, FsContext};
 use crate::mm::AddressSpace;
+use crate::namespace;
 use crate::sched;
 use crate::signal::{ProcessSignals, ThreadSignals};
 use crate::wait::WaitQueue;
@@ -105,6 +106,7 @@ fn start_thread() -> Result {
         cred: Arc::new(Credentials::root()),
         files: FdTable::new(),
         fs: context,
+        namespaces: namespace::set::initial().clone(),
         signals: ThreadSignals::new(),
         personality: 0,
         timer_slack_ns: DEFAULT_SLACK_NS,

@@ -25,6 +25,7 @@ use super::usage::Usage;
 use crate::Result;
 use crate::fs::{FdTable, File, FsContext};
 use crate::mm::AddressSpace;
+use crate::namespace::Namespaces;
 use crate::sched;
 use crate::signal::ThreadSignals;
 
@@ -64,6 +65,8 @@ pub struct Thread {
     cred: Slot<Credentials>,
     files: Slot<FdTable>,
     fs: Slot<FsContext>,
+    /// `None` once the thread has ended.
+    namespaces: SpinLock<Option<Arc<Namespaces>>>,
     /// Blocked and pending signals, alternate stack, delivery and tracing state.
     pub signals: ThreadSignals,
     /// What the thread consumed.
@@ -111,6 +114,7 @@ pub(super) struct ThreadParts {
     pub cred: Arc<Credentials>,
     pub files: Arc<FdTable>,
     pub fs: Arc<FsContext>,
+    pub namespaces: Arc<Namespaces>,
     pub signals: ThreadSignals,
     pub personality: u32,
     pub timer_slack_ns: u64,
@@ -121,6 +125,7 @@ impl Thread {
     pub(super) fn new(parts: ThreadParts) -> Arc<Thread> {
         let account = parts.cred.user.clone();
         account.threads.fetch_add(1, Relaxed);
+        parts.fs.add_user();
         Arc::new_cyclic(|this| Thread {
             this: this.clone(),
             tid: AtomicI32::new(parts.number.get()),
@@ -131,6 +136,7 @@ impl Thread {
             cred: Slot::new(parts.cred),
             files: Slot::new(parts.files),
             fs: Slot::new(parts.fs),
+            namespaces: SpinLock::new(Some(parts.namespaces)),
             signals: parts.signals,
             usage: Usage::default(),
             clear_child_tid: AtomicU64::new(0),
@@ -284,7 +290,20 @@ impl Thread {
 
     /// Replaces the file-system context and returns the former one.
     pub fn set_fs(&self, fs: Arc<FsContext>) -> Arc<FsContext> {
-        self.fs.replace(fs)
+        fs.add_user();
+        let former = self.fs.replace(fs);
+        former.drop_user();
+        former
+    }
+
+    /// Returns the namespaces; an exited thread has none.
+    pub fn namespaces(&self) -> Option<Arc<Namespaces>> {
+        self.namespaces.lock().clone()
+    }
+
+    /// Replaces the namespaces and returns the former ones.
+    pub fn set_namespaces(&self, namespaces: Option<Arc<Namespaces>>) -> Option<Arc<Namespaces>> {
+        core::mem::replace(&mut *self.namespaces.lock(), namespaces)
     }
 
     /// Returns the address space of the process; an exited process has an empty one.
@@ -330,6 +349,7 @@ impl Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
+        self.fs.with(FsContext::drop_user);
         self.account.lock().threads.fetch_sub(1, Relaxed);
     }
 }

@@ -1,20 +1,34 @@
-//! The mount tree: [`Mount`] and the one table of where things are mounted.
+//! The mount trees: [`Mount`], the namespaces they are in, and the one table of where things are mounted.
 //!
-//! A [`Mount`] shows (a part of) a file system at a place; bind mounts show the same super block again. There is one
-//! mount tree for all processes; propagation types are kept and shown, and since nothing is ever copied to another
-//! namespace they have no further effect.
+//! A [`Mount`] shows (a part of) a file system at a place; bind mounts show the same super block again. Each mount namespace
+//! ([`Namespace`]) has a tree of its own; mounts of peer groups and their slaves repeat what is mounted in one of them.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`namespace`] | trees, what is in them, their copies and their end |
+//! | `group` | peer groups and slaves |
+//! | `propagate` | what a change in one mount does in others |
+//! | `copy` | copies of trees |
+//! | `change` | attaching, unmounting, moving, options |
 //!
 //! A dentry with something mounted on it carries a flag, so that a walk looks into the table only there. The table is
-//! keyed by (mount, dentry). Locking: the table is a reader-writer spin lock; changes are few and short.
+//! keyed by (mount, dentry). A tree may also be attached nowhere (`open_tree`, `fsmount`): it is in an *anonymous* namespace
+//! of its own, and ends with the descriptor that owns it.
 //!
-//! [`change`] holds what alters the tree. A tree may also be attached nowhere (`open_tree`, `fsmount`): its mounts are in the
-//! table like all others, but nothing leads to them save the descriptor that owns the topmost one.
+//! Locking: `CHANGES`, a sleeping lock, over every change of a tree, a namespace or a group (Linux's `namespace_sem`), then
+//! `TABLE`, a reader-writer spin lock that walks take for reading, then the leaf locks of a mount. No reference that may be the
+//! last one to a mount is dropped under them, since that ends file systems.
 //!
-//! References: mount(2), umount2(2), mount_namespaces(7), `Documentation/filesystems/sharedsubtree.rst`.
+//! References: mount(2), umount2(2), mount_namespaces(7), `Documentation/filesystems/sharedsubtree.rst`, `fs/namespace.c`.
 
 mod change;
+mod copy;
+mod group;
+pub mod namespace;
+mod propagate;
+mod tests;
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeMap, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use bitflags::bitflags;
@@ -27,10 +41,18 @@ use super::{
     path::Path,
 };
 pub use change::{
-    Change, attach, bind, copy, dissolve, move_beneath, move_mount, pivot, set_attributes, share_group, unmount,
+    Change, attach, bind, dissolve, is_local_mountpoint, move_beneath, move_mount, pivot, set_attributes, share_group,
+    unmount, unmount_at,
 };
+pub use copy::{copy, copy_namespace, detached};
+use group::Groups;
+pub use namespace::Namespace;
 
-use crate::{Errno, Result, poll::PollEvents, wait::WaitQueue};
+use crate::{
+    Errno, Result,
+    poll::PollEvents,
+    wait::{Mutex, WaitQueue},
+};
 
 bitflags! {
     /// Per-mount options: `MNT_*`, with the values of `mount(2)`'s `MS_*`.
@@ -69,6 +91,20 @@ pub enum Propagation {
     Unbindable,
 }
 
+/// Which groups a mount is in, and where it belongs. Changed under `CHANGES`.
+#[derive(Default)]
+struct Links {
+    /// The namespace; `None` for what was unmounted or is not mounted yet.
+    namespace: Option<Arc<Namespace>>,
+    /// The peer group, 0 when not shared.
+    group: u32,
+    /// The group that it is a slave of, 0 for none.
+    master: u32,
+    unbindable: bool,
+    /// What is mounted in it, by number, with the dentry it is mounted on.
+    children: BTreeMap<u64, Arc<Dentry>>,
+}
+
 /// A place where a file system shows.
 pub struct Mount {
     /// Its number in `/proc/self/mountinfo` and `statx`.
@@ -80,29 +116,25 @@ pub struct Mount {
     /// What was named as the source.
     pub source: Box<[u8]>,
     flags: AtomicU32,
-    propagation: AtomicU32,
-    /// The peer group's number when shared.
-    group: AtomicU32,
     writers: AtomicU64,
     attached: SpinLock<Option<Path>>,
-    /// Unmounted lazily or not mounted yet.
-    pub(super) detached: AtomicBool,
-    /// The top of a tree that is attached nowhere yet, and can be: made by `fsmount` or `open_tree`.
-    anonymous: AtomicBool,
+    links: SpinLock<Links>,
     expiring: AtomicBool,
 }
 
+/// Where things are mounted.
 struct Table {
     at: HashMap<(u64, usize), Arc<Mount>, foldhash::fast::FixedState>,
-    /// In the order of mounting, parents before children.
-    all: Vec<Arc<Mount>>,
+    /// The mounts in which something is mounted on a dentry.
+    points: HashMap<usize, Vec<u64>, foldhash::fast::FixedState>,
 }
 
+const HASH: foldhash::fast::FixedState = foldhash::fast::FixedState::with_seed(7);
 static TABLE: RwSpinLock<Table> =
-    RwSpinLock::new(Table { at: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(7)), all: Vec::new() });
+    RwSpinLock::new(Table { at: HashMap::with_hasher(HASH), points: HashMap::with_hasher(HASH) });
+static CHANGES: Mutex<Groups> = Mutex::with_queue(Groups::new(), WaitQueue::new());
 static NEXT_ID: AtomicU64 = AtomicU64::new(21);
-static NEXT_GROUP: AtomicU32 = AtomicU32::new(1);
-/// Counts changes of the tree: a poll of `/proc/self/mounts` compares it.
+/// Counts changes of all trees: a walk that has a limit compares it.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 /// Who polls the tables of mounts.
 pub static CHANGED: WaitQueue = WaitQueue::new();
@@ -117,12 +149,9 @@ impl Mount {
             root,
             source: Box::from(source),
             flags: AtomicU32::new(flags.bits()),
-            propagation: AtomicU32::new(Propagation::Private as u32),
-            group: AtomicU32::new(0),
             writers: AtomicU64::new(0),
             attached: SpinLock::new(None),
-            detached: AtomicBool::new(true),
-            anonymous: AtomicBool::new(true),
+            links: SpinLock::new(Links::default()),
             expiring: AtomicBool::new(false),
         })
     }
@@ -136,40 +165,25 @@ impl Mount {
         Ok(Self::new(sb, root, source, flags))
     }
 
+    /// Sets the options of a mount that nobody uses yet.
+    pub fn set_flags(&self, flags: MountFlags) {
+        self.flags.store(flags.bits(), Ordering::Relaxed);
+    }
+
     /// The options.
     #[inline]
     pub fn flags(&self) -> MountFlags {
         MountFlags::from_bits_retain(self.flags.load(Ordering::Relaxed))
     }
 
-    /// The propagation type.
-    pub fn propagation(&self) -> Propagation {
-        match self.propagation.load(Ordering::Relaxed) {
-            1 => Propagation::Shared,
-            2 => Propagation::Slave,
-            3 => Propagation::Unbindable,
-            _ => Propagation::Private,
-        }
-    }
-
     /// The peer group's number, 0 when not shared.
     pub fn group(&self) -> u32 {
-        self.group.load(Ordering::Relaxed)
+        self.links.lock().group
     }
 
-    fn set_propagation(&self, kind: Propagation) {
-        self.propagation.store(kind as u32, Ordering::Relaxed);
-        match kind {
-            Propagation::Shared => {
-                let _ = self.group.compare_exchange(
-                    0,
-                    NEXT_GROUP.fetch_add(1, Ordering::Relaxed),
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                );
-            }
-            _ => self.group.store(0, Ordering::Relaxed),
-        }
+    /// The number of the group that it is a slave of, 0 for none.
+    pub fn master(&self) -> u32 {
+        self.links.lock().master
     }
 
     /// Its number in statmount(2) and `STATX_MNT_ID_UNIQUE`: of a range that [`Mount::id`] does not reach.
@@ -177,23 +191,34 @@ impl Mount {
         self.id + linux_uapi::mount::MNT_UNIQUE_ID_OFFSET
     }
 
-    /// Where it is mounted; `None` for the root of the tree and for detached mounts.
+    /// Whether it cannot be bound elsewhere.
+    pub fn is_unbindable(&self) -> bool {
+        self.links.lock().unbindable
+    }
+
+    /// Where it is mounted; `None` for the root of a tree and for detached mounts.
     pub fn mountpoint(&self) -> Option<Path> {
         self.attached.lock().clone()
     }
 
-    /// Whether it is part of the tree that processes see, and not of one that was detached or never attached.
-    pub fn in_tree(self: &Arc<Self>) -> bool {
-        let mut mount = self.clone();
-        while let Some(at) = mount.mountpoint() {
-            mount = at.mount;
-        }
-        !mount.detached.load(Ordering::Relaxed)
+    /// The namespace; `None` for what was unmounted or is the kernel's own.
+    pub fn namespace(&self) -> Option<Arc<Namespace>> {
+        self.links.lock().namespace.clone()
     }
 
-    /// Whether it is the top of a tree that waits to be attached.
+    /// Whether it is in `namespace`.
+    pub fn is_in(&self, namespace: &Namespace) -> bool {
+        self.links.lock().namespace.as_ref().is_some_and(|own| core::ptr::eq(&**own, namespace))
+    }
+
+    /// Whether it is part of the tree that the calling process sees.
+    pub fn is_local(&self) -> bool {
+        self.is_in(&namespace::current())
+    }
+
+    /// Whether it is in a tree that waits to be attached.
     pub fn is_anonymous(&self) -> bool {
-        self.anonymous.load(Ordering::Relaxed)
+        self.links.lock().namespace.as_ref().is_some_and(|own| own.is_anonymous())
     }
 
     /// Its root as a path.
@@ -247,6 +272,101 @@ impl Drop for Mount {
     }
 }
 
+impl Table {
+    fn find(&self, mount: &Mount, dentry: &Dentry) -> Option<&Arc<Mount>> {
+        self.at.get(&(mount.id, dentry.id()))
+    }
+
+    /// What is mounted in `mount`.
+    fn children(&self, mount: &Mount) -> Vec<Arc<Mount>> {
+        let links = mount.links.lock();
+        links.children.values().filter_map(|on| self.find(mount, on).cloned()).collect()
+    }
+
+    /// `top` and everything mounted below it, parents first.
+    fn subtree(&self, top: &Arc<Mount>) -> Vec<Arc<Mount>> {
+        let mut list = Vec::from([top.clone()]);
+        let mut i = 0;
+        while i < list.len() {
+            list.extend(self.children(&list[i]));
+            i += 1;
+        }
+        list
+    }
+
+    /// Notes that `mount` is at `at`, where nothing is.
+    fn put(&mut self, mount: &Arc<Mount>, at: Path) {
+        let key = at.dentry.id();
+        at.dentry.set_mountpoint(true);
+        self.at.insert((at.mount.id, key), mount.clone());
+        self.points.entry(key).or_default().push(at.mount.id);
+        at.mount.links.lock().children.insert(mount.id, at.dentry.clone());
+        *mount.attached.lock() = Some(at);
+    }
+
+    /// Forgets where `mount` is. The place is given back to be dropped without the lock.
+    fn take(&mut self, mount: &Mount) -> Option<Path> {
+        let at = mount.attached.lock().take()?;
+        let key = at.dentry.id();
+        self.at.remove(&(at.mount.id, key));
+        at.mount.links.lock().children.remove(&mount.id);
+        if let Some(list) = self.points.get_mut(&key) {
+            if let Some(found) = list.iter().position(|id| *id == at.mount.id) {
+                list.swap_remove(found);
+            }
+            if list.is_empty() {
+                self.points.remove(&key);
+                at.dentry.set_mountpoint(false);
+            }
+        }
+        Some(at)
+    }
+
+    /// What is mounted on `dentry`, in whatever mount.
+    fn on(&self, dentry: &Dentry) -> Vec<Arc<Mount>> {
+        let parents = self.points.get(&dentry.id()).map_or(&[][..], Vec::as_slice);
+        parents.iter().filter_map(|parent| self.at.get(&(*parent, dentry.id())).cloned()).collect()
+    }
+
+    /// Crosses into what is mounted on `path`, under the lock.
+    fn cross_down(&self, path: &mut Path) {
+        while path.dentry.is_mountpoint() {
+            let Some(mount) = self.find(&path.mount, &path.dentry) else { return };
+            *path = mount.root_path();
+        }
+    }
+}
+
+/// How `mountinfo` shows what a mount shares.
+pub struct Shown {
+    /// The peer group, 0 when not shared.
+    pub group: u32,
+    /// The group that it follows, 0 for none.
+    pub master: u32,
+    /// The nearest group above that has a member in view, 0 for none.
+    pub from: u32,
+    /// It cannot be bound.
+    pub unbindable: bool,
+}
+
+/// What a mount shares, as seen in `namespace` from `root`.
+pub fn propagation(mount: &Mount, namespace: &Namespace, root: &Path) -> Shown {
+    let groups = CHANGES.lock();
+    let (group, master, unbindable) = {
+        let links = mount.links.lock();
+        (links.group, links.master, links.unbindable)
+    };
+    let mut from = master;
+    while from != 0 {
+        let in_view = |m: &Arc<Mount>| m.is_in(namespace) && change::is_reachable(&m.root_path(), root);
+        if groups.members(from).iter().any(in_view) {
+            break;
+        }
+        from = groups.master_of(from);
+    }
+    Shown { group, master, from, unbindable }
+}
+
 /// What is mounted on `path`, the topmost of a stack.
 #[inline]
 pub fn cross_down(path: &mut Path) -> bool {
@@ -261,35 +381,34 @@ pub fn cross_down(path: &mut Path) -> bool {
     crossed
 }
 
-/// Whether `dentry` is a mount point in any mount: it cannot be removed or replaced.
-pub fn is_any_mountpoint(dentry: &Dentry) -> bool {
-    dentry.is_mountpoint()
-}
-
-/// Makes `mount` the root of the tree.
+/// Makes `mount` the root of the first namespace.
 pub fn set_root(mount: Arc<Mount>) {
-    mount.detached.store(false, Ordering::Relaxed);
-    mount.anonymous.store(false, Ordering::Relaxed);
-    TABLE.write().all.insert(0, mount);
-    changed();
+    let changes = CHANGES.lock();
+    let first = namespace::initial();
+    first.add(&mount);
+    first.set_root(mount);
+    drop(changes);
+    changed(first);
 }
 
-/// The root of the mount tree.
+/// The root of the first namespace's tree.
 pub fn root() -> Option<Arc<Mount>> {
-    TABLE.read().all.first().cloned()
+    namespace::initial().root()
 }
 
-/// All mounts, parents before children.
+/// The mounts of all namespaces.
 pub fn all() -> Vec<Arc<Mount>> {
-    TABLE.read().all.clone()
+    namespace::all().iter().flat_map(|namespace| namespace.mounts()).collect()
 }
 
-/// Counts changes of the tree.
+/// Counts changes of all trees.
 pub fn generation() -> u64 {
     GENERATION.load(Ordering::Acquire)
 }
 
-fn changed() {
+/// Tells those who poll the table of `namespace` that it has changed.
+fn changed(namespace: &Namespace) {
+    namespace.touch();
     GENERATION.fetch_add(1, Ordering::Release);
     CHANGED.wake_events(PollEvents::POLLERR | PollEvents::POLLPRI);
 }

@@ -20,6 +20,7 @@ use crate::{
         file::{DirSink, File, FileMode, FileOps},
         inode::{Entry, FileKind, Inode, InodeOps, inode_of},
     },
+    namespace::{Kind, nsfs::Namespace},
 };
 
 /// `fd` (links) or `fdinfo` (texts).
@@ -162,34 +163,33 @@ impl Generator for FdInfo {
     }
 }
 
-/// `/proc/PID/ns`: the one name space of each kind.
+/// `/proc/PID/ns`: links to the namespaces.
 pub struct NsDir {
     /// Whose.
     pub target: Target,
 }
 
-/// Names with the fixed inode numbers of Linux's initial name spaces.
-const NAMESPACES: [(&str, &str, u64); 10] = [
-    ("net", "net", 0xf000_0078),
-    ("uts", "uts", 0xefff_fffe),
-    ("ipc", "ipc", 0xefff_ffff),
-    ("pid", "pid", 0xefff_fffc),
-    ("pid_for_children", "pid", 0xefff_fffc),
-    ("user", "user", 0xefff_fffd),
-    ("mnt", "mnt", 0xf000_0000),
-    ("cgroup", "cgroup", 0xefff_fffb),
-    ("time", "time", 0xefff_fffa),
-    ("time_for_children", "time", 0xefff_fffa),
+/// The names, with the kinds of what they lead to.
+const NAMESPACES: [(&str, Kind); 10] = [
+    ("net", Kind::Net),
+    ("uts", Kind::Uts),
+    ("ipc", Kind::Ipc),
+    ("pid", Kind::Pid),
+    ("pid_for_children", Kind::Pid),
+    ("user", Kind::User),
+    ("mnt", Kind::Mnt),
+    ("cgroup", Kind::Cgroup),
+    ("time", Kind::Time),
+    ("time_for_children", Kind::Time),
 ];
 
 impl InodeOps for NsDir {
     fn lookup(&self, dir: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
-        let found = NAMESPACES.iter().position(|(n, ..)| n.as_bytes() == name).ok_or(Errno::ENOENT)?;
+        let found = NAMESPACES.iter().position(|(n, _)| n.as_bytes() == name).ok_or(Errno::ENOENT)?;
         let target = self.target.clone();
         let ops = Link(move || {
             target.may_inspect()?;
-            let (_, kind, number) = NAMESPACES[found];
-            jump(namespace(kind, number)?)
+            jump(Namespace::of(&*target.thread()?, NAMESPACES[found].1)?.path()?)
         });
         let number = ino(self.target.id(), 0x1000 + found as u64);
         Ok(Entry::volatile(make_owned(&dir.sb, &self.target, number, uapi::S_IFLNK | 0o777, Box::new(ops))))
@@ -199,7 +199,7 @@ impl InodeOps for NsDir {
         self.target.may_inspect()?;
         Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let dir = inode_of(f)?.ops_as::<NsDir>().ok_or(Errno::EIO)?;
-            for (i, (name, ..)) in NAMESPACES.iter().enumerate().skip((*pos - 2) as usize) {
+            for (i, (name, _)) in NAMESPACES.iter().enumerate().skip((*pos - 2) as usize) {
                 let number = ino(dir.target.id(), 0x1000 + i as u64);
                 if !sink.emit(name.as_bytes(), number, FileKind::Symlink.dirent_type(), i as u64 + 3) {
                     break;
@@ -209,26 +209,4 @@ impl InodeOps for NsDir {
             Ok(())
         })))
     }
-}
-
-/// The object behind a name space link: it can be opened and compared, `setns` has nowhere to go.
-struct NsFile;
-
-impl FileOps for NsFile {
-    fn can_poll(&self) -> bool {
-        false
-    }
-}
-
-/// An inode of the name space file system.
-struct NsNode;
-
-impl InodeOps for NsNode {
-    fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        Ok(Arc::new(NsFile))
-    }
-}
-
-fn namespace(kind: &str, number: u64) -> Result<crate::fs::Path> {
-    anon::namespace_path(&format!("{kind}:[{number}]"), number, Box::new(NsNode))
 }

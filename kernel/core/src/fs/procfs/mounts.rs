@@ -5,24 +5,60 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::fmt::Write;
 
-use super::{Text, node::Generator, pid::Target};
+use super::{
+    Text,
+    node::{Generator, open_text},
+    pid::Target,
+};
 use crate::{
-    Result,
+    Errno, Result,
     fs::{
+        FileOps,
         dev::{major, minor},
-        inode::SbFlags,
-        mount::{self, Mount, MountFlags, Propagation},
+        inode::{Inode, InodeOps, SbFlags},
+        mount::{self, Mount, MountFlags, namespace::Hold},
         path::Path,
     },
+    namespace::nsfs,
     wait::WaitQueue,
 };
 
-/// One of the tables.
-pub struct Table {
-    /// From whose root.
+/// Which of the tables.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `mounts`
+    Mounts,
+    /// `mountinfo`
+    MountInfo,
+    /// `mountstats`
+    MountStats,
+}
+
+/// A table in a process's directory.
+pub struct TableFile {
+    /// Whose.
     pub target: Target,
-    /// `mountinfo`.
-    pub long: bool,
+    /// Which.
+    pub format: Format,
+}
+
+impl InodeOps for TableFile {
+    /// An open table shows the namespace and the root that the process had then.
+    fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
+        if self.format == Format::MountStats {
+            self.target.may_inspect()?;
+        }
+        let thread = self.target.thread().map_err(|_| Errno::EINVAL)?;
+        let namespace = thread.namespaces().ok_or(Errno::EINVAL)?.mnt.clone();
+        Ok(open_text(Arc::new(Table { namespace, root: thread.fs().root(), format: self.format })))
+    }
+}
+
+/// An open table.
+struct Table {
+    namespace: Hold,
+    root: Path,
+    format: Format,
 }
 
 /// Appends a field with what separates fields escaped in octal.
@@ -71,59 +107,24 @@ fn rw(readonly: bool) -> &'static str {
     if readonly { "ro" } else { "rw" }
 }
 
-/// The mounts that can be reached from `root`, with the path that they have there.
-fn visible(root: &Path) -> Vec<(Arc<Mount>, Vec<u8>)> {
-    let mut out = Vec::new();
-    for m in mount::all() {
-        let (path, reachable) = m.root_path().display(root);
-        if reachable {
-            out.push((m, path));
-        }
-    }
-    out
-}
-
 impl Generator for Table {
     fn show(&self, out: &mut Text) -> Result {
-        let root = self.target.thread()?.fs().root();
-        for (m, path) in visible(&root) {
-            let readonly = m.flags().contains(MountFlags::RDONLY);
-            let sb_readonly = m.sb.flags().contains(SbFlags::RDONLY);
-            let source: &[u8] = if m.source.is_empty() { b"none" } else { &m.source };
-            if self.long {
-                let parent = m.mountpoint().map_or(m.id, |p| p.mount.id);
-                write!(out, "{} {} {}:{} ", m.id, parent, major(m.sb.dev), minor(m.sb.dev))?;
-                let inner = inner_path(&m);
-                field(out, &inner);
-                out.push(' ');
-                field(out, &path);
-                write!(out, " {}", rw(readonly))?;
-                options(&m, out);
-                match m.propagation() {
-                    Propagation::Shared => write!(out, " shared:{}", m.group())?,
-                    Propagation::Unbindable => out.push_str(" unbindable"),
-                    Propagation::Private | Propagation::Slave => {}
+        for m in self.namespace.mounts() {
+            // Only what can be reached from the root, with the path that it has there.
+            let (path, reachable) = m.root_path().display(&self.root);
+            if reachable {
+                match self.format {
+                    Format::Mounts => self.mounts(&m, &path, out)?,
+                    Format::MountInfo => self.mountinfo(&m, &path, out)?,
+                    Format::MountStats => self.mountstats(&m, &path, out)?,
                 }
-                write!(out, " - {} ", FsType(&m))?;
-                field(out, source);
-                write!(out, " {}", rw(sb_readonly))?;
-                m.sb.ops().show_options(&m.sb, out)?;
-            } else {
-                field(out, source);
-                out.push(' ');
-                field(out, &path);
-                write!(out, " {} {}", FsType(&m), rw(readonly || sb_readonly))?;
-                options(&m, out);
-                m.sb.ops().show_options(&m.sb, out)?;
-                out.push_str(" 0 0");
             }
-            out.push('\n');
         }
         Ok(())
     }
 
     fn generation(&self) -> Option<u64> {
-        Some(mount::generation())
+        (self.format != Format::MountStats).then(|| self.namespace.generation())
     }
 
     fn queue(&self) -> Option<&'static WaitQueue> {
@@ -131,8 +132,67 @@ impl Generator for Table {
     }
 }
 
-/// The path of the mount's root within its file system.
+impl Table {
+    fn mounts(&self, m: &Mount, path: &[u8], out: &mut Text) -> Result {
+        let readonly = m.flags().contains(MountFlags::RDONLY) || m.sb.flags().contains(SbFlags::RDONLY);
+        field(out, if m.source.is_empty() { b"none" } else { &m.source });
+        out.push(' ');
+        field(out, path);
+        write!(out, " {} {}", FsType(m), rw(readonly))?;
+        options(m, out);
+        m.sb.ops().show_options(&m.sb, out)?;
+        out.push_str(" 0 0\n");
+        Ok(())
+    }
+
+    fn mountinfo(&self, m: &Arc<Mount>, path: &[u8], out: &mut Text) -> Result {
+        let parent = m.mountpoint().map_or(m.id, |p| p.mount.id);
+        write!(out, "{} {} {}:{} ", m.id, parent, major(m.sb.dev), minor(m.sb.dev))?;
+        field(out, &inner_path(m));
+        out.push(' ');
+        field(out, path);
+        write!(out, " {}", rw(m.flags().contains(MountFlags::RDONLY)))?;
+        options(m, out);
+        let shown = mount::propagation(m, &self.namespace, &self.root);
+        if shown.group != 0 {
+            write!(out, " shared:{}", shown.group)?;
+        }
+        if shown.master != 0 {
+            write!(out, " master:{}", shown.master)?;
+        }
+        if shown.from != 0 && shown.from != shown.master {
+            write!(out, " propagate_from:{}", shown.from)?;
+        }
+        if shown.unbindable {
+            out.push_str(" unbindable");
+        }
+        write!(out, " - {} ", FsType(m))?;
+        field(out, if m.source.is_empty() { b"none" } else { &m.source });
+        write!(out, " {}", rw(m.sb.flags().contains(SbFlags::RDONLY)))?;
+        m.sb.ops().show_options(&m.sb, out)?;
+        out.push('\n');
+        Ok(())
+    }
+
+    fn mountstats(&self, m: &Mount, path: &[u8], out: &mut Text) -> Result {
+        if m.source.is_empty() {
+            out.push_str("no device");
+        } else {
+            out.push_str("device ");
+            field(out, &m.source);
+        }
+        out.push_str(" mounted on ");
+        field(out, path);
+        writeln!(out, " with fstype {}", FsType(m))?;
+        Ok(())
+    }
+}
+
+/// The path of the mount's root within its file system; a namespace's file has its name.
 pub(crate) fn inner_path(m: &Arc<Mount>) -> Vec<u8> {
+    if nsfs::is_namespace(&m.root) {
+        return m.root.name().to_vec();
+    }
     let mut parts = Vec::new();
     let mut at = m.root.clone();
     while let (Some(parent), name) = at.place() {
@@ -148,21 +208,4 @@ pub(crate) fn inner_path(m: &Arc<Mount>) -> Vec<u8> {
         out.push(b'/');
     }
     out
-}
-
-/// `/proc/PID/mountstats`
-pub fn mountstats(target: &Target, out: &mut Text) -> Result {
-    let root = target.thread()?.fs().root();
-    for (m, path) in visible(&root) {
-        if m.source.is_empty() {
-            out.push_str("no device");
-        } else {
-            out.push_str("device ");
-            field(out, &m.source);
-        }
-        out.push_str(" mounted on ");
-        field(out, &path);
-        writeln!(out, " with fstype {}", FsType(&m))?;
-    }
-    Ok(())
 }

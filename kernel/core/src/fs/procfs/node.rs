@@ -95,8 +95,7 @@ pub struct GeneratedFile(pub Arc<dyn Generator>);
 impl InodeOps for GeneratedFile {
     fn open(&self, _inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
         self.0.may_open(flags & uapi::O_ACCMODE != uapi::O_RDONLY)?;
-        let seen = SpinLock::new(self.0.generation());
-        Ok(Arc::new(OpenText { generator: self.0.clone(), text: Mutex::new(None), seen }))
+        Ok(open_text(self.0.clone()))
     }
 
     fn setattr(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result {
@@ -110,6 +109,12 @@ impl InodeOps for GeneratedFile {
         inode.apply(change);
         Ok(())
     }
+}
+
+/// Opens the text of `generator`.
+pub fn open_text(generator: Arc<dyn Generator>) -> Arc<dyn FileOps> {
+    let seen = SpinLock::new(generator.generation());
+    Arc::new(OpenText { generator, text: Mutex::new(None), seen })
 }
 
 /// An open generated file.

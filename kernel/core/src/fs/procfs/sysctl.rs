@@ -16,7 +16,7 @@ use ursa_hal::sync::Once;
 use super::{Text, node::Generator, register, register_text, system::uts_field};
 use crate::{
     Errno, Result, coredump,
-    fs::{dentry, fdtable, permission},
+    fs::{dentry, fdtable, mount::namespace::MOUNT_MAX, permission},
     ipc::{mqueue::fs as mqueue, sysv::NextId},
     net::inet::{datagram, ip, ports, tcp},
     process::{self, Cap, capable, rng, syscall::system},
@@ -243,7 +243,7 @@ fn kernel() -> Result {
     fixed("sys/kernel/random/urandom_min_reseed_secs", "60")?;
     fixed("sys/kernel/random/write_wakeup_threshold", "256")?;
     super::register_dir("sys/kernel/keys")?;
-    super::register_dir("sys/user")?;
+    crate::namespace::init()?;
     super::register_dir("sys/debug")?;
     super::register_dir("sys/dev")
 }
@@ -273,7 +273,7 @@ fn files() -> Result {
     fixed("sys/fs/pipe-max-size", "1048576")?;
     fixed("sys/fs/pipe-user-pages-hard", "0")?;
     fixed("sys/fs/pipe-user-pages-soft", "16384")?;
-    fixed("sys/fs/mount-max", "100000")?;
+    number("sys/fs/mount-max", &MOUNT_MAX, 1, i32::MAX as u32)?;
     fixed("sys/fs/lease-break-time", "45")?;
     fixed("sys/fs/leases-enable", "0")?;
     fixed("sys/fs/aio-max-nr", "65536")?;

@@ -188,6 +188,7 @@ pub fn sys_fsmount(_cx: &mut Cx<'_>, fd: i32, flags: u32, attributes: u32) -> Re
     let mount_flags = options(attributes.into()) | access_times(attributes.into())?;
     let file = current().files().get(fd)?;
     let mount = file.ops::<MountContext>().ok_or(Errno::EINVAL)?.take_mount(mount_flags)?;
+    mount::detached(&mount);
     install_tree(mount, flags & uapi::FSMOUNT_CLOEXEC != 0)
 }
 
@@ -295,7 +296,7 @@ pub fn sys_mount_setattr(
     may_mount()?;
     let Some(change) = change(&user::read_extensible(attr, size)?)? else { return Ok(()) };
     let at: Path = resolve(dirfd, path, lookup)?;
-    if !at.is_mount_root() || !(at.mount.in_tree() || at.mount.is_anonymous()) {
+    if !at.is_mount_root() {
         return Err(Errno::EINVAL);
     }
     mount::set_attributes(&at.mount, &change, flags & uapi::AT_RECURSIVE != 0)

@@ -208,11 +208,7 @@ pub fn sys_pivot_root(_cx: &mut Cx<'_>, new_root: UserAddr, put_old: UserAddr) -
     let new_root = resolve(uapi::AT_FDCWD, new_root, flags)?;
     let put_old = resolve(uapi::AT_FDCWD, put_old, flags)?;
     let old_root = current().fs().root();
-    // The old root must be a mount, and not the initial root file system, which cannot be moved.
-    if !old_root.is_mount_root() || old_root.mount.sb.fs_name == "rootfs" {
-        return Err(Errno::EINVAL);
-    }
-    mount::pivot(&new_root, &put_old, &old_root.mount)?;
+    mount::pivot(&new_root, &put_old, &old_root)?;
     for process in crate::process::processes() {
         for thread in process.threads() {
             thread.fs().replace(&old_root, &new_root);

@@ -2,7 +2,7 @@
 //!
 //! Numbers here are the unique ones, which begin above [`MNT_UNIQUE_ID_OFFSET`], so that they are never taken for those of
 //! `/proc/PID/mountinfo`; both count the same mounts, for none is given out twice. A caller sees what can be reached from its root,
-//! and with `CAP_SYS_ADMIN` the whole tree. Reference: Linux `fs/namespace.c`.
+//! and with `CAP_SYS_ADMIN` the whole tree, and those of other namespaces. Reference: Linux `fs/namespace.c`.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::fmt::Write;
@@ -15,10 +15,11 @@ use crate::{
     fs::{
         dev::{major, minor},
         inode::SbFlags,
-        mount::{self, Mount, MountFlags, Propagation},
+        mount::{self, Mount, MountFlags, Shown, namespace::Hold},
         path::Path,
         procfs::{Text, mounts::inner_path},
     },
+    namespace::nsfs,
     process::{Cap, capable},
     syscall::Cx,
     user::{self, UserAddr, UserPtr},
@@ -48,22 +49,34 @@ fn read_request(req: UserAddr) -> Result<MntIdReq> {
     Ok(request)
 }
 
-/// There is one tree, which has no number: a request may not name another.
-fn check_namespace(cx: &Cx<'_>, request: &MntIdReq) -> Result {
-    if request.mnt_ns_id != 0 {
+/// The namespace that a request names, or the caller's, and the root from which it is looked at.
+///
+/// # Errors
+/// `ENOENT` for one that is gone or not the caller's to see, `EBADF`, `EINVAL` for a descriptor of something else.
+fn view(cx: &Cx<'_>, request: &MntIdReq) -> Result<(Hold, Path)> {
+    let own = cx.thread.namespaces().ok_or(Errno::ENOENT)?.mnt.clone();
+    let named = if request.mnt_ns_id != 0 {
+        Hold::find(request.mnt_ns_id).ok_or(Errno::ENOENT)?
+    } else if request.mnt_ns_fd != 0 {
+        let file = cx.thread.file(request.mnt_ns_fd as i32)?;
+        nsfs::mount_namespace_of(&file).ok_or(Errno::EINVAL)?
+    } else {
+        own.clone()
+    };
+    if named.id() == own.id() {
+        return Ok((own, cx.thread.fs().root()));
+    }
+    if !capable(Cap::SysAdmin) {
         return Err(Errno::ENOENT);
     }
-    if request.mnt_ns_fd != 0 {
-        cx.thread.file(request.mnt_ns_fd as i32)?;
-        return Err(Errno::EINVAL);
-    }
-    Ok(())
+    let mut root = named.root().ok_or(Errno::ENOENT)?.root_path();
+    mount::cross_down(&mut root);
+    Ok((named, root))
 }
 
-/// The mount with a number, if it is part of the tree.
-fn find(unique: u64) -> Result<Arc<Mount>> {
-    let found = mount::all().into_iter().find(|m| m.unique_id() == unique && m.in_tree());
-    found.ok_or(Errno::ENOENT)
+/// The mount with a number, if it is in the namespace.
+fn find(namespace: &Hold, unique: u64) -> Result<Arc<Mount>> {
+    namespace.mounts().into_iter().find(|m| m.unique_id() == unique).ok_or(Errno::ENOENT)
 }
 
 fn check_reachable(at: &Path, root: &Path) -> Result {
@@ -94,17 +107,19 @@ fn attributes(mount: &Mount) -> u64 {
     })
 }
 
-fn propagation(mount: &Mount) -> u64 {
-    u64::from(match mount.propagation() {
-        Propagation::Private => uapi::MS_PRIVATE,
-        Propagation::Shared => uapi::MS_SHARED,
-        Propagation::Slave => uapi::MS_SLAVE,
-        Propagation::Unbindable => uapi::MS_UNBINDABLE,
-    })
+fn propagation(shown: &Shown) -> u64 {
+    let bits = [(shown.group != 0, uapi::MS_SHARED), (shown.master != 0, uapi::MS_SLAVE), (shown.unbindable, uapi::MS_UNBINDABLE)];
+    let all = bits.iter().filter(|(is, _)| *is).fold(0, |all, (_, bit)| all | bit);
+    u64::from(if all == 0 { uapi::MS_PRIVATE } else { all })
 }
 
 /// The structure and, behind it, the strings: an empty one first, for those that are not asked for.
-fn describe(mount: &Arc<Mount>, mask: u64, room: usize, root: &Path) -> Result<(Statmount, Text)> {
+fn describe(
+    mount: &Arc<Mount>,
+    mask: u64,
+    room: usize,
+    (namespace, root): &(Hold, Path),
+) -> Result<(Statmount, Text)> {
     let mut out = Statmount::new_zeroed();
     let mut strings = Text::default();
     if mask & STATMOUNT_SB_BASIC != 0 {
@@ -122,11 +137,18 @@ fn describe(mount: &Arc<Mount>, mask: u64, room: usize, root: &Path) -> Result<(
         out.mnt_id_old = mount.id as u32;
         out.mnt_parent_id_old = parent.id as u32;
         out.mnt_attr = attributes(mount);
-        out.mnt_propagation = propagation(mount);
-        out.mnt_peer_group = mount.group().into();
+        let shown = mount::propagation(mount, namespace, root);
+        out.mnt_propagation = propagation(&shown);
+        out.mnt_peer_group = shown.group.into();
+        out.mnt_master = shown.master.into();
     }
     if mask & STATMOUNT_PROPAGATE_FROM != 0 {
         out.mask |= STATMOUNT_PROPAGATE_FROM;
+        out.propagate_from = mount::propagation(mount, namespace, root).from.into();
+    }
+    if mask & STATMOUNT_MNT_NS_ID != 0 {
+        out.mask |= STATMOUNT_MNT_NS_ID;
+        out.mnt_ns_id = namespace.id();
     }
     for flag in [STATMOUNT_FS_TYPE, STATMOUNT_MNT_ROOT, STATMOUNT_MNT_POINT, STATMOUNT_MNT_OPTS] {
         if mask & flag == 0 {
@@ -177,7 +199,7 @@ pub fn sys_statmount(cx: &mut Cx<'_>, req: UserAddr, buf: UserAddr, bufsize: usi
         return Err(Errno::EINVAL);
     }
     let request = read_request(req)?;
-    check_namespace(cx, &request)?;
+    let view = view(cx, &request)?;
     if !VirtAddr::new(buf.as_u64()).is_user_range(bufsize as u64) {
         return Err(Errno::EFAULT);
     }
@@ -185,10 +207,9 @@ pub fn sys_statmount(cx: &mut Cx<'_>, req: UserAddr, buf: UserAddr, bufsize: usi
     if request.param & STRINGS != 0 && bufsize <= fixed {
         return Err(Errno::EOVERFLOW);
     }
-    let mount = find(request.mnt_id)?;
-    let root = cx.thread.fs().root();
-    check_reachable(&mount.root_path(), &root)?;
-    let (mut out, strings) = describe(&mount, request.param, bufsize, &root)?;
+    let mount = find(&view.0, request.mnt_id)?;
+    check_reachable(&mount.root_path(), &view.1)?;
+    let (mut out, strings) = describe(&mount, request.param, bufsize, &view)?;
     let copied = bufsize.min(fixed);
     out.size = (copied + strings.0.len()) as u32;
     if !strings.0.is_empty() {
@@ -213,9 +234,8 @@ pub fn sys_listmount(cx: &mut Cx<'_>, req: UserAddr, ids: UserPtr<u64>, count: u
     if after != 0 && after <= MNT_UNIQUE_ID_OFFSET {
         return Err(Errno::EINVAL);
     }
-    check_namespace(cx, &request)?;
-    let root = cx.thread.fs().root();
-    let from = if request.mnt_id == LSMT_ROOT { root.clone() } else { find(request.mnt_id)?.root_path() };
+    let (namespace, root) = view(cx, &request)?;
+    let from = if request.mnt_id == LSMT_ROOT { root.clone() } else { find(&namespace, request.mnt_id)?.root_path() };
     check_reachable(&from, &root)?;
     let reverse = flags & LISTMOUNT_REVERSE != 0;
     let wanted = |id: u64| match (after, reverse) {
@@ -223,9 +243,9 @@ pub fn sys_listmount(cx: &mut Cx<'_>, req: UserAddr, ids: UserPtr<u64>, count: u
         (_, false) => id > after && id != request.mnt_id,
         (_, true) => id < after && id != request.mnt_id,
     };
-    let mut mounts = mount::all();
+    // In the order of their numbers.
+    let mut mounts = namespace.mounts();
     mounts.retain(|m| wanted(m.unique_id()));
-    mounts.sort_unstable_by_key(|m| m.unique_id());
     if reverse {
         mounts.reverse();
     }

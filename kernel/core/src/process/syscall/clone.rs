@@ -1,6 +1,4 @@
-//! clone(2), clone3(2), fork(2), vfork(2), unshare(2), exit(2), exit_group(2).
-
-use alloc::sync::Arc;
+//! clone(2), clone3(2), fork(2), vfork(2), exit(2), exit_group(2).
 
 use linux_uapi::process::CloneArgs;
 
@@ -98,33 +96,6 @@ fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs, size: usize) -> Result<CloneRequ
         set_tid,
         cgroup,
     })
-}
-
-/// Gives the thread its own copy of what it shares.
-pub fn sys_unshare(cx: &mut Cx<'_>, flags: u64) -> Result {
-    use CloneFlags as F;
-    let allowed = F::THREAD | F::FS | F::FILES | F::SIGHAND | F::VM | F::SYSVSEM | F::NAMESPACES;
-    let flags = F::from_bits(flags).filter(|f| allowed.contains(*f)).ok_or(Errno::EINVAL)?;
-    let thread = cx.thread;
-    if flags.intersects(F::THREAD | F::SIGHAND | F::VM) && thread.process().live_threads() > 1 {
-        return Err(Errno::EINVAL);
-    }
-    if flags.intersects(F::VM) && Arc::strong_count(&thread.vm()) > 2 {
-        return Err(Errno::EINVAL);
-    }
-    if flags.intersects(F::NAMESPACES) {
-        let privileged = flags.contains(F::NEWUSER) || thread.with_cred(|c| c.has_cap(Cap::SysAdmin));
-        return Err(if privileged { Errno::EINVAL } else { Errno::EPERM });
-    }
-    let fs = flags.contains(F::FS).then(|| thread.fs().fork());
-    let files = if flags.contains(F::FILES) { Some(thread.files().fork()?) } else { None };
-    if let Some(fs) = fs {
-        drop(thread.set_fs(fs));
-    }
-    if let Some(files) = files {
-        drop(thread.set_files(files));
-    }
-    Ok(())
 }
 
 /// Ends the thread.

@@ -1,4 +1,4 @@
-//! personality(2), vhangup(2), kcmp(2), membarrier(2), ioprio_set(2), ioprio_get(2), setns(2).
+//! personality(2), vhangup(2), kcmp(2), membarrier(2), ioprio_set(2), ioprio_get(2).
 
 use alloc::sync::Arc;
 use core::cmp::Ordering as Cmp;
@@ -27,12 +27,6 @@ pub fn sys_vhangup(cx: &mut Cx<'_>) -> Result {
         terminal.hang_up();
     }
     Ok(())
-}
-
-/// There are no namespaces to join.
-pub fn sys_setns(cx: &mut Cx<'_>, fd: i32, _kind: i32) -> Result {
-    cx.thread.file(fd)?;
-    Err(Errno::EINVAL)
 }
 
 /// Compares what two processes have: 0 same, 1 less, 2 greater, in an order of no meaning but consistency.

@@ -1,5 +1,6 @@
 //! The system calls of processes: decoding, then one call into the objects.
 
+use crate::namespace::syscall as ns;
 use crate::process::acct;
 use crate::syscalls;
 
@@ -67,11 +68,11 @@ syscalls! { ROWS;
     247 waitid => wait::sys_waitid(0, 1, 2, 3, 4);
     251 ioprio_set => misc::sys_ioprio_set(0, 1, 2);
     252 ioprio_get => misc::sys_ioprio_get(0, 1);
-    272 unshare => clone::sys_unshare(0);
+    272 unshare => ns::sys_unshare(0);
     273 set_robust_list => thread::sys_set_robust_list(0, 1);
     274 get_robust_list => thread::sys_get_robust_list(0, 1, 2);
     302 prlimit64 => limits::sys_prlimit64(0, 1, 2, 3);
-    308 setns => misc::sys_setns(0, 1);
+    308 setns => ns::sys_setns(0, 1);
     309 getcpu => thread::sys_getcpu(0, 1);
     312 kcmp => misc::sys_kcmp(0, 1, 2, 3, 4);
     318 getrandom => system::sys_getrandom(0, 1, 2);

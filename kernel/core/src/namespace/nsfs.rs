@@ -1,0 +1,175 @@
+//! Namespaces as files: what `/proc/PID/ns/*` leads to, and what keeps a namespace without a task in it.
+//!
+//! A file of this file system has the namespace's number as its inode, and holds the namespace while it is open or bound
+//! somewhere. References: namespaces(7), ioctl_ns(2), Linux `fs/nsfs.c`.
+
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::sync::Arc;
+
+use linux_uapi::raw::general as uapi;
+
+use super::Kind;
+use crate::fs::mount::{Namespace as MountNamespace, namespace::Hold};
+use crate::fs::open::{OpenRequest, open_inode};
+use crate::fs::{Dentry, File, FileOps, Inode, InodeOps, Path, anon};
+use crate::process::{Resource, Thread, current};
+use crate::user::UserPtr;
+use crate::{Errno, Result};
+
+const NS_GET_USERNS: u32 = 0xb701;
+const NS_GET_PARENT: u32 = 0xb702;
+const NS_GET_NSTYPE: u32 = 0xb703;
+const NS_GET_OWNER_UID: u32 = 0xb704;
+const NS_GET_MNTNS_ID: u32 = 0x8008_b705;
+/// `_IOR(0xb7, 10, struct mnt_ns_info)`; the size in it may be larger.
+const NS_MNT_GET_INFO: u32 = 0x8000_b70a;
+const MNT_NS_INFO_SIZE: u32 = 16;
+
+/// A namespace of any kind.
+#[derive(Clone)]
+pub enum Namespace {
+    /// A tree of mounts.
+    Mnt(Hold),
+    /// The only one of its kind.
+    Only(Kind),
+}
+
+impl Namespace {
+    /// That of a thread.
+    ///
+    /// # Errors
+    /// `ENOENT` when the thread has left its namespaces at its end.
+    pub fn of(thread: &Thread, kind: Kind) -> Result<Namespace> {
+        Ok(match kind {
+            Kind::Mnt => Namespace::Mnt(thread.namespaces().ok_or(Errno::ENOENT)?.mnt.clone()),
+            only => Namespace::Only(only),
+        })
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Namespace::Mnt(_) => Kind::Mnt,
+            Namespace::Only(kind) => *kind,
+        }
+    }
+
+    /// The inode number.
+    pub fn number(&self) -> u32 {
+        match self {
+            Namespace::Mnt(hold) => hold.number(),
+            Namespace::Only(kind) => kind.initial_number(),
+        }
+    }
+
+    /// Its file.
+    ///
+    /// # Errors
+    /// Those of [`anon::namespace_path`].
+    pub fn path(self) -> Result<Path> {
+        let (kind, number) = (self.kind(), self.number());
+        anon::namespace_path(&format!("{}:[{number}]", kind.name()), number.into(), Box::new(Node(self)))
+    }
+
+    /// Opens its file for the calling thread, with a descriptor that exec closes.
+    fn open(self) -> Result<i64> {
+        let at = self.path()?;
+        let inode = at.inode()?.clone();
+        let thread = current();
+        let file = open_inode(at, inode, &OpenRequest::plain(uapi::O_RDONLY)?, false, &thread.cred())?;
+        let limit = thread.process().rlimits.soft(Resource::Nofile);
+        thread.files().install(file, true, limit).map(i64::from)
+    }
+}
+
+/// The inode of a namespace.
+struct Node(Namespace);
+
+impl InodeOps for Node {
+    fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
+        Ok(Arc::new(Opened(self.0.clone())))
+    }
+}
+
+/// An open file of a namespace.
+struct Opened(Namespace);
+
+impl FileOps for Opened {
+    fn can_poll(&self) -> bool {
+        false
+    }
+
+    fn ioctl(&self, _f: &File, cmd: u32, arg: usize) -> Result<i64> {
+        let kind = self.0.kind();
+        match cmd {
+            // The first user namespace owns all others, and nobody owns it.
+            NS_GET_USERNS if kind == Kind::User => Err(Errno::EPERM),
+            NS_GET_USERNS => Namespace::Only(Kind::User).open(),
+            NS_GET_PARENT if matches!(kind, Kind::User | Kind::Pid) => Err(Errno::EPERM),
+            NS_GET_PARENT => Err(Errno::EINVAL),
+            NS_GET_NSTYPE => Ok(kind.flag().bits() as i64),
+            NS_GET_OWNER_UID if kind == Kind::User => {
+                UserPtr::<u32>::new(arg as u64).write(&0)?;
+                Ok(0)
+            }
+            NS_GET_OWNER_UID => Err(Errno::EINVAL),
+            NS_GET_MNTNS_ID => {
+                let Namespace::Mnt(namespace) = &self.0 else { return Err(Errno::EINVAL) };
+                UserPtr::<u64>::new(arg as u64).write(&namespace.id())?;
+                Ok(0)
+            }
+            _ if cmd & 0xc000_ffff == NS_MNT_GET_INFO => self.mount_info(cmd >> 16 & 0x3fff, arg),
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+}
+
+impl Opened {
+    /// `NS_MNT_GET_INFO`: size, number of mounts without the root, identity.
+    fn mount_info(&self, size: u32, arg: usize) -> Result<i64> {
+        let Namespace::Mnt(namespace) = &self.0 else { return Err(Errno::EINVAL) };
+        if arg == 0 || size < MNT_NS_INFO_SIZE {
+            return Err(Errno::EINVAL);
+        }
+        let mounts = u32::try_from(namespace.count()).unwrap_or(u32::MAX).saturating_sub(1);
+        UserPtr::<[u32; 2]>::new(arg as u64).write(&[MNT_NS_INFO_SIZE, mounts])?;
+        UserPtr::<u64>::new(arg as u64 + 8).write(&namespace.id())?;
+        Ok(0)
+    }
+}
+
+fn node_of(dentry: &Dentry) -> Option<&Namespace> {
+    Some(&dentry.inode()?.ops_as::<Node>()?.0)
+}
+
+/// The namespace that an open file keeps; `None` for other files.
+pub fn of_file(file: &File) -> Option<&Namespace> {
+    Some(&file.ops::<Opened>()?.0)
+}
+
+/// The mount namespace that an open file keeps.
+pub fn mount_namespace_of(file: &File) -> Option<Hold> {
+    match of_file(file)? {
+        Namespace::Mnt(hold) => Some(hold.clone()),
+        _ => None,
+    }
+}
+
+/// Whether `dentry` is the file of a namespace.
+pub fn is_namespace(dentry: &Dentry) -> bool {
+    node_of(dentry).is_some()
+}
+
+/// The mount namespace whose file `dentry` is.
+pub fn mount_namespace(dentry: &Dentry) -> Option<Arc<MountNamespace>> {
+    match node_of(dentry)? {
+        Namespace::Mnt(hold) => Some(hold.namespace().clone()),
+        Namespace::Only(_) => None,
+    }
+}
+
+/// Whether `dentry` is the file of a mount namespace.
+pub fn is_mount_namespace(dentry: &Dentry) -> bool {
+    matches!(node_of(dentry), Some(Namespace::Mnt(_)))
+}
