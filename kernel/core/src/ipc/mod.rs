@@ -3,6 +3,7 @@
 pub mod eventfd;
 pub mod inotify;
 pub mod mqueue;
+pub mod namespace;
 pub mod pipe;
 pub mod signalfd;
 pub mod splice;

@@ -5,8 +5,9 @@
 //! | [`set`] | the namespaces of a task, and how they are shared, copied and replaced |
 //! | [`nsfs`] | namespaces as files: `/proc/PID/ns`, what keeps them, what they tell |
 //! | [`syscall`] | unshare(2) and setns(2) |
+//! | [`uts`] | UTS namespaces |
 //!
-//! A kind of namespace is written where its objects are (mount namespaces in [`crate::fs::mount`]). Kinds of which there is only
+//! A kind of namespace is written where its objects are (mount namespaces in [`crate::fs::mount`], IPC namespaces in [`crate::ipc`]). Kinds of which there is only
 //! one have their files, too, and cannot be made.
 //!
 //! References: namespaces(7), Linux `kernel/nsproxy.c`, `kernel/ucount.c`.
@@ -14,6 +15,7 @@
 pub mod nsfs;
 pub mod set;
 pub mod syscall;
+pub mod uts;
 
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
@@ -75,7 +77,7 @@ impl Kind {
 }
 
 /// The kinds that can be made.
-pub const SUPPORTED: [Kind; 1] = [Kind::Mnt];
+pub const SUPPORTED: [Kind; 3] = [Kind::Mnt, Kind::Uts, Kind::Ipc];
 
 /// The first inode number for namespaces that are made (`PROC_DYNAMIC_FIRST`, after the first mount and network namespaces).
 const FIRST_NUMBER: u32 = 0xf000_0002;

@@ -10,9 +10,11 @@ use alloc::sync::Arc;
 use linux_uapi::raw::general as uapi;
 
 use super::Kind;
+use super::uts::Uts;
 use crate::fs::mount::{Namespace as MountNamespace, namespace::Hold};
 use crate::fs::open::{OpenRequest, open_inode};
 use crate::fs::{Dentry, File, FileOps, Inode, InodeOps, Path, anon};
+use crate::ipc::namespace::Namespace as IpcNamespace;
 use crate::process::{Resource, Thread, current};
 use crate::user::UserPtr;
 use crate::{Errno, Result};
@@ -31,6 +33,10 @@ const MNT_NS_INFO_SIZE: u32 = 16;
 pub enum Namespace {
     /// A tree of mounts.
     Mnt(Hold),
+    /// Names of the system.
+    Uts(Arc<Uts>),
+    /// System V objects and message queues.
+    Ipc(Arc<IpcNamespace>),
     /// The only one of its kind.
     Only(Kind),
 }
@@ -41,8 +47,11 @@ impl Namespace {
     /// # Errors
     /// `ENOENT` when the thread has left its namespaces at its end.
     pub fn of(thread: &Thread, kind: Kind) -> Result<Namespace> {
+        let set = thread.namespaces().ok_or(Errno::ENOENT);
         Ok(match kind {
-            Kind::Mnt => Namespace::Mnt(thread.namespaces().ok_or(Errno::ENOENT)?.mnt.clone()),
+            Kind::Mnt => Namespace::Mnt(set?.mnt.clone()),
+            Kind::Uts => Namespace::Uts(set?.uts.clone()),
+            Kind::Ipc => Namespace::Ipc(set?.ipc.clone()),
             only => Namespace::Only(only),
         })
     }
@@ -51,6 +60,8 @@ impl Namespace {
     pub fn kind(&self) -> Kind {
         match self {
             Namespace::Mnt(_) => Kind::Mnt,
+            Namespace::Uts(_) => Kind::Uts,
+            Namespace::Ipc(_) => Kind::Ipc,
             Namespace::Only(kind) => *kind,
         }
     }
@@ -59,6 +70,8 @@ impl Namespace {
     pub fn number(&self) -> u32 {
         match self {
             Namespace::Mnt(hold) => hold.number(),
+            Namespace::Uts(uts) => uts.number(),
+            Namespace::Ipc(ipc) => ipc.number(),
             Namespace::Only(kind) => kind.initial_number(),
         }
     }
@@ -165,7 +178,7 @@ pub fn is_namespace(dentry: &Dentry) -> bool {
 pub fn mount_namespace(dentry: &Dentry) -> Option<Arc<MountNamespace>> {
     match node_of(dentry)? {
         Namespace::Mnt(hold) => Some(hold.namespace().clone()),
-        Namespace::Only(_) => None,
+        _ => None,
     }
 }
 

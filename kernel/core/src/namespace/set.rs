@@ -6,9 +6,11 @@ use alloc::sync::Arc;
 
 use ursa_hal::sync::Once;
 
+use super::uts::{self, Uts};
 use super::{Claim, Kind, SUPPORTED};
 use crate::fs::FsContext;
 use crate::fs::mount::namespace as mount;
+use crate::ipc::namespace as ipc;
 use crate::process::fork::CloneFlags;
 use crate::process::{Cap, Credentials};
 use crate::{Errno, Result};
@@ -18,12 +20,22 @@ use crate::{Errno, Result};
 pub struct Namespaces {
     /// The mounts.
     pub mnt: mount::Hold,
+    /// The names of the system.
+    pub uts: Arc<Uts>,
+    /// System V objects and message queues.
+    pub ipc: Arc<ipc::Namespace>,
 }
 
 /// Those that the system starts with.
 pub fn initial() -> &'static Arc<Namespaces> {
     static INITIAL: Once<Arc<Namespaces>> = Once::new();
-    INITIAL.call_once(|| Arc::new(Namespaces { mnt: mount::initial_hold().clone() }))
+    INITIAL.call_once(|| {
+        Arc::new(Namespaces {
+            mnt: mount::initial_hold().clone(),
+            uts: uts::initial().clone(),
+            ipc: ipc::initial().clone(),
+        })
+    })
 }
 
 impl Namespaces {
@@ -53,6 +65,12 @@ impl Namespaces {
         let mut new = Namespaces::clone(self);
         if wanted.contains(CloneFlags::NEWNS) {
             new.mnt = crate::fs::mount::copy_namespace(&self.mnt, context, Claim::new(cred, Kind::Mnt)?)?;
+        }
+        if wanted.contains(CloneFlags::NEWUTS) {
+            new.uts = self.uts.copy(Claim::new(cred, Kind::Uts)?);
+        }
+        if wanted.contains(CloneFlags::NEWIPC) {
+            new.ipc = ipc::Namespace::new(Claim::new(cred, Kind::Ipc)?);
         }
         Ok(Arc::new(new))
     }

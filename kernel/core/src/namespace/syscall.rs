@@ -6,6 +6,7 @@ use super::nsfs::{self, Namespace};
 use super::{Kind, Namespaces};
 use crate::fs::Path;
 use crate::fs::mount::cross_down;
+use crate::ipc::sysv::sem;
 use crate::process::fork::CloneFlags;
 use crate::process::{Cap, Credentials, Thread, pidfd};
 use crate::syscall::Cx;
@@ -36,6 +37,9 @@ pub fn sys_unshare(cx: &mut Cx<'_>, flags: u64) -> Result {
     let old = thread.namespaces().ok_or(Errno::ESRCH)?;
     let context = fs.clone().unwrap_or_else(|| thread.fs());
     let namespaces = old.unshare(flags, &thread.cred(), &context)?;
+    if flags.intersects(F::NEWIPC | F::SYSVSEM) {
+        leave_semaphores(thread);
+    }
     if !Arc::ptr_eq(&namespaces, &old) {
         drop(thread.set_namespaces(Some(namespaces)));
     }
@@ -48,6 +52,14 @@ pub fn sys_unshare(cx: &mut Cx<'_>, flags: u64) -> Result {
     Ok(())
 }
 
+/// Undoes what the process's `SEM_UNDO` operations did, as if it ended; threads that share the debts go on with them.
+fn leave_semaphores(thread: &Thread) {
+    let process = thread.process();
+    if process.live_threads() == 1 {
+        sem::process_exits(process);
+    }
+}
+
 /// What a thread is about to join.
 struct Joining<'a> {
     thread: &'a Thread,
@@ -55,6 +67,8 @@ struct Joining<'a> {
     set: Namespaces,
     /// The new root and working directory.
     root: Option<Path>,
+    /// What `SEM_UNDO` owes is paid in the namespace that it is owed in.
+    leaves_ipc: bool,
     /// Only the mounts are changed, so that the thread's root must not be shared.
     only_mounts: bool,
 }
@@ -71,6 +85,15 @@ impl Joining<'_> {
             Namespace::Only(Kind::User) => Err(Errno::EINVAL),
             _ if !privileged => Err(Errno::EPERM),
             Namespace::Only(_) => Ok(()),
+            Namespace::Uts(uts) => {
+                self.set.uts = uts;
+                Ok(())
+            }
+            Namespace::Ipc(ipc) => {
+                self.leaves_ipc = true;
+                self.set.ipc = ipc;
+                Ok(())
+            }
             Namespace::Mnt(namespace) => {
                 self.cred.require(Cap::SysChroot)?;
                 if self.only_mounts && self.thread.fs().users() != 1 {
@@ -86,6 +109,9 @@ impl Joining<'_> {
     }
 
     fn commit(self) {
+        if self.leaves_ipc {
+            leave_semaphores(self.thread);
+        }
         drop(self.thread.set_namespaces(Some(Arc::new(self.set))));
         if let Some(root) = self.root {
             let fs = self.thread.fs();
@@ -101,8 +127,14 @@ pub fn sys_setns(cx: &mut Cx<'_>, fd: i32, kinds: i32) -> Result {
     let file = thread.file(fd)?;
     let flags = CloneFlags::from_bits(kinds as u32 as u64);
     let current = thread.namespaces().ok_or(Errno::ESRCH)?;
-    let mut joining =
-        Joining { thread, cred: thread.cred(), set: Namespaces::clone(&current), root: None, only_mounts: true };
+    let mut joining = Joining {
+        thread,
+        cred: thread.cred(),
+        set: Namespaces::clone(&current),
+        root: None,
+        leaves_ipc: false,
+        only_mounts: true,
+    };
     if let Some(namespace) = nsfs::of_file(&file) {
         if kinds != 0 && flags != Some(namespace.kind().flag()) {
             return Err(Errno::EINVAL);

@@ -76,7 +76,8 @@ fn start_thread() -> Result {
     let number = PidNumber::claim(1)?;
     let root = fs::mount::root().ok_or(Errno::ENOENT)?;
     let context = FsContext::new(root.root_path(), INITIAL_UMASK);
-    exit::INITIAL_FS.call_once(|| context.clone());
+    // Exited threads have one of their own, so that the first process's does not count as shared.
+    exit::INITIAL_FS.call_once(|| context.fork());
     let session = Session::new(number.clone());
     let group = ProcessGroup::new(number.clone(), session);
     let process = Arc::new(Process::new(ProcessParts {

@@ -17,7 +17,7 @@ use super::{Text, node::Generator, register, register_text, system::uts_field};
 use crate::{
     Errno, Result, coredump,
     fs::{dentry, fdtable, mount::namespace::MOUNT_MAX, permission},
-    ipc::{mqueue::fs as mqueue, sysv::NextId},
+    ipc::{self, mqueue::fs::Tunables, sysv::NextId},
     net::inet::{datagram, ip, ports, tcp},
     process::{self, Cap, capable, rng, syscall::system},
 };
@@ -284,17 +284,50 @@ fn files() -> Result {
     fixed("sys/fs/inotify/max_queued_events", "16384")?;
     fixed("sys/fs/inotify/max_user_instances", "128")?;
     fixed("sys/fs/inotify/max_user_watches", "1048576")?;
-    number("sys/fs/mqueue/queues_max", &mqueue::QUEUES_MAX, 0, i32::MAX as u32)?;
-    number("sys/fs/mqueue/msg_max", &mqueue::MSG_MAX, 1, 65_536)?;
-    number("sys/fs/mqueue/msgsize_max", &mqueue::MSGSIZE_MAX, 128, 16 << 20)?;
-    number("sys/fs/mqueue/msg_default", &mqueue::MSG_DEFAULT, 1, 65_536)?;
-    number("sys/fs/mqueue/msgsize_default", &mqueue::MSGSIZE_DEFAULT, 128, 16 << 20)?;
+    mqueues()?;
     super::register_dir("sys/fs/binfmt_misc")?;
     number("sys/fs/suid_dumpable", &coredump::SUID_DUMPABLE, 0, 2)?;
     number("sys/fs/protected_symlinks", &permission::PROTECTED_SYMLINKS, 0, 1)?;
     number("sys/fs/protected_hardlinks", &permission::PROTECTED_HARDLINKS, 0, 1)?;
     number("sys/fs/protected_fifos", &permission::PROTECTED_FIFOS, 0, 2)?;
     number("sys/fs/protected_regular", &permission::PROTECTED_REGULAR, 0, 2)
+}
+
+/// A limit of the message queues of the caller's IPC namespace.
+struct QueueLimit {
+    field: fn(&Tunables) -> &AtomicU32,
+    min: u32,
+    max: u32,
+}
+
+impl Generator for QueueLimit {
+    fn show(&self, out: &mut Text) -> Result {
+        writeln!(out, "{}", (self.field)(&ipc::namespace::current().mqueue.tunables).load(Relaxed))?;
+        Ok(())
+    }
+
+    fn store(&self, text: &str) -> Result {
+        let value: u32 = text.trim().parse().map_err(|_| Errno::EINVAL)?;
+        if !(self.min..=self.max).contains(&value) {
+            return Err(Errno::EINVAL);
+        }
+        (self.field)(&ipc::namespace::current().mqueue.tunables).store(value, Relaxed);
+        Ok(())
+    }
+}
+
+fn mqueues() -> Result {
+    type Field = fn(&Tunables) -> &AtomicU32;
+    for (name, field, min, max) in [
+        ("queues_max", (|of| &of.queues_max) as Field, 0, i32::MAX as u32),
+        ("msg_max", |of| &of.msg_max, 1, 65_536),
+        ("msgsize_max", |of| &of.msgsize_max, 128, 16 << 20),
+        ("msg_default", |of| &of.msg_default, 1, 65_536),
+        ("msgsize_default", |of| &of.msgsize_default, 128, 16 << 20),
+    ] {
+        register(&alloc::format!("sys/fs/mqueue/{name}"), 0o644, QueueLimit { field, min, max })?;
+    }
+    Ok(())
 }
 
 fn memory() -> Result {

@@ -1,4 +1,4 @@
-//! The file system `mqueue`: one flat directory of queues, the same wherever it is mounted.
+//! The file system `mqueue`: one flat directory of queues for each IPC namespace, the same wherever it is mounted.
 //!
 //! References: mq_overview(7) ("Mounting the message queue filesystem"), Linux `ipc/mqueue.c`.
 
@@ -18,6 +18,7 @@ use crate::fs::open::{OpenRequest, open_inode};
 use crate::fs::path::lookup_child_locked;
 use crate::fs::tmpfs::dir::Entries;
 use crate::fs::{DirSink, File, FileOps, Inode, InodeOps, Listing, Mount, Path, dentry, namei, permission};
+use crate::ipc::namespace;
 use crate::process::current;
 use crate::{Errno, Result};
 
@@ -27,24 +28,60 @@ const MAGIC: u64 = 0x1980_0202;
 pub const FILE_SIZE: u64 = 80;
 const DIRENT_SIZE: u64 = 20;
 
-/// `/proc/sys/fs/mqueue/queues_max`.
-pub static QUEUES_MAX: AtomicU32 = AtomicU32::new(256);
-/// `/proc/sys/fs/mqueue/msg_max`: messages that a queue may be made for.
-pub static MSG_MAX: AtomicU32 = AtomicU32::new(10);
-/// `/proc/sys/fs/mqueue/msgsize_max`: bytes of a message that a queue may be made for.
-pub static MSGSIZE_MAX: AtomicU32 = AtomicU32::new(8192);
-/// `/proc/sys/fs/mqueue/msg_default`.
-pub static MSG_DEFAULT: AtomicU32 = AtomicU32::new(10);
-/// `/proc/sys/fs/mqueue/msgsize_default`.
-pub static MSGSIZE_DEFAULT: AtomicU32 = AtomicU32::new(8192);
-static QUEUES: AtomicU32 = AtomicU32::new(0);
+/// `/proc/sys/fs/mqueue`, and how many queues there are.
+pub struct Tunables {
+    /// Queues that there may be.
+    pub queues_max: AtomicU32,
+    /// Messages that a queue may be made for.
+    pub msg_max: AtomicU32,
+    /// Bytes of a message that a queue may be made for.
+    pub msgsize_max: AtomicU32,
+    /// Messages of a queue that is made without attributes.
+    pub msg_default: AtomicU32,
+    /// Bytes of its messages.
+    pub msgsize_default: AtomicU32,
+    queues: AtomicU32,
+}
+
+/// The queues of an IPC namespace.
+pub struct Space {
+    /// The limits.
+    pub tunables: Arc<Tunables>,
+    /// The directory, on a mount that nobody sees and that keeps the file system when a program's goes.
+    mount: Once<Result<Arc<Mount>>>,
+}
+
+impl Space {
+    /// No queues.
+    pub(in crate::ipc) fn new() -> Space {
+        let number = AtomicU32::new;
+        let tunables = Tunables {
+            queues_max: number(256),
+            msg_max: number(10),
+            msgsize_max: number(8192),
+            msg_default: number(10),
+            msgsize_default: number(8192),
+            queues: number(0),
+        };
+        Space { tunables: Arc::new(tunables), mount: Once::new() }
+    }
+
+    /// The directory.
+    ///
+    /// # Errors
+    /// `ENODEV`, which the mount keeps from happening.
+    fn root(&self) -> Result<Path> {
+        let mount = self.mount.call_once(|| Mount::of(instance(&self.tunables), b"mqueue", MountFlags::empty()));
+        mount.as_ref().map(Mount::root_path).map_err(|error| *error)
+    }
+}
 
 impl Limits {
     /// Those of a queue that is made without attributes.
-    fn default_for_new() -> Limits {
+    fn default_for_new(of: &Tunables) -> Limits {
         Limits {
-            messages: MSG_DEFAULT.load(Relaxed).min(MSG_MAX.load(Relaxed)) as usize,
-            size: MSGSIZE_DEFAULT.load(Relaxed).min(MSGSIZE_MAX.load(Relaxed)) as usize,
+            messages: of.msg_default.load(Relaxed).min(of.msg_max.load(Relaxed)) as usize,
+            size: of.msgsize_default.load(Relaxed).min(of.msgsize_max.load(Relaxed)) as usize,
         }
     }
 
@@ -56,7 +93,8 @@ impl Limits {
         let (most, longest) = if is_privileged() {
             (HARD_MESSAGES, HARD_SIZE)
         } else {
-            (MSG_MAX.load(Relaxed).into(), MSGSIZE_MAX.load(Relaxed).into())
+            let of = namespace::current().mqueue.tunables.clone();
+            (of.msg_max.load(Relaxed).into(), of.msgsize_max.load(Relaxed).into())
         };
         if !(1..=most).contains(&messages) || !(1..=longest).contains(&size) {
             return Err(Errno::EINVAL);
@@ -76,32 +114,25 @@ impl SuperOps for Super {
     }
 }
 
-fn instance() -> &'static Arc<SuperBlock> {
-    static INSTANCE: Once<Arc<SuperBlock>> = Once::new();
-    INSTANCE.call_once(|| {
-        let params = SuperBlockParams {
-            fs_name: "mqueue",
-            magic: MAGIC,
-            attributes_expire: false,
-            cache_negative: false,
-            flags: SbFlags::empty(),
-        };
-        let sb = SuperBlock::new(params, Box::new(Super));
-        let root = NewInode { mode: uapi::S_IFDIR | 0o1777, uid: 0, gid: 0, rdev: 0 };
-        let inode = Inode::new(&sb, sb.next_ino(), &root, Box::new(Directory(SpinLock::new(Entries::default()))));
-        sb.set_root(inode);
-        sb
-    })
+fn instance(tunables: &Arc<Tunables>) -> Arc<SuperBlock> {
+    let params = SuperBlockParams {
+        fs_name: "mqueue",
+        magic: MAGIC,
+        attributes_expire: false,
+        cache_negative: false,
+        flags: SbFlags::empty(),
+    };
+    let sb = SuperBlock::new(params, Box::new(Super));
+    let root = NewInode { mode: uapi::S_IFDIR | 0o1777, uid: 0, gid: 0, rdev: 0 };
+    let directory = Directory { entries: SpinLock::new(Entries::default()), tunables: tunables.clone() };
+    let inode = Inode::new(&sb, sb.next_ino(), &root, Box::new(directory));
+    sb.set_root(inode);
+    sb
 }
 
-/// The directory, on a mount that nobody sees.
-///
-/// # Errors
-/// `ENODEV`, which the kernel's own mount keeps from happening.
-pub(super) fn root() -> Result<Path> {
-    static MOUNT: Once<Result<Arc<Mount>>> = Once::new();
-    let mount = MOUNT.call_once(|| Mount::of(instance().clone(), b"mqueue", MountFlags::empty()));
-    mount.as_ref().map(Mount::root_path).map_err(|error| *error)
+/// The directory of the calling process's namespace.
+fn root() -> Result<Path> {
+    namespace::current().mqueue.root()
 }
 
 impl FileSystem for MqueueFs {
@@ -110,14 +141,15 @@ impl FileSystem for MqueueFs {
     }
 
     fn mount(&self, _source: &[u8], _flags: SbFlags, _data: &[u8]) -> Result<Arc<SuperBlock>> {
-        // The kernel's own mount keeps it alive when a program's goes.
-        root()?;
-        Ok(instance().clone())
+        Ok(root()?.mount.sb.clone())
     }
 }
 
 /// The directory of queues.
-struct Directory(SpinLock<Entries>);
+struct Directory {
+    entries: SpinLock<Entries>,
+    tunables: Arc<Tunables>,
+}
 
 /// A queue's inode.
 struct Node {
@@ -125,28 +157,28 @@ struct Node {
     _count: Counted,
 }
 
-/// One of [`QUEUES_MAX`].
-struct Counted;
+/// One of [`Tunables::queues_max`].
+struct Counted(Arc<Tunables>);
 
 impl Counted {
-    fn claim() -> Result<Counted> {
-        let room = |count: u32| (count < QUEUES_MAX.load(Relaxed) || is_privileged()).then_some(count + 1);
-        QUEUES.fetch_update(Relaxed, Relaxed, room).map(|_| Counted).map_err(|_| Errno::ENOSPC)
+    fn claim(of: &Arc<Tunables>) -> Result<Counted> {
+        let room = |count: u32| (count < of.queues_max.load(Relaxed) || is_privileged()).then_some(count + 1);
+        of.queues.fetch_update(Relaxed, Relaxed, room).map(|_| Counted(of.clone())).map_err(|_| Errno::ENOSPC)
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        QUEUES.fetch_sub(1, Relaxed);
+        self.0.queues.fetch_sub(1, Relaxed);
     }
 }
 
 impl Directory {
     fn add(&self, dir: &Arc<Inode>, name: &[u8], new: &NewInode, limits: Limits) -> Result<Entry> {
-        let count = Counted::claim()?;
+        let count = Counted::claim(&self.tunables)?;
         let queue = Queue::new(limits)?;
         let inode = Inode::new(&dir.sb, dir.sb.next_ino(), new, Box::new(Node { queue, _count: count }));
-        self.0.lock().insert(name, inode.clone());
+        self.entries.lock().insert(name, inode.clone());
         dir.touch_modified();
         Ok(Entry::stable(inode))
     }
@@ -154,18 +186,18 @@ impl Directory {
 
 impl InodeOps for Directory {
     fn lookup(&self, _dir: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
-        self.0.lock().get(name).cloned().map(Entry::stable).ok_or(Errno::ENOENT)
+        self.entries.lock().get(name).cloned().map(Entry::stable).ok_or(Errno::ENOENT)
     }
 
     fn create(&self, dir: &Arc<Inode>, name: &[u8], new: &NewInode) -> Result<Entry> {
         if new.mode & uapi::S_IFMT != uapi::S_IFREG {
             return Err(Errno::EPERM);
         }
-        self.add(dir, name, new, Limits::default_for_new())
+        self.add(dir, name, new, Limits::default_for_new(&self.tunables))
     }
 
     fn unlink(&self, dir: &Arc<Inode>, name: &[u8], inode: &Arc<Inode>) -> Result {
-        let removed = self.0.lock().remove(name);
+        let removed = self.entries.lock().remove(name);
         dir.touch_modified();
         inode.add_nlink(-1);
         inode.touch_changed();
@@ -174,7 +206,7 @@ impl InodeOps for Directory {
     }
 
     fn size(&self, _inode: &Inode) -> (u64, u64) {
-        ((self.0.lock().len() as u64 + 2) * DIRENT_SIZE, 0)
+        ((self.entries.lock().len() as u64 + 2) * DIRENT_SIZE, 0)
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
@@ -197,7 +229,7 @@ impl InodeOps for Node {
 fn list(f: &File, pos: &mut u64, sink: &mut dyn DirSink) -> Result {
     let directory = inode_of(f)?.ops_as::<Directory>().ok_or(Errno::ENOTDIR)?;
     // The sink writes to kernel memory, so the entries may be visited under their lock.
-    directory.0.lock().list(pos, sink);
+    directory.entries.lock().list(pos, sink);
     Ok(())
 }
 
@@ -231,7 +263,7 @@ pub(super) fn open(name: &[u8], request: &OpenRequest, limits: Option<Limits>) -
                 let mode = uapi::S_IFREG | request.mode & 0o777;
                 let new = namei::new_inode(dir, mode, 0, &cred);
                 let directory = dir.ops_as::<Directory>().ok_or(Errno::EIO)?;
-                let limits = limits.unwrap_or_else(Limits::default_for_new);
+                let limits = limits.unwrap_or_else(|| Limits::default_for_new(&directory.tunables));
                 let entry = directory.add(dir, name, &new, limits)?;
                 (namei::cache_new(&root, name, entry)?, true)
             }

@@ -1,6 +1,6 @@
 //! POSIX message queues: mq_overview(7).
 //!
-//! A queue is a file of the file system `mqueue` ([`fs`]), of which there is one; mq_open(2) opens it by name without a mount,
+//! A queue is a file of the file system `mqueue` ([`fs`]), of which each IPC namespace has one; mq_open(2) opens it by name without a mount,
 //! and the calls ([`syscall`]) take its descriptor. Messages lie by priority, in order of arrival within one.
 //!
 //! Locking: a queue's `state`, a spin lock that is not held over copies to and from programs; `receivers` and `senders` wake

@@ -1,7 +1,7 @@
 //! System V IPC: shared memory, semaphores, message queues.
 //!
-//! [`Table`] numbers objects and finds them by key; [`Perm`] says who may. [`shm`], [`sem`] and [`msg`] are the kinds. There
-//! are no name spaces: the tables are the machine's.
+//! [`Table`] numbers objects and finds them by key; [`Perm`] says who may. [`shm`], [`sem`] and [`msg`] are the kinds. Each IPC
+//! namespace has tables of its own ([`Objects`]).
 //!
 //! Locking: a table's lock (sleeping) over which objects there are; an object's own locks inside. Neither is held across
 //! copies to and from the program.
@@ -12,14 +12,20 @@ pub mod msg;
 pub mod sem;
 pub mod shm;
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
+use linux_uapi::raw::general as uapi;
 use linux_uapi::sysv::{IPC_64, IPC_CREAT, IPC_EXCL, IPC_PRIVATE, IpcPerm};
 
+use super::namespace;
+use crate::fs::procfs::{self, Text, node::open_text};
+use crate::fs::{FileOps, Inode, InodeOps};
 use crate::process::{Cap, capable, current};
 use crate::time;
+use crate::wait::Mutex;
 use crate::{Errno, Result};
 
 /// The identifier that the next object of a kind is to get, or -1: `/proc/sys/kernel/{shm,sem,msg}_next_id`, with which a
@@ -35,16 +41,10 @@ pub enum NextId {
     Msg,
 }
 
-static NEXT_IDS: [AtomicI32; 3] = [const { AtomicI32::new(-1) }; 3];
-
 impl NextId {
-    fn cell(self) -> &'static AtomicI32 {
-        &NEXT_IDS[self as usize]
-    }
-
-    /// The identifier, or -1.
+    /// The identifier in the calling process's namespace, or -1.
     pub fn get(self) -> i32 {
-        self.cell().load(Relaxed)
+        namespace::current().sysv.next_ids[self as usize].load(Relaxed)
     }
 
     /// Asks for an identifier, or for none.
@@ -55,8 +55,37 @@ impl NextId {
         if id < 0 {
             return Err(Errno::EINVAL);
         }
-        self.cell().store(id, Relaxed);
+        namespace::current().sysv.next_ids[self as usize].store(id, Relaxed);
         Ok(())
+    }
+}
+
+type NextIds = Arc<[AtomicI32; 3]>;
+
+/// The objects of an IPC namespace.
+pub struct Objects {
+    shm: Mutex<Table<shm::Segment>>,
+    sem: Mutex<Table<sem::Set>>,
+    msg: Mutex<Table<msg::Queue>>,
+    next_ids: NextIds,
+}
+
+impl Objects {
+    /// No objects.
+    pub(super) fn new() -> Objects {
+        let next_ids: NextIds = Arc::new([const { AtomicI32::new(-1) }; 3]);
+        Objects {
+            shm: Mutex::new(Table::new(shm::SHMMNI, NextId::Shm, &next_ids)),
+            sem: Mutex::new(Table::new(sem::SEMMNI, NextId::Sem, &next_ids)),
+            msg: Mutex::new(Table::new(msg::MSGMNI, NextId::Msg, &next_ids)),
+            next_ids,
+        }
+    }
+}
+
+impl Drop for Objects {
+    fn drop(&mut self) {
+        sem::end(&self.sem);
     }
 }
 
@@ -144,11 +173,12 @@ struct Table<T> {
     sequence: i32,
     limit: usize,
     next_id: NextId,
+    next_ids: NextIds,
 }
 
 impl<T: Object> Table<T> {
-    const fn new(limit: usize, next_id: NextId) -> Table<T> {
-        Table { objects: BTreeMap::new(), last_index: -1, sequence: 0, limit, next_id }
+    fn new(limit: usize, next_id: NextId, next_ids: &NextIds) -> Table<T> {
+        Table { objects: BTreeMap::new(), last_index: -1, sequence: 0, limit, next_id, next_ids: next_ids.clone() }
     }
 
     fn get(&self, id: i32) -> Result<Arc<T>> {
@@ -194,7 +224,7 @@ impl<T: Object> Table<T> {
         let mask = (1 << INDEX_BITS) - 1;
         // The next free index after the last one; there is one, since the limit is below their number.
         let used = |index: i32| self.objects.keys().any(|id| id & mask == index);
-        let wanted = self.next_id.cell().swap(-1, Relaxed);
+        let wanted = self.next_ids[self.next_id as usize].swap(-1, Relaxed);
         let id = if wanted >= 0 {
             // Somebody else may have the index: then the next one, as on Linux, and whoever asked looks at the number.
             let free = (0..=mask).map(|n| (wanted + n) & mask).find(|&index| !used(index)).ok_or(Errno::ENOSPC)?;
@@ -217,6 +247,23 @@ impl<T: Object> Table<T> {
         self.objects.insert(id, object);
         Ok(id)
     }
+}
+
+/// A table in `/proc/sysvipc`: an open one shows the namespace that the process had then.
+struct TableFile(fn(&Objects, &mut Text));
+
+impl InodeOps for TableFile {
+    fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
+        let (namespace, show) = (namespace::current(), self.0);
+        Ok(open_text(Arc::new(move |out: &mut Text| {
+            show(&namespace.sysv, out);
+            Ok(())
+        })))
+    }
+}
+
+fn register(path: &str, show: fn(&Objects, &mut Text)) -> Result {
+    procfs::register_inode(path, uapi::S_IFREG | 0o444, Box::new(TableFile(show)))
 }
 
 /// The command of a `ctl` call without the bit that old C libraries set.

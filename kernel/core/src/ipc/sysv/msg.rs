@@ -15,8 +15,8 @@ use linux_uapi::sysv::{
 };
 use ursa_hal::sync::SpinLock;
 
-use super::{NextId, Object, Perm, Table, command, now};
-use crate::fs::procfs;
+use super::{Object, Perm, Table, command, now};
+use crate::ipc::namespace;
 use crate::process::{Cap, Pid, capable};
 use crate::syscall::Cx;
 use crate::user::{self, UserAddr, UserPtr};
@@ -24,7 +24,7 @@ use crate::wait::{Mutex, WaitQueue};
 use crate::{Errno, Result};
 
 /// `MSGMNI`, `MSGMAX` and `MSGMNB` are Linux's.
-const MSGMNI: usize = 32_000;
+pub(super) const MSGMNI: usize = 32_000;
 const MSGMAX: usize = 8192;
 const MSGMNB: u64 = 16_384;
 /// What a message costs besides its bytes.
@@ -32,7 +32,6 @@ const OVERHEAD: usize = 64;
 /// Bytes of the type in front of a message.
 const TYPE_LEN: u64 = 8;
 
-static QUEUES: Mutex<Table<Queue>> = Mutex::with_queue(Table::new(MSGMNI, NextId::Msg), WaitQueue::new());
 /// What all messages cost; queues may be many and their limits high, so that this one is needed.
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
 
@@ -77,7 +76,7 @@ struct State {
 }
 
 /// A message queue.
-struct Queue {
+pub(super) struct Queue {
     id: i32,
     state: SpinLock<State>,
     senders: WaitQueue,
@@ -139,11 +138,11 @@ pub fn sys_msgget(_cx: &mut Cx<'_>, key: i32, flags: u32) -> Result<i32> {
         };
         Ok(Arc::new(Queue { id, state: SpinLock::new(state), senders: WaitQueue::new(), receivers: WaitQueue::new() }))
     };
-    QUEUES.lock().find_or_create(key, flags, |_| Ok(()), create)
+    namespace::current().sysv.msg.lock().find_or_create(key, flags, |_| Ok(()), create)
 }
 
 fn find(id: i32) -> Result<Arc<Queue>> {
-    if id < 0 { Err(Errno::EINVAL) } else { QUEUES.lock().get(id) }
+    if id < 0 { Err(Errno::EINVAL) } else { namespace::current().sysv.msg.lock().get(id) }
 }
 
 /// msgsnd(2): `message` is a type (a long) and `len` bytes.
@@ -251,16 +250,18 @@ pub fn sys_msgctl(_cx: &mut Cx<'_>, id: i32, cmd: u32, arg: u64) -> Result<i32> 
     if id < 0 {
         return Err(Errno::EINVAL);
     }
+    let namespace = namespace::current();
+    let table = &namespace.sysv.msg;
     match command(cmd) {
         cmd @ (IPC_INFO | MSG_INFO) => {
-            let (highest, info) = info(cmd == MSG_INFO);
+            let (highest, info) = info(table, cmd == MSG_INFO);
             UserPtr::new(arg).write(&info)?;
             Ok(highest)
         }
         cmd @ (IPC_STAT | MSG_STAT | MSG_STAT_ANY) => {
             let (number, queue) = match cmd {
                 IPC_STAT => (0, find(id)?),
-                _ => QUEUES.lock().at_index(id)?,
+                _ => table.lock().at_index(id)?,
             };
             if cmd != MSG_STAT_ANY {
                 queue.perm().check(0o444)?;
@@ -288,7 +289,7 @@ pub fn sys_msgctl(_cx: &mut Cx<'_>, id: i32, cmd: u32, arg: u64) -> Result<i32> 
         }
         IPC_RMID => {
             let queue = {
-                let mut queues = QUEUES.lock();
+                let mut queues = table.lock();
                 let queue = queues.get(id)?;
                 queue.perm().check_owner()?;
                 queues.objects.remove(&id);
@@ -327,8 +328,8 @@ fn report(queue: &Queue) -> MsqidDs {
 }
 
 /// The highest index in use, and the limits; `MSG_INFO` has what is in use in three of the fields.
-fn info(in_use: bool) -> (i32, MsgInfo) {
-    let queues = QUEUES.lock();
+fn info(table: &Mutex<Table<Queue>>, in_use: bool) -> (i32, MsgInfo) {
+    let queues = table.lock();
     let mut info = MsgInfo {
         msgpool: (MSGMNI as u64 * MSGMNB / 1024) as i32,
         msgmap: MSGMNB as i32,
@@ -354,13 +355,13 @@ fn info(in_use: bool) -> (i32, MsgInfo) {
 
 /// `/proc/sysvipc/msg`.
 pub(super) fn init() -> Result {
-    procfs::register_text("sysvipc/msg", |out| {
+    super::register("sysvipc/msg", |objects, out| {
         let _ = writeln!(
             out,
             "       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      stime      \
              rtime      ctime"
         );
-        let queues: Vec<_> = QUEUES.lock().objects.values().cloned().collect();
+        let queues: Vec<_> = objects.msg.lock().objects.values().cloned().collect();
         for queue in queues {
             let MsqidDs { perm, stime, rtime, ctime, cbytes, qnum, lspid, lrpid, .. } = report(&queue);
             let _ = writeln!(
@@ -370,6 +371,5 @@ pub(super) fn init() -> Result {
                 perm.key, queue.id, perm.mode, perm.uid, perm.gid, perm.cuid, perm.cgid
             );
         }
-        Ok(())
     })
 }

@@ -18,8 +18,8 @@ use linux_uapi::sysv::{
 };
 use ursa_hal::sync::SpinLock;
 
-use super::{NextId, Object, Perm, Table, command, now};
-use crate::fs::procfs;
+use super::{Object, Perm, Table, command, now};
+use crate::ipc::namespace;
 use crate::process::{Pid, Process};
 use crate::syscall::Cx;
 use crate::time::Deadline;
@@ -28,14 +28,13 @@ use crate::wait::{Mutex, WaitQueue};
 use crate::{Errno, Result};
 
 /// `SEMMNI`, `SEMMSL`, `SEMOPM`, `SEMVMX` are Linux's.
-const SEMMNI: usize = 32_000;
+pub(super) const SEMMNI: usize = 32_000;
 const SEMMSL: usize = 32_000;
 const SEMOPM: usize = 500;
 const SEMVMX: i32 = 32_767;
 /// `SEMMNS`: semaphores in all. Linux's is a thousand times that, and more than its memory holds.
 const SEMMNS: usize = 1_024_000;
 
-static SETS: Mutex<Table<Set>> = Mutex::with_queue(Table::new(SEMMNI, NextId::Sem), WaitQueue::new());
 /// Semaphores there are.
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
 /// Which sets a process owes something: what each has of it is in the set.
@@ -62,7 +61,7 @@ struct State {
 }
 
 /// A set of semaphores.
-struct Set {
+pub(super) struct Set {
     id: i32,
     state: SpinLock<State>,
     changed: WaitQueue,
@@ -167,7 +166,7 @@ pub fn sys_semget(_cx: &mut Cx<'_>, key: i32, count: i32, flags: u32) -> Result<
         };
         Ok(Arc::new(Set { id, state: SpinLock::new(state), changed: WaitQueue::new(), _share: share }))
     };
-    SETS.lock().find_or_create(key, flags, fits, create)
+    namespace::current().sysv.sem.lock().find_or_create(key, flags, fits, create)
 }
 
 /// semop(2).
@@ -205,7 +204,7 @@ fn operate(cx: &mut Cx<'_>, id: i32, ops: UserPtr<Sembuf>, count: u32, deadline:
         return Err(Errno::E2BIG);
     }
     let ops = user::read_slice(ops, count as usize)?;
-    let set = SETS.lock().get(id)?;
+    let set = namespace::current().sysv.sem.lock().get(id)?;
     if ops.iter().any(|op| usize::from(op.num) >= set.state.lock().semaphores.len()) {
         return Err(Errno::EFBIG);
     }
@@ -295,16 +294,18 @@ pub fn sys_semctl(cx: &mut Cx<'_>, id: i32, num: i32, cmd: u32, arg: u64) -> Res
     if id < 0 {
         return Err(Errno::EINVAL);
     }
+    let namespace = namespace::current();
+    let table = &namespace.sysv.sem;
     match command(cmd) {
         cmd @ (IPC_INFO | SEM_INFO) => {
-            let (highest, info) = info(cmd == SEM_INFO);
+            let (highest, info) = info(table, cmd == SEM_INFO);
             UserPtr::new(arg).write(&info)?;
             Ok(highest)
         }
         cmd @ (IPC_STAT | SEM_STAT | SEM_STAT_ANY) => {
             let (number, set) = match cmd {
-                IPC_STAT => (0, SETS.lock().get(id)?),
-                _ => SETS.lock().at_index(id)?,
+                IPC_STAT => (0, table.lock().get(id)?),
+                _ => table.lock().at_index(id)?,
             };
             if cmd != SEM_STAT_ANY {
                 set.perm().check(0o444)?;
@@ -314,7 +315,7 @@ pub fn sys_semctl(cx: &mut Cx<'_>, id: i32, num: i32, cmd: u32, arg: u64) -> Res
         }
         IPC_SET => {
             let new = UserPtr::<SemidDs>::new(arg).read()?;
-            let set = SETS.lock().get(id)?;
+            let set = table.lock().get(id)?;
             set.perm().check_owner()?;
             let mut state = set.state.lock();
             state.perm.set(&new.perm)?;
@@ -323,7 +324,7 @@ pub fn sys_semctl(cx: &mut Cx<'_>, id: i32, num: i32, cmd: u32, arg: u64) -> Res
         }
         IPC_RMID => {
             let set = {
-                let mut sets = SETS.lock();
+                let mut sets = table.lock();
                 let set = sets.get(id)?;
                 set.perm().check_owner()?;
                 sets.objects.remove(&id);
@@ -340,7 +341,7 @@ pub fn sys_semctl(cx: &mut Cx<'_>, id: i32, num: i32, cmd: u32, arg: u64) -> Res
             Ok(0)
         }
         cmd @ (GETVAL | GETPID | GETNCNT | GETZCNT) => {
-            let set = SETS.lock().get(id)?;
+            let set = table.lock().get(id)?;
             set.perm().check(0o444)?;
             let state = set.state.lock();
             let semaphore = usize::try_from(num).ok().and_then(|num| state.semaphores.get(num)).ok_or(Errno::EINVAL)?;
@@ -352,7 +353,7 @@ pub fn sys_semctl(cx: &mut Cx<'_>, id: i32, num: i32, cmd: u32, arg: u64) -> Res
             })
         }
         GETALL => {
-            let set = SETS.lock().get(id)?;
+            let set = table.lock().get(id)?;
             set.perm().check(0o444)?;
             let values: Vec<u16> = set.state.lock().semaphores.iter().map(|s| s.value as u16).collect();
             user::write_slice(UserPtr::new(arg), &values)?;
@@ -364,7 +365,7 @@ pub fn sys_semctl(cx: &mut Cx<'_>, id: i32, num: i32, cmd: u32, arg: u64) -> Res
             if !(0..=SEMVMX).contains(&value) {
                 return Err(Errno::ERANGE);
             }
-            let set = SETS.lock().get(id)?;
+            let set = table.lock().get(id)?;
             set.perm().check(0o222)?;
             {
                 let mut state = set.state.lock();
@@ -378,7 +379,7 @@ pub fn sys_semctl(cx: &mut Cx<'_>, id: i32, num: i32, cmd: u32, arg: u64) -> Res
             Ok(0)
         }
         SETALL => {
-            let set = SETS.lock().get(id)?;
+            let set = table.lock().get(id)?;
             set.perm().check(0o222)?;
             let count = set.state.lock().semaphores.len();
             let values = user::read_slice(UserPtr::<u16>::new(arg), count)?;
@@ -401,6 +402,15 @@ pub fn sys_semctl(cx: &mut Cx<'_>, id: i32, num: i32, cmd: u32, arg: u64) -> Res
             Ok(0)
         }
         _ => Err(Errno::EINVAL),
+    }
+}
+
+/// The namespace of these sets ends.
+pub(super) fn end(table: &Mutex<Table<Set>>) {
+    let sets = core::mem::take(&mut table.lock().objects);
+    for set in sets.values() {
+        set.state.lock().removed = true;
+        forget_set(set);
     }
 }
 
@@ -429,8 +439,8 @@ fn report(set: &Set) -> SemidDs {
 }
 
 /// The highest index in use, and the limits; `SEM_INFO` has how much is in use in two of the fields.
-fn info(in_use: bool) -> (i32, SemInfo) {
-    let sets = SETS.lock();
+fn info(table: &Mutex<Table<Set>>, in_use: bool) -> (i32, SemInfo) {
+    let sets = table.lock();
     let semmns = SEMMNS as i32;
     let mut info = SemInfo {
         semmap: semmns,
@@ -453,9 +463,9 @@ fn info(in_use: bool) -> (i32, SemInfo) {
 
 /// `/proc/sysvipc/sem`.
 pub(super) fn init() -> Result {
-    procfs::register_text("sysvipc/sem", |out| {
+    super::register("sysvipc/sem", |objects, out| {
         let _ = writeln!(out, "       key      semid perms      nsems   uid   gid  cuid  cgid      otime      ctime");
-        let sets: Vec<_> = SETS.lock().objects.values().cloned().collect();
+        let sets: Vec<_> = objects.sem.lock().objects.values().cloned().collect();
         for set in sets {
             let SemidDs { perm, otime, ctime, nsems, .. } = report(&set);
             let _ = writeln!(
@@ -464,6 +474,5 @@ pub(super) fn init() -> Result {
                 perm.key, set.id, perm.mode, perm.uid, perm.gid, perm.cuid, perm.cgid
             );
         }
-        Ok(())
     })
 }

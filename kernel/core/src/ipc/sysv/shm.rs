@@ -5,7 +5,7 @@
 //!
 //! References: shmop(2), shmctl(2), shmget(2), `ipc/shm.c`.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use core::fmt::{self, Write};
 
 use linux_uapi::raw::general as uapi;
@@ -16,26 +16,25 @@ use linux_uapi::sysv::{
 };
 use ursa_hal::sync::{Lazy, SpinLock};
 
-use super::{NextId, Object, Perm, Table, command, now};
-use crate::fs::{File, FileOps, procfs};
+use super::{Object, Perm, Table, command, now};
+use crate::fs::{File, FileOps};
+use crate::ipc::namespace::{self, Namespace};
 use crate::mm::{Charge, MapBacking, MapFlags, MapRequest, MemoryObject, VmFlags};
 use crate::process::{Cap, capable, current};
 use crate::syscall::Cx;
 use crate::user::{UserAddr, UserPtr};
-use crate::wait::{Mutex, WaitQueue};
+use crate::wait::Mutex;
 use crate::{Errno, Result};
 
 /// `SHMMAX` and `SHMALL`: no limit worth the name.
 const SHMMAX: u64 = u64::MAX - (1 << 24);
 /// `SHMMNI`
-const SHMMNI: usize = 4096;
+pub(super) const SHMMNI: usize = 4096;
 const PAGE: u64 = ursa_hal::PAGE_SIZE as u64;
 
 /// Pages of all segments: half of the memory, as of a tmpfs. Segments outlive who made them, so that the OOM killer could not
 /// get them back.
 static QUOTA: Lazy<Arc<Charge>> = Lazy::new(|| Arc::new(Charge::with_limit(ursa_hal::mm::stats().total as u64 / 2)));
-
-static SEGMENTS: Mutex<Table<Segment>> = Mutex::with_queue(Table::new(SHMMNI, NextId::Shm), WaitQueue::new());
 
 struct State {
     perm: Perm,
@@ -48,8 +47,9 @@ struct State {
 }
 
 /// A segment.
-struct Segment {
+pub(super) struct Segment {
     id: i32,
+    namespace: Weak<Namespace>,
     object: Arc<MemoryObject>,
     size: u64,
     cpid: i32,
@@ -119,8 +119,9 @@ impl FileOps for Attachment {
     }
 
     fn release(&self, _f: &File) {
+        let namespace = self.0.namespace.upgrade();
         let gone = {
-            let mut segments = SEGMENTS.lock();
+            let mut segments = namespace.as_ref().map(|namespace| namespace.sysv.shm.lock());
             let last = {
                 let mut state = self.0.state.lock();
                 state.attachments -= 1;
@@ -130,7 +131,7 @@ impl FileOps for Attachment {
                 }
                 state.attachments == 0 && state.perm.mode & SHM_DEST != 0
             };
-            if last { segments.objects.remove(&self.0.id) } else { None }
+            segments.as_mut().filter(|_| last).and_then(|segments| segments.objects.remove(&self.0.id))
         };
         drop(gone);
     }
@@ -139,6 +140,7 @@ impl FileOps for Attachment {
 /// shmget(2).
 pub fn sys_shmget(cx: &mut Cx<'_>, key: i32, size: usize, flags: u32) -> Result<i32> {
     let size = size as u64;
+    let namespace = namespace::current();
     let fits = |segment: &Segment| if segment.size < size { Err(Errno::EINVAL) } else { Ok(()) };
     let create = |id: i32| {
         if size == 0 || size > SHMMAX {
@@ -152,13 +154,14 @@ pub fn sys_shmget(cx: &mut Cx<'_>, key: i32, size: usize, flags: u32) -> Result<
         let state = State { perm: Perm::new(key, flags), atime: 0, dtime: 0, ctime: now(), lpid: 0, attachments: 0 };
         Ok(Arc::new(Segment {
             id,
+            namespace: Arc::downgrade(&namespace),
             object: MemoryObject::new_shmem_charged(bytes, Some(cx.thread.vm().charge().clone()), Some(QUOTA.clone())),
             size,
             cpid: cx.thread.process().pid(),
             state: SpinLock::new(state),
         }))
     };
-    SEGMENTS.lock().find_or_create(key, flags, fits, create)
+    namespace.sysv.shm.lock().find_or_create(key, flags, fits, create)
 }
 
 /// shmat(2).
@@ -192,9 +195,10 @@ pub fn sys_shmat(cx: &mut Cx<'_>, id: i32, addr: UserAddr, flags: u32) -> Result
         prot |= VmFlags::EXEC;
         wanted |= 0o111;
     }
+    let namespace = namespace::current();
     let (file, len) = {
         // Under the table's lock, so that the segment does not go between the look and the count.
-        let segments = SEGMENTS.lock();
+        let segments = namespace.sysv.shm.lock();
         let segment = segments.get(id)?;
         segment.perm().check(wanted)?;
         let len = segment.object.size() as usize;
@@ -263,9 +267,11 @@ pub fn sys_shmctl(cx: &mut Cx<'_>, id: i32, cmd: u32, arg: UserAddr) -> Result<i
         return Err(Errno::EINVAL);
     }
     let out = arg.as_u64();
+    let namespace = namespace::current();
+    let table = &namespace.sysv.shm;
     match command(cmd) {
         IPC_INFO => {
-            let (highest, _) = usage();
+            let (highest, _) = usage(table);
             let limits = ShmLimits {
                 shmmax: SHMMAX,
                 shmmin: 1,
@@ -278,14 +284,14 @@ pub fn sys_shmctl(cx: &mut Cx<'_>, id: i32, cmd: u32, arg: UserAddr) -> Result<i
             Ok(highest)
         }
         SHM_INFO => {
-            let (highest, used) = usage();
+            let (highest, used) = usage(table);
             UserPtr::new(out).write(&used)?;
             Ok(highest)
         }
         cmd @ (IPC_STAT | SHM_STAT | SHM_STAT_ANY) => {
             let (number, segment) = match cmd {
-                IPC_STAT => (0, SEGMENTS.lock().get(id)?),
-                _ => SEGMENTS.lock().at_index(id)?,
+                IPC_STAT => (0, table.lock().get(id)?),
+                _ => table.lock().at_index(id)?,
             };
             if cmd != SHM_STAT_ANY {
                 segment.perm().check(0o444)?;
@@ -295,7 +301,7 @@ pub fn sys_shmctl(cx: &mut Cx<'_>, id: i32, cmd: u32, arg: UserAddr) -> Result<i
         }
         IPC_SET => {
             let new = UserPtr::<ShmidDs>::new(out).read()?;
-            let segment = SEGMENTS.lock().get(id)?;
+            let segment = table.lock().get(id)?;
             segment.perm().check_owner()?;
             let mut state = segment.state.lock();
             state.perm.set(&new.perm)?;
@@ -303,7 +309,7 @@ pub fn sys_shmctl(cx: &mut Cx<'_>, id: i32, cmd: u32, arg: UserAddr) -> Result<i
             Ok(0)
         }
         IPC_RMID => {
-            let mut segments = SEGMENTS.lock();
+            let mut segments = table.lock();
             let segment = segments.get(id)?;
             segment.perm().check_owner()?;
             let unused = {
@@ -318,7 +324,7 @@ pub fn sys_shmctl(cx: &mut Cx<'_>, id: i32, cmd: u32, arg: UserAddr) -> Result<i
             Ok(0)
         }
         cmd @ (SHM_LOCK | SHM_UNLOCK) => {
-            let segment = SEGMENTS.lock().get(id)?;
+            let segment = table.lock().get(id)?;
             let perm = segment.perm();
             if !capable(Cap::IpcLock) {
                 let owner = current().with_cred(|cred| cred.euid == perm.uid || cred.euid == perm.cuid);
@@ -340,8 +346,8 @@ pub fn sys_shmctl(cx: &mut Cx<'_>, id: i32, cmd: u32, arg: UserAddr) -> Result<i
 }
 
 /// The highest index in use, and sums over all segments.
-fn usage() -> (i32, ShmUsage) {
-    let segments = SEGMENTS.lock();
+fn usage(table: &Mutex<Table<Segment>>) -> (i32, ShmUsage) {
+    let segments = table.lock();
     let mut used = ShmUsage { used_ids: segments.objects.len() as i32, ..ShmUsage::default() };
     for segment in segments.objects.values() {
         used.tot += segment.object.size() / PAGE;
@@ -352,13 +358,13 @@ fn usage() -> (i32, ShmUsage) {
 
 /// `/proc/sysvipc/shm`.
 pub(super) fn init() -> Result {
-    procfs::register_text("sysvipc/shm", |out| {
+    super::register("sysvipc/shm", |objects, out| {
         let _ = writeln!(
             out,
             "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      atime      \
              dtime      ctime                   rss                  swap"
         );
-        let segments: alloc::vec::Vec<_> = SEGMENTS.lock().objects.values().cloned().collect();
+        let segments: alloc::vec::Vec<_> = objects.shm.lock().objects.values().cloned().collect();
         for segment in segments {
             let ShmidDs { perm, segsz, atime, dtime, ctime, cpid, lpid, nattch, .. } = segment.report();
             let rss = segment.object.resident_pages() as u64 * PAGE;
@@ -369,6 +375,5 @@ pub(super) fn init() -> Result {
                 perm.key, segment.id, perm.mode, perm.uid, perm.gid, perm.cuid, perm.cgid, 0
             );
         }
-        Ok(())
     })
 }

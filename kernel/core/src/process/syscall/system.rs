@@ -1,8 +1,8 @@
 //! The system as a whole: uname(2), sethostname(2), sysinfo(2), getrandom(2), reboot(2).
 
 use linux_uapi::process::{Sysinfo, UTS_LEN, Utsname};
-use ursa_hal::sync::SpinLock;
 
+use crate::namespace::uts;
 use crate::process::pid::Pid;
 use crate::process::{Cap, fork, rng};
 use crate::syscall::Cx;
@@ -13,14 +13,7 @@ use crate::{Errno, Result};
 pub const RELEASE: &str = "6.12.0-ursa";
 const VERSION: &str = concat!("#1 SMP Ursa ", env!("CARGO_PKG_VERSION"));
 
-struct Names {
-    host: Name,
-    domain: Name,
-}
-
-type Name = ([u8; UTS_LEN], usize);
-
-const fn name(text: &str) -> Name {
+const fn constant(text: &str) -> uts::Name {
     let mut bytes = [0; UTS_LEN];
     let text = text.as_bytes();
     let mut i = 0;
@@ -28,21 +21,19 @@ const fn name(text: &str) -> Name {
         bytes[i] = text[i];
         i += 1;
     }
-    (bytes, text.len())
+    bytes
 }
 
-static NAMES: SpinLock<Names> = SpinLock::new(Names { host: name("(none)"), domain: name("(none)") });
-
-/// Returns the names of the system.
+/// Returns the names of the system, as the running thread's UTS namespace has them.
 pub fn utsname() -> Utsname {
-    let names = NAMES.lock();
+    let names = uts::current().names();
     Utsname {
-        sysname: name("Linux").0,
-        nodename: names.host.0,
-        release: name(RELEASE).0,
-        version: name(VERSION).0,
-        machine: name("x86_64").0,
-        domainname: names.domain.0,
+        sysname: constant("Linux"),
+        nodename: names.host,
+        release: constant(RELEASE),
+        version: constant(VERSION),
+        machine: constant("x86_64"),
+        domainname: names.domain,
     }
 }
 
@@ -54,44 +45,37 @@ pub fn sys_uname(_cx: &mut Cx<'_>, out: UserPtr<Utsname>) -> Result {
 /// Sets the host name.
 pub fn sys_sethostname(cx: &mut Cx<'_>, from: UserAddr, len: i32) -> Result {
     let name = read_name(cx, from, len)?;
-    NAMES.lock().host = name;
+    uts::current().change(|names| names.host = name);
     Ok(())
 }
 
 /// Sets the NIS domain name.
 pub fn sys_setdomainname(cx: &mut Cx<'_>, from: UserAddr, len: i32) -> Result {
     let name = read_name(cx, from, len)?;
-    NAMES.lock().domain = name;
+    uts::current().change(|names| names.domain = name);
     Ok(())
 }
 
 /// Sets the host name from the kernel's side (`/proc/sys/kernel/hostname`).
 pub fn set_hostname(text: &[u8]) -> Result {
-    NAMES.lock().host = name_from(text)?;
+    let name = uts::name(text)?;
+    uts::current().change(|names| names.host = name);
     Ok(())
 }
 
 /// Sets the NIS domain name from the kernel's side (`/proc/sys/kernel/domainname`).
 pub fn set_domainname(text: &[u8]) -> Result {
-    NAMES.lock().domain = name_from(text)?;
+    let name = uts::name(text)?;
+    uts::current().change(|names| names.domain = name);
     Ok(())
 }
 
-fn name_from(text: &[u8]) -> Result<Name> {
-    if text.len() >= UTS_LEN {
-        return Err(Errno::EINVAL);
-    }
-    let mut bytes = [0; UTS_LEN];
-    bytes[..text.len()].copy_from_slice(text);
-    Ok((bytes, text.len()))
-}
-
-fn read_name(cx: &Cx<'_>, from: UserAddr, len: i32) -> Result<Name> {
+fn read_name(cx: &Cx<'_>, from: UserAddr, len: i32) -> Result<uts::Name> {
     cx.thread.cred().require(Cap::SysAdmin)?;
     let len = usize::try_from(len).ok().filter(|n| *n < UTS_LEN).ok_or(Errno::EINVAL)?;
     let mut bytes = [0; UTS_LEN];
     user::read_bytes(from, &mut bytes[..len])?;
-    Ok((bytes, len))
+    Ok(bytes)
 }
 
 /// Returns load and memory figures.
