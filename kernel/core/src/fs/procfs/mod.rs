@@ -8,6 +8,7 @@
 //! | `system` | `/proc/meminfo`, `cpuinfo`, `stat` … |
 //! | `sysctl` | `/proc/sys` |
 //! | `mounts` | the mount tables |
+//! | `instance` | what each mount shows |
 //!
 //! Others add files with [`register`], [`register_link`] and [`register_dir`]. Formats are Linux's, byte for byte where
 //! programs parse them.
@@ -16,6 +17,7 @@
 
 mod fds;
 mod inside;
+mod instance;
 mod map_files;
 mod maps;
 pub(crate) mod mounts;
@@ -36,7 +38,7 @@ use ursa_hal::sync::Once;
 
 use super::{
     file::{DirSink, File, FileOps},
-    inode::{Entry, FileKind, FileSystem, FsStat, Inode, InodeOps, SbFlags, SuperBlock, SuperBlockParams, SuperOps},
+    inode::{Entry, FileKind, FileSystem, Inode, InodeOps, SbFlags, SuperBlock},
 };
 use crate::fs::Listing;
 use crate::{
@@ -49,35 +51,37 @@ const MAGIC: u64 = 0x9fa0;
 /// Positions from here on list processes.
 const PIDS_FROM: u64 = 0x1_0000;
 
-struct ProcSuper;
-
-impl SuperOps for ProcSuper {
-    fn statfs(&self, _sb: &SuperBlock) -> Result<FsStat> {
-        Ok(FsStat { magic: MAGIC, block_size: 4096, name_max: 255, ..FsStat::default() })
-    }
-}
-
 /// The top directory: fixed entries, then a directory for each process.
 struct Root {
-    fixed: FixedDir,
+    fixed: Arc<FixedDir>,
 }
+
+/// The entries that `subset=pid` leaves.
+const PID_ONLY: [&[u8]; 2] = [b"self", b"thread-self"];
 
 impl InodeOps for Root {
     fn lookup(&self, dir: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
-        if let Some(inode) = self.fixed.get(name) {
-            return Ok(Entry::stable(inode));
+        let options = instance::options(dir);
+        if let Some(inode) = self.fixed.get(name).filter(|_| !options.is_pid_only() || PID_ONLY.contains(&name)) {
+            return Ok(Entry::stable(instance::proxy(&dir.sb, inode)));
         }
         let id = parse_pid(name).ok_or(Errno::ENOENT)?;
         let thread = process::lookup_tid(id).ok_or(Errno::ENOENT)?;
+        if !options.shows(&pid::Target::new(&thread, false)) {
+            return Err(Errno::ENOENT);
+        }
         // A thread that is not a leader is found by its number, but not listed, as on Linux.
         Ok(Entry::volatile(pid::directory(&dir.sb, &thread, false)))
     }
 
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
         Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
-            let root = super::inode::inode_of(f)?.ops_as::<Root>().ok_or(Errno::EIO)?;
+            let inode = super::inode::inode_of(f)?;
+            let root = inode.ops_as::<Root>().ok_or(Errno::EIO)?;
+            let options = instance::options(inode);
             if *pos < PIDS_FROM {
-                if !root.fixed.list(2, pos, sink) {
+                let shown = |name: &str| !options.is_pid_only() || PID_ONLY.contains(&name.as_bytes());
+                if !root.fixed.list_some(2, pos, sink, shown) {
                     return Ok(());
                 }
                 *pos = PIDS_FROM;
@@ -86,6 +90,10 @@ impl InodeOps for Root {
             while let Some(process) = process::next_process(from) {
                 let id = process.pid();
                 let next = PIDS_FROM + id as u64 + 1;
+                if process.representative().is_some_and(|t| !options.shows(&pid::Target::new(&t, false))) {
+                    from = id + 1;
+                    continue;
+                }
                 let ino = pid::ino(id, 0);
                 if !sink.emit(format!("{id}").as_bytes(), ino, FileKind::Directory.dirent_type(), next) {
                     return Ok(());
@@ -110,20 +118,12 @@ fn parse_pid(name: &[u8]) -> Option<Pid> {
     core::str::from_utf8(name).ok()?.parse().ok()
 }
 
+/// The first instance, in which files are registered.
 fn instance() -> &'static Arc<SuperBlock> {
     static INSTANCE: Once<Arc<SuperBlock>> = Once::new();
     INSTANCE.call_once(|| {
-        let params = SuperBlockParams {
-            fs_name: "proc",
-            magic: MAGIC,
-            attributes_expire: false,
-            cache_negative: false,
-            flags: SbFlags::empty(),
-        };
-        let sb = SuperBlock::new(params, Box::new(ProcSuper));
+        let sb = instance::new_super(&Arc::default(), instance::ProcSuper::default(), SbFlags::empty());
         sb.mounts.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
-        let ino = sb.next_ino();
-        sb.set_root(make(&sb, ino, uapi::S_IFDIR | 0o555, Box::new(Root { fixed: FixedDir::default() })));
         sb
     })
 }
@@ -136,15 +136,8 @@ impl FileSystem for ProcFs {
         "proc"
     }
 
-    fn mount(&self, _source: &[u8], _flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>> {
-        for option in data.split(|b| *b == b',').filter(|o| !o.is_empty()) {
-            let known =
-                option.starts_with(b"hidepid=") || option.starts_with(b"gid=") || option.starts_with(b"subset=");
-            if !known {
-                return Err(Errno::EINVAL);
-            }
-        }
-        Ok(instance().clone())
+    fn mount(&self, _source: &[u8], flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>> {
+        instance::mount(flags, data)
     }
 }
 

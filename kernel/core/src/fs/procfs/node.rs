@@ -212,15 +212,20 @@ impl FixedDir {
         self.entries.lock().remove(name)
     }
 
-    /// Lists the entries from number `skip` on; positions start at `base`. False when the sink was full.
+    /// Lists the entries from `pos` on; positions start at `base`. False when the sink was full.
     pub fn list(&self, base: u64, pos: &mut u64, sink: &mut dyn DirSink) -> bool {
+        self.list_some(base, pos, sink, |_| true)
+    }
+
+    /// As [`FixedDir::list`], with the entries that `shown` lets through.
+    pub fn list_some(&self, base: u64, pos: &mut u64, sink: &mut dyn DirSink, shown: impl Fn(&str) -> bool) -> bool {
         let entries = self.entries.lock();
         for (i, (name, inode)) in entries.iter().enumerate() {
             let at = base + i as u64;
             if at < *pos {
                 continue;
             }
-            if !sink.emit(name.as_bytes(), inode.ino, inode.kind.dirent_type(), at + 1) {
+            if shown(name) && !sink.emit(name.as_bytes(), inode.ino, inode.kind.dirent_type(), at + 1) {
                 return false;
             }
             *pos = at + 1;

@@ -39,7 +39,8 @@ pub struct Target {
 }
 
 impl Target {
-    fn new(thread: &Arc<Thread>, is_task: bool) -> Target {
+    /// About a thread, or the process that it leads.
+    pub fn new(thread: &Arc<Thread>, is_task: bool) -> Target {
         Target { thread: Arc::downgrade(thread), process: Arc::downgrade(thread.process()), tid: thread.tid(), is_task }
     }
 
@@ -297,6 +298,10 @@ impl PidDir {
 }
 
 impl InodeOps for PidDir {
+    fn permission(&self, inode: &Inode, _mask: u32) -> Result {
+        super::instance::options(inode).may_enter(&self.target)
+    }
+
     fn lookup(&self, dir: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
         self.target.process().map_err(|_| Errno::ENOENT)?;
         let found = ITEMS.iter().enumerate().find(|(_, i)| i.name.as_bytes() == name);
