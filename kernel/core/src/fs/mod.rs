@@ -71,6 +71,7 @@ pub fn init() {
     // One entry for every 8 KiB of memory: what a desktop's working set of names needs, 3 % of memory at most.
     dentry::set_cache_limit((ursa_hal::mm::stats().total as usize / 2).max(1 << 14));
     registry::register(Arc::new(tmpfs::TmpfsType));
+    registry::register(Arc::new(tmpfs::RamfsType));
     registry::register(Arc::new(devfs::DevTmpfs));
     registry::register(Arc::new(procfs::ProcFs));
     registry::register(Arc::new(fuse::FuseType::FUSE));

@@ -1,7 +1,8 @@
 //! tmpfs: files in memory objects, directories in hash tables.
 //!
 //! Mount options: `size`, `nr_blocks`, `nr_inodes`, `mode`, `uid`, `gid`, `huge` (accepted). The root file system that the
-//! initramfs is unpacked into is a tmpfs without limits, and devtmpfs is one with node creation from the kernel.
+//! initramfs is unpacked into is a tmpfs without limits, and devtmpfs is one with node creation from the kernel. So is ramfs, which has
+//! the option `mode` alone.
 //!
 //! References: tmpfs(5), `Documentation/filesystems/tmpfs.rst`.
 
@@ -23,6 +24,9 @@ use crate::{Errno, Result, mm::Charge};
 
 /// `TMPFS_MAGIC`
 pub const MAGIC: u64 = 0x0102_1994;
+/// `RAMFS_MAGIC`
+const RAMFS_MAGIC: u64 = 0x8584_58f6;
+const RAMFS_NAME: &str = "ramfs";
 
 const PAGE: u64 = 4096;
 
@@ -36,6 +40,7 @@ pub struct Tmpfs {
     /// Inodes allowed; 0 is no limit.
     max_inodes: AtomicU64,
     root_mode: u32,
+    is_ramfs: bool,
 }
 
 /// Mount options.
@@ -109,8 +114,10 @@ impl Tmpfs {
             inodes: AtomicU64::new(0),
             max_inodes: AtomicU64::new(max_inodes),
             root_mode: root.mode & 0o7777,
+            is_ramfs: fs_name == RAMFS_NAME,
         });
-        let params = SuperBlockParams { fs_name, magic: MAGIC, attributes_expire: false, cache_negative: false, flags };
+        let magic = if fs_name == RAMFS_NAME { RAMFS_MAGIC } else { MAGIC };
+        let params = SuperBlockParams { fs_name, magic, attributes_expire: false, cache_negative: false, flags };
         let sb = SuperBlock::new(params, ops);
         let inode = TmpNode::make(&sb, root, None).unwrap_or_else(|_| unreachable!("the first inode fits any limit"));
         sb.set_root(inode);
@@ -134,7 +141,7 @@ impl Tmpfs {
 
 impl SuperOps for Tmpfs {
     fn has_acls(&self) -> bool {
-        true
+        !self.is_ramfs
     }
 
     fn statfs(&self, _sb: &SuperBlock) -> Result<FsStat> {
@@ -143,7 +150,7 @@ impl SuperOps for Tmpfs {
         let (blocks, free) = if max == 0 { (0, 0) } else { (max, max.saturating_sub(used)) };
         let max_inodes = self.max_inodes.load(Ordering::Relaxed);
         Ok(FsStat {
-            magic: MAGIC,
+            magic: if self.is_ramfs { RAMFS_MAGIC } else { MAGIC },
             block_size: PAGE,
             blocks,
             free,
@@ -155,6 +162,9 @@ impl SuperOps for Tmpfs {
     }
 
     fn show_options(&self, sb: &SuperBlock, out: &mut dyn Write) -> core::fmt::Result {
+        if self.is_ramfs {
+            return if self.root_mode == 0o755 { Ok(()) } else { write!(out, ",mode={:o}", self.root_mode) };
+        }
         let max = self.max_pages.load(Ordering::Relaxed);
         if max != 0 {
             write!(out, ",size={}k", max * (PAGE / 1024))?;
@@ -180,6 +190,9 @@ impl SuperOps for Tmpfs {
     }
 
     fn remount(&self, _sb: &SuperBlock, data: &[u8]) -> Result {
+        if self.is_ramfs {
+            return Ok(());
+        }
         let options = parse_options(data)?;
         if let Some(size) = options.size {
             let pages = size.div_ceil(PAGE);
@@ -219,6 +232,27 @@ impl FileSystem for TmpfsType {
         };
         let pages = options.size.map_or(half, |s| s.div_ceil(PAGE));
         Ok(Tmpfs::create("tmpfs", pages, options.inodes.unwrap_or(half), &root, flags))
+    }
+}
+
+/// The type `ramfs`: a tmpfs without limits. Options that it does not know are ignored, as on Linux.
+pub struct RamfsType;
+
+impl FileSystem for RamfsType {
+    fn name(&self) -> &'static str {
+        RAMFS_NAME
+    }
+
+    fn mount(&self, _source: &[u8], flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>> {
+        let mut mode = 0o755;
+        for option in data.split(|b| *b == b',') {
+            if let Some(value) = option.strip_prefix(b"mode=") {
+                mode = parse_number(value, 8)? & 0o7777;
+            }
+        }
+        let (uid, gid) = crate::process::current().with_cred(|c| (c.fsuid, c.fsgid));
+        let root = NewInode { mode: uapi::S_IFDIR | mode, uid, gid, rdev: 0 };
+        Ok(Tmpfs::create(RAMFS_NAME, 0, 0, &root, flags))
     }
 }
 
