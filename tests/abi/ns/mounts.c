@@ -20,6 +20,9 @@
 #define NS_GET_NSTYPE 0xb703
 #define NS_GET_OWNER_UID 0xb704
 #define NS_GET_MNTNS_ID 0x8008b705UL
+#define NS_MNT_GET_INFO 0x8010b70aUL
+#define NS_MNT_GET_NEXT 0x8010b70bUL
+#define NS_MNT_GET_PREV 0x8010b70cUL
 #define NSFS_MAGIC 0x6e736673
 
 static char base[4096];
@@ -136,7 +139,14 @@ static void files(void)
     CHECK(ioctl(user, NS_GET_OWNER_UID, &owner) == 0 && owner == 0);
     FAILS(EINVAL, ioctl(user, NS_GET_MNTNS_ID, &id));
     FAILS(EINVAL, setns(user, 0));
+    struct {
+        uint32_t size, mounts;
+        uint64_t id;
+    } info = {0};
+    FAILS(EINVAL, ioctl(user, NS_MNT_GET_INFO, &info));
     close(user);
+    FAILS(EINVAL, ioctl(fd, NS_MNT_GET_INFO, NULL));
+    CHECK(ioctl(fd, NS_MNT_GET_INFO, &info) == 0 && info.size == 16 && info.id == id && info.mounts > 0);
 
     CHECK(unshare(CLONE_NEWNS) == 0);
     unsigned long after = namespace_of("/proc/self/ns/mnt");
@@ -144,6 +154,19 @@ static void files(void)
     struct stat st;
     CHECK(fstat(fd, &st) == 0 && st.st_ino == before);
     CHECK((st.st_mode & S_IFMT) == S_IFREG && (st.st_mode & 0777) == 0444);
+    uint64_t newest = 0, seen = 0;
+    int last = open("/proc/self/ns/mnt", O_RDONLY), at = dup(fd), found = 0;
+    CHECK(ioctl(last, NS_GET_MNTNS_ID, &newest) == 0);
+    for (int next; (next = ioctl(at, NS_MNT_GET_NEXT, &info)) >= 0; at = next) {
+        CHECK(info.id > seen && ioctl(next, NS_GET_NSTYPE) == CLONE_NEWNS);
+        seen = info.id;
+        found |= seen == newest;
+        close(at);
+    }
+    CHECK(errno == ENOENT && found);
+    CHECK((at = ioctl(last, NS_MNT_GET_PREV, NULL)) >= 0);
+    close(at);
+    close(last);
     FAILS(EINVAL, setns(fd, CLONE_NEWUTS));
     FAILS(EINVAL, setns(0, 0));
     FAILS(EBADF, setns(-1, 0));
@@ -337,6 +360,26 @@ static void propagation(void)
     CHECK(umount2("s", MNT_DETACH) == 0 && rmdir("s") == 0);
 }
 
+/* Who stands below a mount does not enter it. */
+static void below(void)
+{
+    dir("w");
+    touch("w/under");
+    CHECK(chdir("w") == 0);
+    tmpfs(".");
+    touch("../w/over");
+    CHECK(exists("under") && !exists("over") && exists("../w/over"));
+    struct stat here, there;
+    CHECK(stat(".", &here) == 0 && stat("../w", &there) == 0 && here.st_dev != there.st_dev);
+    int fd = open(".", O_PATH);
+    CHECK(fstat(fd, &there) == 0 && there.st_dev == here.st_dev);
+    FAILS(EINVAL, mount(NULL, ".", NULL, MS_PRIVATE, NULL));
+    close(fd);
+    /* Unmounting looks for the topmost. */
+    CHECK(umount(".") == 0 && !exists("../w/over"));
+    CHECK(chdir("..") == 0 && unlink("w/under") == 0 && rmdir("w") == 0);
+}
+
 static void across(void)
 {
     dir("s");
@@ -472,6 +515,11 @@ static void pivoting(void)
     CHECK(syscall(SYS_pivot_root, ".", ".") == 0);
     CHECK(umount2(".", MNT_DETACH) == 0);
     CHECK(chdir("/") == 0 && !exists("/here") && !exists("/old"));
+    /* Nobody can do without a root. */
+    CHECK(mkdir("/before", 0755) == 0);
+    FAILS(EINVAL, umount2("/", MNT_EXPIRE));
+    CHECK(umount("/") == 0);
+    FAILS(EROFS, mkdir("/after", 0755));
 }
 
 static void limit(void)
@@ -600,6 +648,7 @@ int main(void)
     make("/", MS_REC | MS_PRIVATE);
     in_child(private_trees);
     in_child(propagation);
+    in_child(below);
     in_child(across);
     in_child(bound);
     in_child(pivoting);

@@ -332,12 +332,12 @@ impl<'c> Lookup<'c> {
     ///
     /// # Errors
     /// `ENOTDIR` when a directory was asked for, `EXDEV` when it left `RESOLVE_BENEATH`.
-    pub fn finish(mut self) -> Result<Path> {
+    pub fn finish(self) -> Result<Path> {
         if (self.must_dir || self.flags.contains(LookupFlags::DIRECTORY)) && !self.cur.inode()?.is_dir() {
             return Err(Errno::ENOTDIR);
         }
+        // What is mounted on `/`, `.` or the target of a magic link meanwhile is not entered: the caller stands below it.
         self.check_beneath()?;
-        mount::cross_down(&mut self.cur);
         Ok(self.cur)
     }
 

@@ -15,7 +15,7 @@ use crate::fs::mount::{Namespace as MountNamespace, namespace::Hold};
 use crate::fs::open::{OpenRequest, open_inode};
 use crate::fs::{Dentry, File, FileOps, Inode, InodeOps, Path, anon};
 use crate::ipc::namespace::Namespace as IpcNamespace;
-use crate::process::{Resource, Thread, current};
+use crate::process::{Cap, Resource, Thread, capable, current};
 use crate::user::UserPtr;
 use crate::{Errno, Result};
 
@@ -24,8 +24,10 @@ const NS_GET_PARENT: u32 = 0xb702;
 const NS_GET_NSTYPE: u32 = 0xb703;
 const NS_GET_OWNER_UID: u32 = 0xb704;
 const NS_GET_MNTNS_ID: u32 = 0x8008_b705;
-/// `_IOR(0xb7, 10, struct mnt_ns_info)`; the size in it may be larger.
+/// `_IOR(0xb7, 10, struct mnt_ns_info)`; the size in it may be larger, here and in the next two.
 const NS_MNT_GET_INFO: u32 = 0x8000_b70a;
+const NS_MNT_GET_NEXT: u32 = 0x8000_b70b;
+const NS_MNT_GET_PREV: u32 = 0x8000_b70c;
 const MNT_NS_INFO_SIZE: u32 = 16;
 
 /// A namespace of any kind.
@@ -132,24 +134,41 @@ impl FileOps for Opened {
                 UserPtr::<u64>::new(arg as u64).write(&namespace.id())?;
                 Ok(0)
             }
-            _ if cmd & 0xc000_ffff == NS_MNT_GET_INFO => self.mount_info(cmd >> 16 & 0x3fff, arg),
-            _ => Err(Errno::ENOTTY),
+            _ => self.about_mounts(cmd & 0xc000_ffff, cmd >> 16 & 0x3fff, arg),
         }
     }
 }
 
 impl Opened {
-    /// `NS_MNT_GET_INFO`: size, number of mounts without the root, identity.
-    fn mount_info(&self, size: u32, arg: usize) -> Result<i64> {
+    /// The commands with a `struct mnt_ns_info` of `size` bytes.
+    fn about_mounts(&self, cmd: u32, size: u32, arg: usize) -> Result<i64> {
+        let steps = matches!(cmd, NS_MNT_GET_NEXT | NS_MNT_GET_PREV);
+        if !steps && cmd != NS_MNT_GET_INFO {
+            return Err(Errno::ENOTTY);
+        }
+        if steps && !capable(Cap::SysAdmin) {
+            return Err(Errno::EPERM);
+        }
         let Namespace::Mnt(namespace) = &self.0 else { return Err(Errno::EINVAL) };
-        if arg == 0 || size < MNT_NS_INFO_SIZE {
+        if size < MNT_NS_INFO_SIZE || !steps && arg == 0 {
             return Err(Errno::EINVAL);
         }
-        let mounts = u32::try_from(namespace.count()).unwrap_or(u32::MAX).saturating_sub(1);
-        UserPtr::<[u32; 2]>::new(arg as u64).write(&[MNT_NS_INFO_SIZE, mounts])?;
-        UserPtr::<u64>::new(arg as u64 + 8).write(&namespace.id())?;
-        Ok(0)
+        if !steps {
+            return mount_info(namespace, arg).map(|()| 0);
+        }
+        let found = namespace.neighbour(cmd == NS_MNT_GET_NEXT).ok_or(Errno::ENOENT)?;
+        if arg != 0 {
+            mount_info(&found, arg)?;
+        }
+        Namespace::Mnt(found).open()
     }
+}
+
+/// Writes a `struct mnt_ns_info`: size, number of mounts without the root, identity.
+fn mount_info(namespace: &Hold, to: usize) -> Result {
+    let mounts = u32::try_from(namespace.count()).unwrap_or(u32::MAX).saturating_sub(1);
+    UserPtr::<[u32; 2]>::new(to as u64).write(&[MNT_NS_INFO_SIZE, mounts])?;
+    UserPtr::<u64>::new(to as u64 + 8).write(&namespace.id())
 }
 
 fn node_of(dentry: &Dentry) -> Option<&Namespace> {

@@ -194,6 +194,14 @@ impl Hold {
         HOLDS.lock().get(&id).and_then(Weak::upgrade).map(Hold)
     }
 
+    /// The namespace that was made next after this one, or last before it, of those that are left.
+    pub fn neighbour(&self, next: bool) -> Option<Hold> {
+        let holds = HOLDS.lock();
+        let own = self.sequence;
+        let living = |(_, hold): (&u64, &Weak<Inner>)| hold.upgrade().map(Hold);
+        if next { holds.range(own + 1..).find_map(living) } else { holds.range(..own).rev().find_map(living) }
+    }
+
     /// The namespace.
     pub fn namespace(&self) -> &Arc<Namespace> {
         &self.0.0

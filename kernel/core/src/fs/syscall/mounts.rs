@@ -186,7 +186,9 @@ pub fn sys_umount2(_cx: &mut Cx<'_>, target: UserAddr, flags: u32) -> Result {
         return Err(Errno::EINVAL);
     }
     let lookup = if flags & NOFOLLOW != 0 { LookupFlags::empty() } else { LookupFlags::FOLLOW };
-    let at = resolve(uapi::AT_FDCWD, target, lookup)?;
+    let mut at = resolve(uapi::AT_FDCWD, target, lookup)?;
+    // `.` too is the topmost mount there.
+    mount::cross_down(&mut at);
     if !capable(Cap::SysAdmin) {
         return Err(Errno::EPERM);
     }
@@ -196,8 +198,16 @@ pub fn sys_umount2(_cx: &mut Cx<'_>, target: UserAddr, flags: u32) -> Result {
     if flags & FORCE != 0 {
         at.mount.sb.ops().force_end(&at.mount.sb);
     }
+    let lazy = flags & DETACH != 0;
+    if !lazy && Arc::ptr_eq(&at.mount, &current().fs().root().mount) {
+        // Nobody can do without a root: it becomes read-only instead.
+        if flags & EXPIRE != 0 {
+            return Err(Errno::EINVAL);
+        }
+        return mount_context::reconfigure(&at.mount.sb, true, &[]);
+    }
     // One reference is the path's.
-    mount::unmount(&at.mount, flags & DETACH != 0, flags & EXPIRE != 0, 1)
+    mount::unmount(&at.mount, lazy, flags & EXPIRE != 0, 1)
 }
 
 pub fn sys_pivot_root(_cx: &mut Cx<'_>, new_root: UserAddr, put_old: UserAddr) -> Result {

@@ -108,18 +108,17 @@ fn attributes(mount: &Mount) -> u64 {
 }
 
 fn propagation(shown: &Shown) -> u64 {
-    let bits = [(shown.group != 0, uapi::MS_SHARED), (shown.master != 0, uapi::MS_SLAVE), (shown.unbindable, uapi::MS_UNBINDABLE)];
+    let bits = [
+        (shown.group != 0, uapi::MS_SHARED),
+        (shown.master != 0, uapi::MS_SLAVE),
+        (shown.unbindable, uapi::MS_UNBINDABLE),
+    ];
     let all = bits.iter().filter(|(is, _)| *is).fold(0, |all, (_, bit)| all | bit);
     u64::from(if all == 0 { uapi::MS_PRIVATE } else { all })
 }
 
 /// The structure and, behind it, the strings: an empty one first, for those that are not asked for.
-fn describe(
-    mount: &Arc<Mount>,
-    mask: u64,
-    room: usize,
-    (namespace, root): &(Hold, Path),
-) -> Result<(Statmount, Text)> {
+fn describe(mount: &Arc<Mount>, mask: u64, room: usize, (namespace, root): &(Hold, Path)) -> Result<(Statmount, Text)> {
     let mut out = Statmount::new_zeroed();
     let mut strings = Text::default();
     if mask & STATMOUNT_SB_BASIC != 0 {
