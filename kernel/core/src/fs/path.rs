@@ -356,7 +356,8 @@ impl<'c> Lookup<'c> {
         // What remains of the paths that led to the links being walked.
         let mut stack: Vec<(Segment<'p>, usize)> = Vec::new();
         if seg.bytes().first() == Some(&b'/') {
-            self.jump_root()?;
+            // An absolute path as it was given starts nowhere else.
+            self.jump_root(matches!(seg, Segment::Given(_)))?;
         }
         let mut any = false;
         loop {
@@ -421,7 +422,7 @@ impl<'c> Lookup<'c> {
                             stack.push((seg, rest));
                         }
                         if absolute {
-                            self.jump_root()?;
+                            self.jump_root(false)?;
                         }
                         seg = Segment::Link(body);
                         pos = 0;
@@ -442,11 +443,12 @@ impl<'c> Lookup<'c> {
         permission::check_search(inode, self.cred)
     }
 
-    fn jump_root(&mut self) -> Result {
+    fn jump_root(&mut self, begins: bool) -> Result {
         if self.flags.contains(LookupFlags::BENEATH) {
             return Err(Errno::EXDEV);
         }
-        if self.flags.contains(LookupFlags::NO_XDEV) && !Arc::ptr_eq(&self.cur.mount, &self.root.mount) {
+        let crosses = !begins && !Arc::ptr_eq(&self.cur.mount, &self.root.mount);
+        if self.flags.contains(LookupFlags::NO_XDEV) && crosses {
             return Err(Errno::EXDEV);
         }
         self.cur = self.root.clone();
