@@ -206,16 +206,11 @@ pub fn unmount(mount: &Arc<Mount>, lazy: bool, expire: bool, held: usize) -> Res
     })
 }
 
-/// Takes a tree apart without regard to followers.
-fn remove_tree(groups: &mut Groups, top: &Arc<Mount>, gone: &mut Gone) {
-    copy::discard(groups, top, gone);
-}
-
 /// Ends a tree that was never attached: its descriptor was closed. Does nothing to one that is somewhere by now.
 pub fn dissolve(top: &Arc<Mount>) {
     with_changes(|groups, gone| {
         if top.is_anonymous() {
-            remove_tree(groups, top, gone);
+            copy::discard(groups, top, gone);
         }
     });
 }
@@ -237,7 +232,7 @@ pub fn unmount_at(dentry: &Dentry) {
     with_changes(|groups, gone| {
         let list = TABLE.read().on(dentry);
         for mount in &list {
-            remove_tree(groups, mount, gone);
+            copy::discard(groups, mount, gone);
         }
         gone.mounts.extend(list);
     });

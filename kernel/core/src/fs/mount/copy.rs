@@ -99,7 +99,7 @@ pub(super) fn copy_tree(
     Ok(pairs)
 }
 
-/// Takes a copy that was not attached apart again.
+/// Takes a tree apart, without regard to followers.
 pub(super) fn discard(groups: &mut Groups, top: &Arc<Mount>, gone: &mut change::Gone) {
     let mut table = TABLE.write();
     for mount in table.subtree(top).iter().rev() {

@@ -351,11 +351,17 @@ pub struct Shown {
 
 /// What a mount shares, as seen in `namespace` from `root`.
 pub fn propagation(mount: &Mount, namespace: &Namespace, root: &Path) -> Shown {
-    let groups = CHANGES.lock();
-    let (group, master, unbindable) = {
+    let read = || {
         let links = mount.links.lock();
         (links.group, links.master, links.unbindable)
     };
+    let (group, master, unbindable) = read();
+    if master == 0 {
+        // Nothing to look up, and nobody to wait for: a reader that sleeps would keep the mount from being unmounted.
+        return Shown { group, master, from: 0, unbindable };
+    }
+    let groups = CHANGES.lock();
+    let (group, master, unbindable) = read();
     let mut from = master;
     while from != 0 {
         let in_view = |m: &Arc<Mount>| m.is_in(namespace) && change::is_reachable(&m.root_path(), root);

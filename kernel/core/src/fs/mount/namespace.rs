@@ -106,6 +106,12 @@ impl Namespace {
         self.state.lock().mounts.values().cloned().collect()
     }
 
+    /// The first mount whose number is above `after`. Who goes through the tree so holds one of them at a time, and keeps no other
+    /// from being unmounted.
+    pub fn next_mount(&self, after: u64) -> Option<Arc<Mount>> {
+        self.state.lock().mounts.range(after + 1..).next().map(|(_, mount)| mount.clone())
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.state.lock().mounts.len()

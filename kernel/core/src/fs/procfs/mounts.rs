@@ -109,7 +109,9 @@ fn rw(readonly: bool) -> &'static str {
 
 impl Generator for Table {
     fn show(&self, out: &mut Text) -> Result {
-        for m in self.namespace.mounts() {
+        let mut last = 0;
+        while let Some(m) = self.namespace.next_mount(last) {
+            last = m.id;
             // Only what can be reached from the root, with the path that it has there.
             let (path, reachable) = m.root_path().display(&self.root);
             if reachable {
