@@ -14,7 +14,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use ursa_hal::mm::UserSpace;
 use ursa_hal::sync::{Once, RwLockReadGuard};
@@ -163,6 +163,8 @@ pub struct AddressSpace {
     charge: Arc<Charge>,
     /// `oom_score_adj`, -1000..=1000.
     oom_score_adj: AtomicI32,
+    /// For [`AddressSpace::has_threads`].
+    has_threads: AtomicBool,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -197,6 +199,7 @@ impl AddressSpace {
             counters: Arc::default(),
             charge: Arc::default(),
             oom_score_adj: AtomicI32::new(0),
+            has_threads: AtomicBool::new(false),
         }
     }
 
@@ -298,6 +301,16 @@ impl AddressSpace {
             vm_lib: inner.exec - exe_pages.min(inner.exec),
             vm_pte: self.space.table_frames() as u64,
         }
+    }
+
+    /// Whether more than one thread has run on this memory at a time.
+    pub fn has_threads(&self) -> bool {
+        self.has_threads.load(Relaxed)
+    }
+
+    /// From now on there may be several. Returns whether that is news.
+    pub fn set_has_threads(&self) -> bool {
+        !self.has_threads.swap(true, Relaxed)
     }
 
     /// Most pages that were ever resident (`ru_maxrss`).

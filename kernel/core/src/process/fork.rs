@@ -249,6 +249,8 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
     }
     if !has(F::VM) {
         super::rseq::inherit(parent, &thread);
+    } else if !has(F::VFORK) {
+        super::rseq::memory_is_shared(parent);
     }
     let vfork_done =
         has(F::VFORK).then(|| Arc::new(VforkDone { done: AtomicBool::new(false), wait: WaitQueue::new() }));

@@ -1,7 +1,7 @@
 //! Restartable sequences: [`register`], and [`on_return`], which keeps the CPU number in user memory current and
 //! aborts a critical section that was interrupted.
 //!
-//! Preemption and moves to another CPU call [`interrupted`]; the way back to user mode then does the work once ([`on_return`]), whatever came
+//! Preemption and moves to another CPU are seen when the thread gets a CPU again ([`switched_in`]); the way back to user mode then does the work once ([`on_return`]), whatever came
 //! together; signal delivery does it before it saves the registers ([`on_signal`]). A bad area is the program's error: SIGSEGV, as on Linux. References: rseq(2), Linux `kernel/rseq.c`.
 
 use core::sync::atomic::Ordering::*;
@@ -39,10 +39,17 @@ pub struct Rseq {
     signature: u32,
 }
 
-/// `mm_cid`s in use would need a per-process allocator; CPU numbers are a valid choice of concurrency ids, since they
-/// are unique among the threads that run at one time.
-fn concurrency_id(cpu: u32) -> u32 {
-    cpu
+/// The number that no other thread of the address space has while both run: 0 for the only one, then that of the CPU. Linux's is
+/// smaller than the number of threads; that costs it an allocator and a look at each switch.
+fn concurrency_id(thread: &Thread, cpu: u32) -> u32 {
+    if thread.process().with_vm(|vm| vm.has_threads()) { cpu } else { 0 }
+}
+
+/// Another thread is about to share the memory of the running one, whose `mm_cid` changes with that.
+pub(super) fn memory_is_shared(thread: &Thread) {
+    if thread.process().with_vm(|vm| vm.set_has_threads()) {
+        interrupted(thread);
+    }
 }
 
 /// Registers or unregisters the area at `addr` for the thread.
@@ -109,20 +116,30 @@ pub(super) fn forget(thread: &Thread) {
     thread.has_rseq.store(false, Relaxed);
 }
 
-/// Notes that the running thread was preempted or moved to another CPU.
+/// Has the area brought up to date, and a critical section ended, before the running thread is back in user mode.
 #[inline]
-pub fn interrupted(thread: &Thread) {
+fn interrupted(thread: &Thread) {
     if thread.has_rseq.load(Relaxed) {
         sched::with_current(|ext| ext.add_work(Work::NOTIFY));
     }
 }
 
-/// Notes that the thread has got a CPU: another one than before must show in its area.
+/// Notes that the thread has got a CPU: another one than before must show in its area, and a critical section that was
+/// `preempted` is over. One that slept did so in a system call, where there is no critical section, or in a fault
+/// ([`slept_in_fault`]).
 #[inline]
-pub fn switched_in(thread: &Thread) {
-    if thread.has_rseq.load(Relaxed) && thread.rseq_cpu.load(Relaxed) != ursa_hal::percpu::cpu_id() as u32 {
+pub fn switched_in(thread: &Thread, preempted: bool) {
+    if thread.has_rseq.load(Relaxed)
+        && (preempted || thread.rseq_cpu.load(Relaxed) != ursa_hal::percpu::cpu_id() as u32)
+    {
         sched::with_current(|ext| ext.add_work(Work::NOTIFY));
     }
+}
+
+/// Notes that others may have run while the running thread handled a fault of its program.
+#[inline]
+pub fn slept_in_fault(thread: &Thread) {
+    interrupted(thread);
 }
 
 /// Brings the area up to date before the thread runs in user mode. An area that cannot be used ends in SIGSEGV.
@@ -151,7 +168,7 @@ fn update(thread: &Thread, regs: &mut UserContext) -> Result {
     put(CPU_ID_START, cpu)?;
     put(CPU_ID, cpu)?;
     put(NODE_ID, 0)?;
-    put(MM_CID, concurrency_id(cpu))
+    put(MM_CID, concurrency_id(thread, cpu))
 }
 
 fn abort_critical_section(rseq: &Rseq, regs: &mut UserContext) -> Result {

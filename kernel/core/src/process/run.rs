@@ -103,7 +103,12 @@ fn page_fault(thread: &Thread, addr: VirtAddr, access: Access, present: bool) {
     // The thread alone writes its counters.
     let faults = &thread.usage.minor_faults;
     faults.store(faults.load(Relaxed) + 1, Relaxed);
-    if let Err(fault) = thread.vm().handle_fault(addr, access) {
+    let switches = thread.usage.voluntary_switches.load(Relaxed);
+    let handled = thread.vm().handle_fault(addr, access);
+    if thread.usage.voluntary_switches.load(Relaxed) != switches {
+        super::rseq::slept_in_fault(thread);
+    }
+    if let Err(fault) = handled {
         // What the CPU told, for the signal frame: present, write, user, instruction fetch.
         let error_code = u64::from(present)
             | u64::from(access == Access::Write) << 1

@@ -318,9 +318,10 @@ impl Thread {
 
     /// Called on the thread's own stack whenever it has got a CPU, with interrupts off: its memory becomes the active one.
     #[inline]
-    pub fn switched_in(&self) {
+    pub fn switched_in(&self, preempted: bool) {
         self.process.with_vm(|vm| ursa_hal::task::switch_space(vm.user_space()));
-        super::rseq::switched_in(self);
+        super::rseq::switched_in(self, preempted);
+    /// `preempted`: it had not gone to sleep.
     }
 
     /// Asks that the thread end with `status` (in wait(2)'s encoding) at its next way back to user mode; the first

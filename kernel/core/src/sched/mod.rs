@@ -162,7 +162,7 @@ pub fn new_task(
     };
     reserve_for(TASKS.fetch_add(1, Ordering::Relaxed) + 1)?;
     let body = Box::new(move || {
-        finish_switch();
+        finish_switch(false);
         body();
         exit_current()
     });
@@ -319,15 +319,16 @@ fn switch(why: Why) {
     let _irqs = IrqsOff::new();
     if let Some(next) = choose_next(why) {
         task::switch_to(next);
-        finish_switch();
+        finish_switch(why != Why::Block);
     }
 }
 
 /// The first thing after a switch, on the new stack: brings in the user memory of the task that runs now, and sends a task on
-/// its way that may no longer use this CPU. It could not enter another queue while it stood on its stack here.
-fn finish_switch() {
+/// its way that may no longer use this CPU. It could not enter another queue while it stood on its stack here. `preempted`: the
+/// task that runs now had not gone to sleep.
+fn finish_switch(preempted: bool) {
     if let Some(thread) = ext_of(&task::current()).thread() {
-        task::switch_space(thread.vm().user_space());
+        thread.switched_in(preempted);
     }
     let cpu = CPUS.get();
     if cpu.has_leaving.load(Ordering::Relaxed) {
