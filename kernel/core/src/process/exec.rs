@@ -249,6 +249,7 @@ fn end_other_threads(thread: &Arc<Thread>) -> Result {
         thread.take_number_of(leader);
         ptrace::leader_replaced(thread, leader);
     }
+    dead_leader.iter().for_each(|thread| crate::fs::cgroup::gone(thread));
     drop(dead_leader);
     Ok(())
 }

@@ -129,9 +129,6 @@ pub fn finish(thread: &Arc<Thread>) {
         }
         threads.live == 0
     };
-    if !is_last {
-        cgroup::thread_exits(process);
-    }
     if is_last && process.pid() == 1 {
         init_died(process);
     }
@@ -236,6 +233,10 @@ fn thread_dies(thread: &Arc<Thread>) {
             signal::send_to_process(&child, SigInfo::kernel(signo));
         }
     }
+    cgroup::leave(thread);
+    if !thread.is_leader() {
+        cgroup::gone(thread);
+    }
     ptrace::exited(thread, false);
     process.exec_wait.wake_all();
 }
@@ -266,7 +267,10 @@ fn collect_death_signals(child: &Arc<Process>, told: &mut Vec<(Arc<Process>, u32
 /// The last thread: the process becomes a zombie.
 fn process_dies(thread: &Arc<Thread>) {
     let process = thread.process().clone();
-    cgroup::leave(&process);
+    cgroup::leave(thread);
+    if !thread.is_leader() {
+        cgroup::gone(thread);
+    }
     let mut work = AfterTree::default();
     let tree = tree_lock();
     hand_over_children(&process, &mut work);
@@ -392,6 +396,7 @@ pub(super) fn release(process: &Arc<Process>) {
         process.number().retract_process();
         (kept, core::mem::take(&mut process.threads.lock().list))
     };
+    threads.iter().for_each(|thread| cgroup::gone(thread));
     drop((kept, threads));
     process.exit_wait.wake_all();
 }

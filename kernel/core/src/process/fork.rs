@@ -290,7 +290,10 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
         None
     };
 
-    publish(parent, request, &thread, is_new)?;
+    let mut news = cgroup::News::default();
+    let published = publish(parent, request, &thread, is_new, &mut news);
+    news.tell();
+    published?;
     core::mem::forget(unstarted);
     if let Some(reserved) = pidfd {
         reserved.commit(if is_new { pidfd::open_process(&process, 0) } else { pidfd::open_thread(&thread, 0) });
@@ -304,7 +307,8 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
 
     if let Some(done) = vfork_done {
         // A fatal signal ends the wait; the child then goes on alone with the memory.
-        let _ = done.wait.wait_killable(|| done.done.load(Acquire).then_some(()));
+        let wait = || done.wait.wait_killable(|| done.done.load(Acquire).then_some(()));
+        let _ = cgroup::resting_during(parent, wait);
     }
     Ok(pid)
 }
@@ -353,26 +357,37 @@ fn new_process(parent: &Thread, request: &CloneRequest, number: &PidNumber) -> R
 }
 
 /// Makes the child visible. Fails when the parent is about to die or has a signal that came meanwhile.
-fn publish(parent: &Thread, request: &CloneRequest, thread: &Arc<Thread>, is_new: bool) -> Result {
+fn publish(
+    parent: &Thread,
+    request: &CloneRequest,
+    thread: &Arc<Thread>,
+    is_new: bool,
+    news: &mut cgroup::News,
+) -> Result {
     let process = thread.process();
-    let mut news = cgroup::News::default();
     let tree = tree_lock();
     if sched::signal_pending() {
         return Err(Errno::ERESTARTNOINTR);
     }
-    if is_new {
-        cgroup::join(process, Some(parent.process()), request.cgroup.as_ref(), &mut news)?;
+    {
+        let threads = process.threads.lock();
+        if threads.group_exit.is_some() || threads.exec.is_some() {
+            return Err(Errno::ERESTARTNOINTR);
+        }
     }
+    cgroup::join(thread, is_new, Some(parent), request.cgroup.as_ref(), news)?;
     {
         let mut threads = process.threads.lock();
         if threads.group_exit.is_some() || threads.exec.is_some() {
+            drop(threads);
+            cgroup::unjoin(thread, news);
             return Err(Errno::ERESTARTNOINTR);
         }
         threads.list.push(thread.clone());
         threads.live += 1;
     }
     thread.publish();
-    if process.cgroup.is_freezing()
+    if thread.cgroup.is_freezing()
         && let Some(task) = thread.task()
     {
         // Whoever freezes the group from now on finds the thread listed and tells it so.
@@ -403,7 +418,6 @@ fn publish(parent: &Thread, request: &CloneRequest, thread: &Arc<Thread>, is_new
     process.number().publish_process(process);
     drop(tree);
     drop(former);
-    news.tell();
     Ok(())
 }
 

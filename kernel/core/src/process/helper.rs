@@ -102,7 +102,7 @@ pub fn start(args: &[Vec<u8>], stdin: Arc<File>) -> Result {
     let mut news = fs::cgroup::News::default();
     {
         let _tree = tree_lock();
-        fs::cgroup::join(&process, None, None, &mut news)?;
+        fs::cgroup::join(&thread, true, None, None, &mut news)?;
         let mut threads = process.threads.lock();
         threads.list.push(thread.clone());
         threads.live = 1;

@@ -124,7 +124,7 @@ fn start_thread() -> Result {
     thread.publish();
     group.join(&process);
     let mut news = fs::cgroup::News::default();
-    fs::cgroup::join(&process, None, None, &mut news)?;
+    fs::cgroup::join(&thread, true, None, None, &mut news)?;
     news.tell();
     process.number().publish_process(&process);
     sched::wake_new(&task);

@@ -71,7 +71,7 @@ pub struct Process {
     executable: SpinLock<Option<Arc<Executable>>>,
     /// Resource limits.
     pub rlimits: Rlimits,
-    /// The cgroup, and whether its threads are to rest.
+    /// The cgroup that its threads are in, unless they were moved by themselves.
     pub cgroup: Membership,
     /// The parent's threads wait here for their children's changes.
     pub child_wait: WaitQueue,

@@ -23,6 +23,7 @@ use super::process::Process;
 use super::rseq::Rseq;
 use super::usage::Usage;
 use crate::Result;
+use crate::fs::cgroup::Place;
 use crate::fs::{FdTable, File, FsContext};
 use crate::mm::AddressSpace;
 use crate::namespace::Namespaces;
@@ -87,6 +88,8 @@ pub struct Thread {
     pub(super) mce_policy: AtomicU8,
     /// ioprio_set(2).
     pub io_priority: AtomicU32,
+    /// The cgroup, and whether the thread is to rest.
+    pub cgroup: Place,
     /// `PR_SET_SYSCALL_USER_DISPATCH`.
     pub dispatch: UserDispatch,
     pub(super) rseq: SpinLock<Option<Rseq>>,
@@ -147,6 +150,7 @@ impl Thread {
             default_timer_slack_ns: AtomicU64::new(parts.timer_slack_ns),
             mce_policy: AtomicU8::new(2),
             io_priority: AtomicU32::new(parts.io_priority),
+            cgroup: Place::default(),
             dispatch: UserDispatch::default(),
             rseq: SpinLock::new(None),
             has_rseq: AtomicBool::new(false),
@@ -317,11 +321,11 @@ impl Thread {
     }
 
     /// Called on the thread's own stack whenever it has got a CPU, with interrupts off: its memory becomes the active one.
+    /// `preempted`: it had not gone to sleep.
     #[inline]
     pub fn switched_in(&self, preempted: bool) {
         self.process.with_vm(|vm| ursa_hal::task::switch_space(vm.user_space()));
         super::rseq::switched_in(self, preempted);
-    /// `preempted`: it had not gone to sleep.
     }
 
     /// Asks that the thread end with `status` (in wait(2)'s encoding) at its next way back to user mode; the first

@@ -248,15 +248,17 @@ fn stop_with(thread: &Thread, registers: &mut Regs, kind: Kind, code: u32, info:
         state.resume = None;
         state.stop = Some(Stop { code, kind, info, regs: *registers, reported: false });
     }
-    tell_tracer(thread, CLD_TRAPPED, code & 0x7f);
-    loop {
-        sched::prepare_to_sleep(SleepState::TRACED);
-        if sched::fatal_signal_pending() || tracee.state.lock().resume.is_some() || !tracee.is_traced() {
-            break;
+    crate::fs::cgroup::resting_during(thread, || {
+        tell_tracer(thread, CLD_TRAPPED, code & 0x7f);
+        loop {
+            sched::prepare_to_sleep(SleepState::TRACED);
+            if sched::fatal_signal_pending() || tracee.state.lock().resume.is_some() || !tracee.is_traced() {
+                break;
+            }
+            sched::schedule();
         }
-        sched::schedule();
-    }
-    sched::finish_sleep();
+        sched::finish_sleep();
+    });
     let mut state = tracee.state.lock();
     if let Some(stop) = state.stop.take() {
         *registers = stop.regs;
@@ -294,6 +296,15 @@ fn tell_tracer(thread: &Thread, code: i32, status: u32) {
 fn trap_info(thread: &Thread, code: u32) -> SigInfo {
     let uid = thread.with_cred(|cred| cred.uid);
     SigInfo::user(SIGTRAP, code as i32, thread.tid(), uid)
+}
+
+/// Whether an event or an interrupt is due.
+pub(crate) fn is_asked_to_stop(thread: &Thread) -> bool {
+    if !thread.signals.ptrace.is_traced() {
+        return false;
+    }
+    let state = thread.signals.ptrace.state.lock();
+    state.interrupt || state.event.is_some()
 }
 
 /// On the way back to user mode: stops for an event or an interrupt that is due.

@@ -17,7 +17,7 @@ pub(crate) fn wants_delivery(thread: &Thread) -> bool {
     let unblocked = SigSet::ALL.difference(thread.signals.blocked());
     !thread.signals.pending().union(signals.pending()).intersection(unblocked).is_empty()
         || signals.is_stopping()
-        || thread.process().cgroup.is_freezing()
+        || thread.cgroup.is_freezing()
 }
 
 /// Takes the next signal of `wanted`: the thread's own before the process's, synchronous ones first.
@@ -68,6 +68,9 @@ pub(crate) fn deliver(thread: &Thread, context: &mut UserContext) {
         }
         job::tell_if_continued(process);
         ptrace::stop_if_asked(thread, context);
+        if thread.cgroup.is_freezing() && crate::fs::cgroup::rest_while_freezing(thread) {
+            continue;
+        }
         let unblocked = SigSet::ALL.difference(thread.signals.blocked());
         let Some(mut info) = take(thread, unblocked) else { break };
         let mut signo = info.signo();

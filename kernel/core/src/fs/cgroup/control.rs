@@ -9,7 +9,10 @@ use core::{
 use linux_uapi::signal::{SIGKILL, SigInfo};
 
 use super::{
+    controller::Controllers,
     freezer,
+    member::{self, group_of},
+    pids,
     tree::{self, Cgroup},
 };
 use crate::{
@@ -36,6 +39,8 @@ pub struct Control {
     pub mode: u32,
     /// Whether the root has it too.
     on_root: bool,
+    /// The controller that has to be switched on for it.
+    controller: Controllers,
     /// Appends the text.
     pub show: Option<fn(&Arc<Cgroup>, &mut Text) -> Result>,
     /// Takes what was written in one call, on behalf of who opened the file.
@@ -45,21 +50,36 @@ pub struct Control {
 impl Control {
     /// Whether `group` has the file.
     pub fn is_in(&self, group: &Cgroup) -> bool {
-        self.on_root || group.parent().is_some()
+        (self.on_root || group.parent().is_some()) && group.controllers().contains(self.controller)
+    }
+
+    /// Whether it is there as long as its group.
+    pub(super) fn is_lasting(&self) -> bool {
+        self.controller.is_empty()
     }
 }
 
 const fn control(name: &'static str, mode: u32, on_root: bool) -> Control {
-    Control { name, mode, on_root, show: None, store: None }
+    Control { name, mode, on_root, controller: Controllers::empty(), show: None, store: None }
+}
+
+const fn pids_control(name: &'static str, mode: u32) -> Control {
+    Control { controller: Controllers::PIDS, ..control(name, mode, false) }
 }
 
 /// Place of `cgroup.events` in [`CONTROLS`].
 pub(super) const EVENTS: usize = 1;
 /// Place of `cgroup.procs` in [`CONTROLS`].
 pub(super) const PROCS: usize = 6;
+/// Place of `pids.events` in [`CONTROLS`].
+pub(super) const PIDS_EVENTS: usize = 12;
+/// Place of `pids.events.local` in [`CONTROLS`].
+pub(super) const PIDS_EVENTS_LOCAL: usize = 13;
+/// The files whose changes can be waited for.
+const WATCHED: [usize; 3] = [EVENTS, PIDS_EVENTS, PIDS_EVENTS_LOCAL];
 
 /// All files.
-pub static CONTROLS: [Control; 11] = [
+pub static CONTROLS: [Control; 16] = [
     Control { show: Some(show_controllers), ..control("cgroup.controllers", 0o444, true) },
     Control { show: Some(show_events), ..control("cgroup.events", 0o444, false) },
     Control { show: Some(show_freeze), store: Some(store_freeze), ..control("cgroup.freeze", 0o644, false) },
@@ -73,12 +93,17 @@ pub static CONTROLS: [Control; 11] = [
     Control { show: Some(show_procs), store: Some(store_procs), ..control("cgroup.procs", 0o644, true) },
     Control { show: Some(show_stat), ..control("cgroup.stat", 0o444, true) },
     Control {
-        show: Some(show_controllers),
+        show: Some(show_subtree_control),
         store: Some(store_subtree_control),
         ..control("cgroup.subtree_control", 0o644, true)
     },
     Control { show: Some(show_threads), store: Some(store_threads), ..control("cgroup.threads", 0o644, true) },
     Control { show: Some(show_type), store: Some(store_type), ..control("cgroup.type", 0o644, false) },
+    Control { show: Some(pids::show_current), ..pids_control("pids.current", 0o444) },
+    Control { show: Some(pids::show_events), ..pids_control("pids.events", 0o444) },
+    Control { show: Some(pids::show_events_local), ..pids_control("pids.events.local", 0o444) },
+    Control { show: Some(pids::show_max), store: Some(pids::store_max), ..pids_control("pids.max", 0o644) },
+    Control { show: Some(pids::show_peak), ..pids_control("pids.peak", 0o444) },
 ];
 
 /// The place of the file `name` of `group` in [`CONTROLS`].
@@ -86,14 +111,19 @@ pub(super) fn find(group: &Cgroup, name: &[u8]) -> Option<usize> {
     CONTROLS.iter().position(|control| control.name.as_bytes() == name && control.is_in(group))
 }
 
-fn show_controllers(_group: &Arc<Cgroup>, out: &mut Text) -> Result {
-    out.push('\n');
+fn show_controllers(group: &Arc<Cgroup>, out: &mut Text) -> Result {
+    group.controllers().show(out);
     Ok(())
 }
 
-/// `+NAME` and `-NAME`, separated by blanks; there is no controller to name.
-fn store_subtree_control(_group: &Arc<Cgroup>, text: &str, _opener: &Credentials) -> Result {
-    if text.split_whitespace().next().is_some() { Err(Errno::EINVAL) } else { Ok(()) }
+fn show_subtree_control(group: &Arc<Cgroup>, out: &mut Text) -> Result {
+    group.subtree_control().show(out);
+    Ok(())
+}
+
+fn store_subtree_control(group: &Arc<Cgroup>, text: &str, _opener: &Credentials) -> Result {
+    let (on, off) = Controllers::parse_change(text)?;
+    group.change_control(on, off)
 }
 
 fn show_events(group: &Arc<Cgroup>, out: &mut Text) -> Result {
@@ -127,8 +157,12 @@ fn store_kill(group: &Arc<Cgroup>, text: &str, _opener: &Credentials) -> Result 
         1 => {}
         _ => return Err(Errno::ERANGE),
     }
+    if group.is_threaded() {
+        // It would take threads of other groups along.
+        return Err(Errno::EOPNOTSUPP);
+    }
     let tree = process::tree_lock();
-    let members = group.members_of_subtree();
+    let members = group.processes_of_subtree();
     for process in &members {
         signal::send_to_process(process, SigInfo::kernel(SIGKILL));
     }
@@ -183,17 +217,20 @@ fn show_stat(group: &Arc<Cgroup>, out: &mut Text) -> Result {
 }
 
 fn show_procs(group: &Arc<Cgroup>, out: &mut Text) -> Result {
-    for process in group.members() {
+    if group.is_threaded() {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    for process in member::processes_of_domain(group) {
         writeln!(out, "{}", process.pid())?;
     }
     Ok(())
 }
 
 fn show_threads(group: &Arc<Cgroup>, out: &mut Text) -> Result {
-    for process in group.members() {
-        for thread in process.threads().iter().filter(|thread| !thread.is_dead()) {
-            writeln!(out, "{}", thread.tid())?;
-        }
+    let mut tids: Vec<i32> = member::threads_in(group).iter().map(|thread| thread.tid()).collect();
+    tids.sort_unstable();
+    for tid in tids {
+        writeln!(out, "{tid}")?;
     }
     Ok(())
 }
@@ -211,46 +248,49 @@ fn store_procs(group: &Arc<Cgroup>, text: &str, opener: &Credentials) -> Result 
     let thread = parse_thread(text)?;
     let process: &Arc<Process> = thread.process();
     tree::may_move(&process.cgroup.group(), group, opener)?;
-    tree::attach(process, group)
+    member::attach(process, group)
 }
 
-/// A thread alone moves between the groups of one threaded subtree, and there are none.
 fn store_threads(group: &Arc<Cgroup>, text: &str, opener: &Credentials) -> Result {
     let thread = parse_thread(text)?;
-    let from = thread.process().cgroup.group();
-    tree::may_move(&from, group, opener)?;
-    if Arc::ptr_eq(&from, group) { Ok(()) } else { Err(Errno::EOPNOTSUPP) }
+    tree::may_move(&group_of(&thread), group, opener)?;
+    member::attach_thread(&thread, group)
 }
 
-fn show_type(_group: &Arc<Cgroup>, out: &mut Text) -> Result {
-    out.push_str("domain\n");
+fn show_type(group: &Arc<Cgroup>, out: &mut Text) -> Result {
+    writeln!(out, "{}", group.kind())?;
     Ok(())
 }
 
-fn store_type(_group: &Arc<Cgroup>, text: &str, _opener: &Credentials) -> Result {
-    Err(if text.trim() == "threaded" { Errno::EOPNOTSUPP } else { Errno::EINVAL })
+fn store_type(group: &Arc<Cgroup>, text: &str, _opener: &Credentials) -> Result {
+    if text.trim() == "threaded" { group.make_threaded() } else { Err(Errno::EINVAL) }
 }
 
 /// An open file of a group.
 pub(super) struct OpenControl {
     group: Arc<Cgroup>,
-    control: &'static Control,
+    /// Its place in [`CONTROLS`].
+    at: usize,
     /// Whose right it is to move processes: not the writer's, who may have got the descriptor from somebody with less.
     opener: Arc<Credentials>,
     /// The text of the last read from the start: a program that reads in pieces sees one state.
     text: Mutex<Option<Box<[u8]>>>,
-    /// How many changes of `cgroup.events` the text tells of.
+    /// How many changes of the file the text tells of.
     seen: AtomicU32,
 }
 
 impl OpenControl {
-    pub fn new(group: Arc<Cgroup>, control: &'static Control, opener: Arc<Credentials>) -> OpenControl {
-        let seen = AtomicU32::new(group.nodes.events());
-        OpenControl { group, control, opener, text: Mutex::new(None), seen }
+    pub fn new(group: Arc<Cgroup>, at: usize, opener: Arc<Credentials>) -> OpenControl {
+        let seen = AtomicU32::new(group.nodes.changes(at));
+        OpenControl { group, at, opener, text: Mutex::new(None), seen }
+    }
+
+    fn control(&self) -> &'static Control {
+        &CONTROLS[self.at]
     }
 
     fn alive(&self) -> Result {
-        if self.group.is_dead() { Err(Errno::ENODEV) } else { Ok(()) }
+        if self.group.is_dead() || !self.control().is_in(&self.group) { Err(Errno::ENODEV) } else { Ok(()) }
     }
 }
 
@@ -259,9 +299,9 @@ impl FileOps for OpenControl {
         self.alive()?;
         let mut text = self.text.lock();
         if text.is_none() || pos == 0 {
-            let seen = self.group.nodes.events();
+            let seen = self.group.nodes.changes(self.at);
             let mut out = Text::default();
-            self.control.show.ok_or(Errno::EINVAL)?(&self.group, &mut out)?;
+            self.control().show.ok_or(Errno::EINVAL)?(&self.group, &mut out)?;
             *text = Some(out.0.into_boxed_slice());
             self.seen.store(seen, Ordering::SeqCst);
         }
@@ -278,7 +318,7 @@ impl FileOps for OpenControl {
         let mut data: Vec<u8> = alloc::vec![0; src.remaining()];
         src.take_all(&mut data)?;
         let text = core::str::from_utf8(&data).map_err(|_| Errno::EINVAL)?;
-        self.control.store.ok_or(Errno::EINVAL)?(&self.group, text, &self.opener)?;
+        self.control().store.ok_or(Errno::EINVAL)?(&self.group, text, &self.opener)?;
         Ok(data.len())
     }
 
@@ -287,13 +327,13 @@ impl FileOps for OpenControl {
     }
 
     fn poll(&self, _f: &File, pt: Option<&mut PollTable>) -> PollEvents {
-        if self.control.name != CONTROLS[EVENTS].name {
+        if !WATCHED.contains(&self.at) {
             return PollEvents::DEFAULT;
         }
         if let Some(pt) = pt {
             pt.register(self.group.nodes.queue());
         }
-        if self.seen.load(Ordering::SeqCst) != self.group.nodes.events() || self.group.is_dead() {
+        if self.seen.load(Ordering::SeqCst) != self.group.nodes.changes(self.at) || self.group.is_dead() {
             PollEvents::DEFAULT | PollEvents::POLLERR | PollEvents::POLLPRI
         } else {
             PollEvents::DEFAULT

@@ -7,7 +7,7 @@ use linux_uapi::raw::general as uapi;
 use ursa_hal::sync::{Once, SpinLock};
 
 use super::{
-    control::{self, CONTROLS, Control, OpenControl},
+    control::{self, CONTROLS, OpenControl},
     tree::{Cgroup, root},
 };
 use crate::{
@@ -90,15 +90,15 @@ pub(super) struct Nodes {
     owner: Once<(u32, u32)>,
     /// Files that somebody has looked for. They are kept, since their owner and mode can be changed.
     files: SpinLock<[Option<Arc<Inode>>; CONTROLS.len()]>,
-    /// Counts changes of `cgroup.events`.
-    events: AtomicU32,
+    /// Counts the changes of each.
+    changes: [AtomicU32; CONTROLS.len()],
     queue: Once<Arc<WaitQueue>>,
 }
 
 impl Nodes {
-    /// The number of changes of `cgroup.events` so far.
-    pub fn events(&self) -> u32 {
-        self.events.load(Ordering::SeqCst)
+    /// The number of changes of a file so far.
+    pub fn changes(&self, at: usize) -> u32 {
+        self.changes[at].load(Ordering::SeqCst)
     }
 
     /// Who waits for such a change.
@@ -107,25 +107,25 @@ impl Nodes {
     }
 
     fn wake(&self) {
-        self.events.fetch_add(1, Ordering::SeqCst);
         if let Some(queue) = self.queue.get() {
             queue.wake_events(PollEvents::POLLPRI | PollEvents::POLLERR);
         }
     }
 
-    /// `cgroup.events` says something else: pollers see `POLLPRI`, inotify's listeners a change of the file.
-    pub fn events_changed(&self, group: &Cgroup) {
-        // The root has no such file.
-        if group.parent().is_none() {
+    /// A file says something else: pollers see `POLLPRI`, inotify's listeners a change of the file.
+    pub fn file_changed(&self, group: &Cgroup, at: usize) {
+        let control = &CONTROLS[at];
+        if !control.is_in(group) {
             return;
         }
         self.wake();
-        let file = self.files.lock()[control::EVENTS].clone();
+        let file = self.files.lock()[at].clone();
         if let Some(file) = file {
             notify::inode_event(&file, notify::mask::MODIFY);
         }
+        self.changes[at].fetch_add(1, Ordering::SeqCst);
         if let Some(directory) = self.directory.get().and_then(alloc::sync::Weak::upgrade) {
-            notify::dir_event(&directory, notify::mask::MODIFY, CONTROLS[control::EVENTS].name.as_bytes(), false, 0);
+            notify::dir_event(&directory, notify::mask::MODIFY, control.name.as_bytes(), false, 0);
         }
     }
 
@@ -146,7 +146,8 @@ struct Directory {
 
 struct ControlFile {
     group: Arc<Cgroup>,
-    control: &'static Control,
+    /// Its place in [`CONTROLS`].
+    at: usize,
     xattrs: Xattrs,
 }
 
@@ -171,7 +172,7 @@ fn file(group: &Arc<Cgroup>, at: usize) -> Result<Arc<Inode>> {
     }
     let &(uid, gid) = group.nodes.owner.get().ok_or(Errno::ENODEV)?;
     let new = NewInode { mode: uapi::S_IFREG | control.mode, uid, gid, rdev: 0 };
-    let ops = ControlFile { group: group.clone(), control, xattrs: Xattrs::new() };
+    let ops = ControlFile { group: group.clone(), at, xattrs: Xattrs::new() };
     let inode = Inode::new(instance(), group.id() + 1 + at as u64, &new, Box::new(ops));
     let mut files = group.nodes.files.lock();
     if group.is_dead() {
@@ -201,7 +202,9 @@ impl InodeOps for Directory {
             return Err(Errno::ENOENT);
         }
         if let Some(at) = control::find(&self.group, name) {
-            return file(&self.group, at).map(Entry::stable);
+            // One of a controller goes when that is switched off.
+            let entry = if CONTROLS[at].is_lasting() { Entry::stable } else { Entry::volatile };
+            return file(&self.group, at).map(entry);
         }
         self.group.child(name).map(|child| Entry::stable(child.inode)).ok_or(Errno::ENOENT)
     }
@@ -283,11 +286,11 @@ impl Directory {
 
 impl InodeOps for ControlFile {
     fn open(&self, _inode: &Arc<Inode>, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        if self.group.is_dead() {
+        if self.group.is_dead() || !CONTROLS[self.at].is_in(&self.group) {
             return Err(Errno::ENODEV);
         }
         let opener: Arc<Credentials> = current().cred();
-        Ok(Arc::new(OpenControl::new(self.group.clone(), self.control, opener)))
+        Ok(Arc::new(OpenControl::new(self.group.clone(), self.at, opener)))
     }
 
     fn setattr(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result {

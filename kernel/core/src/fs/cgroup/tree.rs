@@ -1,4 +1,4 @@
-//! Groups and membership.
+//! Groups. Who is in them is in [`super::member`].
 //!
 //! Locking: [`lock`] serialises every change of the tree, of membership and of the freezer's state; within it the `state`
 //! of one group at a time. Order: process tree lock, [`lock`], a group's `state`, then a process's job and thread locks.
@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ursa_hal::sync::{Once, SpinLock, SpinLockGuard};
 
-use super::{freezer, node::Nodes};
+use super::{controller::Controllers, freezer, member, node::Nodes, pids::Pids};
 use crate::{
     Errno, Result,
     fs::{
@@ -51,6 +51,7 @@ pub struct Cgroup {
     /// Its own `cgroup.freeze` or one above says so.
     pub(super) freezing: AtomicBool,
     pub(super) nodes: Nodes,
+    pub(super) pids: Pids,
 }
 
 /// A group below another.
@@ -66,10 +67,18 @@ pub(super) struct State {
     /// By id, so that a listing neither repeats nor skips what stays.
     pub children: BTreeMap<u64, Child>,
     names: BTreeMap<Box<[u8]>, u64>,
-    /// Processes with a living thread.
+    /// Processes at home here with a living thread that is.
     pub members: BTreeMap<Pid, Weak<Process>>,
-    /// Groups right below with a process in them or below them.
-    populated_children: u32,
+    /// Living threads whose process is at home in another group.
+    pub visitors: BTreeMap<usize, Weak<Thread>>,
+    /// Groups right below with a task in them or below them: domains, and threaded ones.
+    pub populated_domain_children: u32,
+    pub populated_threaded_children: u32,
+    /// It is not a domain: see [`super::controller`].
+    pub threaded: bool,
+    pub threaded_children: u32,
+    /// `cgroup.subtree_control`
+    pub control: Controllers,
     pub descendants: u32,
     /// `cgroup.freeze`
     pub freeze: bool,
@@ -83,23 +92,32 @@ pub(super) struct State {
 }
 
 impl State {
+    pub fn has_tasks(&self) -> bool {
+        !self.members.is_empty() || !self.visitors.is_empty()
+    }
+
     pub fn populated(&self) -> bool {
-        !self.members.is_empty() || self.populated_children > 0
+        self.has_tasks() || self.populated_domain_children > 0 || self.populated_threaded_children > 0
     }
 }
 
-/// Groups whose `cgroup.events` changed. Told when no lock is held any more.
+/// Groups with the file of each ([`super::control`]) that says something else now. Told when no lock is held any more.
 #[derive(Default)]
 #[must_use = "listeners are to be told"]
-pub struct News(pub(super) Vec<Arc<Cgroup>>);
+pub struct News(pub(super) Vec<(Arc<Cgroup>, usize)>);
 
 impl News {
     /// Wakes pollers and inotify's listeners. No spin lock may be held.
     pub fn tell(self) {
-        for group in self.0 {
-            group.nodes.events_changed(&group);
+        for (group, file) in self.0 {
+            group.nodes.file_changed(&group, file);
         }
     }
+}
+
+/// How many groups there are, the root among them.
+pub fn count() -> u32 {
+    GROUPS.load(Ordering::Relaxed) + 1
 }
 
 /// The group at the root, in which every process starts.
@@ -120,6 +138,7 @@ impl Cgroup {
             state: SpinLock::new(State { frozen: freezing, ..State::default() }),
             freezing: AtomicBool::new(freezing),
             nodes: Nodes::default(),
+            pids: Pids::new(),
         })
     }
 
@@ -232,6 +251,10 @@ impl Cgroup {
                     return Err(Errno::EBUSY);
                 }
                 state.dead = true;
+                if state.threaded {
+                    drop(state);
+                    self.state.lock().threaded_children -= 1;
+                }
             }
             for above in self.upwards() {
                 above.state.lock().descendants -= 1;
@@ -265,16 +288,18 @@ impl Cgroup {
         groups
     }
 
-    /// The living processes in this group.
-    pub fn members(&self) -> Vec<Arc<Process>> {
-        self.state.lock().members.values().filter_map(Weak::upgrade).collect()
-    }
-
-    /// The living processes here and below, for a caller that keeps the process tree locked until it is done with them:
-    /// none is born and none is added meanwhile.
-    pub(super) fn members_of_subtree(&self) -> Vec<Arc<Process>> {
+    /// The living processes with a task here or below, for a caller that keeps the process tree locked until it is done with
+    /// them: none is born and none is added meanwhile.
+    pub(super) fn processes_of_subtree(&self) -> Vec<Arc<Process>> {
         let _lock = lock();
-        self.subtree().iter().flat_map(|group| group.members()).collect()
+        let mut all = Vec::new();
+        for group in self.subtree() {
+            all.extend(member::processes_in(&group));
+            all.extend(member::visitors_in(&group).iter().map(|thread| thread.process().clone()));
+        }
+        all.sort_unstable_by_key(|process| process.pid());
+        all.dedup_by_key(|process| process.pid());
+        all
     }
 }
 
@@ -292,139 +317,6 @@ impl Drop for Cgroup {
             }
         }
     }
-}
-
-/// The place of a process in the tree.
-pub struct Membership {
-    group: SpinLock<Arc<Cgroup>>,
-    /// It counts in its group: from its birth until its last thread ends.
-    counted: AtomicBool,
-    /// Its threads are to rest.
-    pub(super) freezing: AtomicBool,
-    /// How many of them do.
-    pub(super) resting: AtomicU32,
-}
-
-impl Membership {
-    /// For a process that is not born yet.
-    pub fn new(group: Arc<Cgroup>) -> Membership {
-        Membership {
-            group: SpinLock::new(group),
-            counted: AtomicBool::new(false),
-            freezing: AtomicBool::new(false),
-            resting: AtomicU32::new(0),
-        }
-    }
-
-    /// The group: after its end the one it was in.
-    pub fn group(&self) -> Arc<Cgroup> {
-        self.group.lock().clone()
-    }
-
-    /// Whether the threads are to rest.
-    #[inline]
-    pub fn is_freezing(&self) -> bool {
-        self.freezing.load(Ordering::SeqCst)
-    }
-
-    fn replace(&self, group: Arc<Cgroup>) -> Arc<Cgroup> {
-        core::mem::replace(&mut *self.group.lock(), group)
-    }
-}
-
-/// Changes who is in a group, and tells those above if it became empty or is so no more.
-fn change_members(group: &Arc<Cgroup>, news: &mut News, change: impl FnOnce(&mut State)) {
-    let step = |group: &Cgroup, change: &mut dyn FnMut(&mut State)| {
-        let mut state = group.state.lock();
-        let was = state.populated();
-        change(&mut state);
-        (state.populated() != was).then_some(!was)
-    };
-    let mut change = Some(change);
-    let mut changed = step(group, &mut |state| {
-        if let Some(change) = change.take() {
-            change(state);
-        }
-    });
-    let mut at = group;
-    while let Some(populated) = changed {
-        news.0.push(at.clone());
-        let Some(parent) = &at.parent else { break };
-        changed = step(parent, &mut |state| {
-            state.populated_children = state.populated_children.wrapping_add_signed(if populated { 1 } else { -1 });
-        });
-        at = parent;
-    }
-}
-
-/// A process is born: in `into`, or where `parent` is now. The caller holds the process tree's lock.
-///
-/// # Errors
-/// `ENODEV` when `into` was removed.
-pub fn join(process: &Arc<Process>, parent: Option<&Process>, into: Option<&Arc<Cgroup>>, news: &mut News) -> Result {
-    let membership = &process.cgroup;
-    let former = {
-        let _lock = lock();
-        let group = match (into, parent) {
-            (Some(group), _) if group.is_dead() => return Err(Errno::ENODEV),
-            (Some(group), _) => group.clone(),
-            (None, Some(parent)) => parent.cgroup.group(),
-            (None, None) => membership.group(),
-        };
-        change_members(&group, news, |state| drop(state.members.insert(process.pid(), Arc::downgrade(process))));
-        membership.counted.store(true, Ordering::Relaxed);
-        membership.freezing.store(group.is_freezing(), Ordering::SeqCst);
-        freezer::settle(&group, news);
-        membership.replace(group)
-    };
-    drop(former);
-    Ok(())
-}
-
-/// The last thread of a process ends.
-pub fn leave(process: &Process) {
-    let mut news = News::default();
-    {
-        let _lock = lock();
-        if process.cgroup.counted.swap(false, Ordering::Relaxed) {
-            let group = process.cgroup.group();
-            change_members(&group, &mut news, |state| drop(state.members.remove(&process.pid())));
-            freezer::settle(&group, &mut news);
-        }
-    }
-    news.tell();
-}
-
-/// Moves a process to another group.
-///
-/// # Errors
-/// `ENODEV` when the group was removed, `ESRCH` when the process has ended.
-pub(super) fn attach(process: &Arc<Process>, to: &Arc<Cgroup>) -> Result {
-    let mut news = News::default();
-    let membership = &process.cgroup;
-    let former = {
-        let _lock = lock();
-        if to.is_dead() {
-            return Err(Errno::ENODEV);
-        }
-        if !membership.counted.load(Ordering::Relaxed) {
-            return Err(Errno::ESRCH);
-        }
-        let from = membership.group();
-        if Arc::ptr_eq(&from, to) {
-            return Ok(());
-        }
-        change_members(to, &mut news, |state| drop(state.members.insert(process.pid(), Arc::downgrade(process))));
-        change_members(&from, &mut news, |state| drop(state.members.remove(&process.pid())));
-        let former = membership.replace(to.clone());
-        freezer::set_process(process, to.is_freezing());
-        freezer::settle(&from, &mut news);
-        freezer::settle(to, &mut news);
-        former
-    };
-    drop(former);
-    news.tell();
-    Ok(())
 }
 
 /// Whether `cred` may move processes from one group to another: it must be able to write `cgroup.procs` of the group
@@ -448,19 +340,4 @@ pub(super) fn may_move(from: &Arc<Cgroup>, to: &Arc<Cgroup>, cred: &Credentials)
 /// `EACCES`.
 pub(super) fn may_write_procs(group: &Arc<Cgroup>, cred: &Credentials) -> Result {
     permission::check(&*super::node::procs_inode(group)?, MAY_WRITE, cred)
-}
-
-/// Whether `thread` may make a child, a thread of its own process if `is_thread`, in `group` (`CLONE_INTO_CGROUP`).
-///
-/// # Errors
-/// `ENOENT` when the group was removed, `EACCES`, `EOPNOTSUPP` for a thread outside its process's group.
-pub fn may_fork_into(thread: &Thread, group: &Arc<Cgroup>, is_thread: bool) -> Result {
-    if group.is_dead() {
-        return Err(Errno::ENOENT);
-    }
-    let from = thread.process().cgroup.group();
-    let cred = thread.cred();
-    may_write_procs(group, &cred)?;
-    may_move(&from, group, &cred)?;
-    if is_thread && !Arc::ptr_eq(&from, group) { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
 }

@@ -466,7 +466,7 @@ pub fn schedstat(target: &Target, out: &mut Text) -> Result {
 
 /// `/proc/PID/cgroup`
 pub fn cgroup(target: &Target, out: &mut Text) -> Result {
-    let group = target.process()?.cgroup.group();
+    let group = crate::fs::cgroup::group_of(&*target.thread()?);
     out.push_str("0::");
     out.push_bytes(&group.path());
     out.push_str(if group.is_dead() { " (deleted)\n" } else { "\n" });

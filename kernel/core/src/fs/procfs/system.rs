@@ -13,7 +13,7 @@ use crate::{
     Errno, Result,
     device::{Device, MISC_MAJOR, NodeKind},
     fs::{
-        dev, registry,
+        cgroup, dev, registry,
         sysfs::cpu::{Place, place},
     },
     mm,
@@ -48,6 +48,7 @@ pub fn init() -> Result {
     register_text("locks", locks)?;
     register_text("cgroups", |out| {
         out.push_str("#subsys_name\thierarchy\tnum_cgroups\tenabled\n");
+        writeln!(out, "pids\t0\t{}\t1", cgroup::count())?;
         Ok(())
     })?;
     register_text("zoneinfo", |_| Ok(()))?;
