@@ -26,7 +26,7 @@ use ursa_hal::sync::SpinLock;
 use super::{
     inode::Inode,
     io::{Sink, Source},
-    lock,
+    lease, lock,
     notify::{self, mask},
     owner::FileOwner,
     path::Path,
@@ -56,6 +56,8 @@ bitflags! {
         const WRITER = 32;
         /// Opening it made the file (`F_CREATED_QUERY`).
         const CREATED = 64;
+        /// Counts among its inode's readers.
+        const READER = 128;
     }
 }
 
@@ -470,6 +472,10 @@ impl Drop for File {
         }
         if let Some(inode) = &self.inode {
             lock::release_file(self, inode);
+            lease::release_file(self, inode);
+            if self.mode.contains(FileMode::READER) {
+                inode.readers.fetch_sub(1, Ordering::SeqCst);
+            }
         }
         self.ops.release(self);
         if let Some(path) = &self.path {

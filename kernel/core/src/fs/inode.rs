@@ -31,6 +31,8 @@ use super::{
     acl::Acls,
     dentry::Dentry,
     file::{File, FileOps},
+    handle::HandleKind,
+    lease::Leases,
     lock::InodeLocks,
     mount::{Mount, MountFlags},
     notify::Marks,
@@ -352,6 +354,10 @@ pub struct Inode {
     write_access: AtomicI32,
     /// `flock`, POSIX and OFD locks.
     pub locks: InodeLocks,
+    /// `F_SETLEASE`.
+    pub leases: Leases,
+    /// How many have it open for reading only, where it is a regular file.
+    pub readers: AtomicU32,
     /// inotify watches.
     pub marks: Marks,
     /// The dentry of a directory whose names the file system may call back.
@@ -385,6 +391,8 @@ impl Inode {
             linkable: AtomicBool::new(false),
             write_access: AtomicI32::new(0),
             locks: InodeLocks::new(),
+            leases: Leases::default(),
+            readers: AtomicU32::new(0),
             marks: Marks::new(),
             alias: SpinLock::new(Weak::new()),
             acls: Acls::default(),
@@ -584,9 +592,14 @@ impl Inode {
         self.write_access.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// As [`Inode::writers`], or negative while it is being executed.
+    pub fn write_access(&self) -> i32 {
+        self.write_access.load(Ordering::SeqCst)
+    }
+
     /// How many have it open for writing.
     pub fn writers(&self) -> i32 {
-        self.write_access.load(Ordering::Acquire).max(0)
+        self.write_access().max(0)
     }
 }
 
@@ -659,6 +672,10 @@ pub trait SuperOps: Any + Send + Sync {
     /// Whether its files have access control lists, which the VFS keeps.
     fn has_acls(&self) -> bool {
         false
+    }
+    /// How handles of its files look; `None` if they cannot be opened by such.
+    fn handle_kind(&self) -> Option<HandleKind> {
+        None
     }
     /// `umount -f`: lets go of what cannot be reached any more, so that nobody waits for it.
     fn force_end(&self, sb: &SuperBlock) {}

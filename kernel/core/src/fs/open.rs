@@ -14,7 +14,7 @@ use super::{
     dev::{self, CharDevice},
     file::{File, FileMode, FileOps},
     inode::{FileKind, Inode, SbFlags, SetAttr},
-    namei,
+    lease, namei,
     notify::{self, mask},
     path::{Last, Lookup, LookupFlags, Path, Start, lookup_child, lookup_child_locked},
     permission::{self, MAY_EXEC, MAY_READ, MAY_WRITE},
@@ -334,6 +334,8 @@ fn open_object(at: &Path, inode: &Arc<Inode>, flags: u32, created: bool) -> Resu
         _ => None,
     };
     let ops = inode.ops().open(inode, flags)?;
+    let reader = (!writes && inode.kind == FileKind::Regular).then(|| ReadClaim::new(inode));
+    lease::break_for(inode, flags)?;
     if flags & uapi::O_TRUNC != 0 && !created {
         let _guard = inode.lock.write();
         permission::drop_set_id(inode);
@@ -346,7 +348,7 @@ fn open_object(at: &Path, inode: &Arc<Inode>, flags: u32, created: bool) -> Resu
             claim.keep();
             Ok((ops, FileMode::WRITER))
         }
-        _ => Ok((ops, FileMode::empty())),
+        _ => Ok((ops, reader.map_or(FileMode::empty(), ReadClaim::keep))),
     }
 }
 
@@ -376,6 +378,27 @@ impl Drop for WriteClaim<'_> {
     fn drop(&mut self) {
         self.inode.put_write_access();
         self.at.mount.end_write();
+    }
+}
+
+/// A place among the readers of an inode, given back unless kept by the file.
+struct ReadClaim<'a>(&'a Inode);
+
+impl<'a> ReadClaim<'a> {
+    fn new(inode: &'a Inode) -> Self {
+        inode.readers.fetch_add(1, Ordering::SeqCst);
+        Self(inode)
+    }
+
+    fn keep(self) -> FileMode {
+        core::mem::forget(self);
+        FileMode::READER
+    }
+}
+
+impl Drop for ReadClaim<'_> {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -11,7 +11,7 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
-use linux_uapi::signal::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, POLL_PRI, SIGIO, SIGURG, SigInfo};
+use linux_uapi::signal::{POLL_ERR, POLL_HUP, POLL_IN, POLL_MSG, POLL_OUT, POLL_PRI, SIGIO, SIGURG, SigInfo};
 use ursa_hal::sync::{IrqLock, Once};
 
 use super::file::File;
@@ -138,6 +138,19 @@ impl Notifier {
                 return;
             }
         }
+    }
+}
+
+/// Tells the owner of a file that its lease is in somebody's way. Not to be called under a spin lock.
+pub fn lease_broken(owner: &SharedOwner, fd: i32) {
+    const BAND: i64 = 0x441;
+    let owner = *owner.lock();
+    let info = match u32::try_from(owner.signal) {
+        Ok(signo) if signo != 0 => SigInfo::poll(signo, POLL_MSG, BAND, fd),
+        _ => SigInfo::kernel(SIGIO),
+    };
+    if owner.id != 0 {
+        send(&owner, info);
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     Errno, Result,
     fs::{
         file::{DirSink, File, FileOps},
+        handle::HandleKind,
         inode::{
             Entry, FileKind, FileSystem, FsStat, Inode, InodeOps, NewInode, SbFlags, SetAttr, SuperBlock,
             SuperBlockParams, SuperOps, inode_of,
@@ -36,6 +37,10 @@ const OPTIONS: &[&[u8]] = &[b"nsdelegate", b"favordynmods", b"memory_localevents
 struct CgroupSuper;
 
 impl SuperOps for CgroupSuper {
+    fn handle_kind(&self) -> Option<HandleKind> {
+        Some(HandleKind::Kernfs)
+    }
+
     fn statfs(&self, _sb: &SuperBlock) -> Result<FsStat> {
         Ok(FsStat { magic: MAGIC, block_size: 4096, name_max: 255, ..FsStat::default() })
     }
@@ -118,12 +123,12 @@ impl Nodes {
         if !control.is_in(group) {
             return;
         }
+        self.changes[at].fetch_add(1, Ordering::SeqCst);
         self.wake();
         let file = self.files.lock()[at].clone();
         if let Some(file) = file {
             notify::inode_event(&file, notify::mask::MODIFY);
         }
-        self.changes[at].fetch_add(1, Ordering::SeqCst);
         if let Some(directory) = self.directory.get().and_then(alloc::sync::Weak::upgrade) {
             notify::dir_event(&directory, notify::mask::MODIFY, control.name.as_bytes(), false, 0);
         }

@@ -16,7 +16,7 @@ use ursa_hal::sync::Once;
 use super::{Text, node::Generator, register, register_text, system::uts_field};
 use crate::{
     Errno, Result, coredump,
-    fs::{dentry, fdtable, mount::namespace::MOUNT_MAX, permission},
+    fs::{dentry, fdtable, lease, mount::namespace::MOUNT_MAX, permission},
     ipc::{self, mqueue::fs::Tunables, sysv::NextId},
     net::inet::{datagram, ip, ports, tcp},
     process::{self, Cap, capable, rng, syscall::system},
@@ -274,8 +274,8 @@ fn files() -> Result {
     fixed("sys/fs/pipe-user-pages-hard", "0")?;
     fixed("sys/fs/pipe-user-pages-soft", "16384")?;
     number("sys/fs/mount-max", &MOUNT_MAX, 1, i32::MAX as u32)?;
-    fixed("sys/fs/lease-break-time", "45")?;
-    fixed("sys/fs/leases-enable", "0")?;
+    number("sys/fs/lease-break-time", &lease::BREAK_TIME, 0, i32::MAX as u32)?;
+    number("sys/fs/leases-enable", &lease::ENABLED, 0, i32::MAX as u32)?;
     fixed("sys/fs/aio-max-nr", "65536")?;
     fixed("sys/fs/aio-nr", "0")?;
     fixed("sys/fs/overflowuid", "65534")?;

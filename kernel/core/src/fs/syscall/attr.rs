@@ -11,6 +11,7 @@ use crate::{
         File, acl,
         file::FileMode,
         inode::{FileKind, Inode, SetAttr, Time},
+        lease,
         mount::Mount,
         notify::{self, mask},
         path::LookupFlags,
@@ -260,6 +261,7 @@ pub fn sys_truncate(_cx: &mut Cx<'_>, path: UserAddr, size: i64) -> Result {
     let cred = current().cred();
     permission::check(inode, MAY_WRITE, &cred)?;
     let size = new_size(size)?;
+    lease::break_for(inode, uapi::O_WRONLY)?;
     inode.get_write_access()?;
     let res = set_size(inode, size);
     inode.put_write_access();

@@ -12,6 +12,7 @@ use crate::{
         File, FileKind,
         fdtable::FdTable,
         file::{FileMode, SETFL_MASK},
+        lease,
         lock::{Lock, OFFSET_MAX, Owner as LockOwner},
         owner::OwnerKind,
         permission, sigio,
@@ -112,14 +113,8 @@ pub fn sys_fcntl(_cx: &mut Cx<'_>, fd: i32, cmd: u32, arg: u64) -> Result<i64> {
             file.owner.update(|o| o.signal = arg as i32);
             Ok(0)
         }
-        F_GETLEASE => Ok(i64::from(uapi::F_UNLCK)),
-        F_SETLEASE => match arg as u32 {
-            uapi::F_UNLCK => Err(Errno::EAGAIN),
-            uapi::F_RDLCK | uapi::F_WRLCK if file.inode().is_some_and(|i| i.kind == FileKind::Regular) => {
-                Err(Errno::EOPNOTSUPP)
-            }
-            _ => Err(Errno::EINVAL),
-        },
+        F_GETLEASE => Ok(lease::get(&file)),
+        F_SETLEASE => lease::set(&file, fd, arg as u32).map(|()| 0),
         F_NOTIFY => {
             if file.inode().is_some_and(|i| i.is_dir()) {
                 Err(Errno::EINVAL)

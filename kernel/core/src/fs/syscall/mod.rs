@@ -1,13 +1,14 @@
 //! The system calls on files: decode, look up, one method call, copy out.
 //!
 //! One file per group: [`open`] (open, close, dup), [`rw`] (read and write in all forms), [`stat`], [`names`] (make, link,
-//! rename, remove, directories), [`attr`] (mode, owner, times, size), [`fcntl`] (fcntl, flock, ioctl), [`xattr`],
+//! rename, remove, directories), [`attr`] (mode, owner, times, size), [`fcntl`] (fcntl, flock, ioctl), [`xattr`], [`handles`],
 //! [`mounts`], [`mount_api`], [`statmount`], [`sync`] (durability, advice, what is cached), [`copy`] (sendfile, splice and
 //! copy_file_range).
 
 mod attr;
 mod copy;
 pub mod fcntl;
+mod handles;
 mod mount_api;
 mod mounts;
 mod names;
@@ -195,8 +196,8 @@ syscalls! { ROWS;
     292 dup3 => open::sys_dup3(0, 1, 2);
     295 preadv => rw::sys_preadv(0, 1, 2, 3, 4);
     296 pwritev => rw::sys_pwritev(0, 1, 2, 3, 4);
-    303 name_to_handle_at => stat::sys_name_to_handle_at(0, 1, 2, 3, 4);
-    304 open_by_handle_at => stat::sys_open_by_handle_at(0, 1, 2);
+    303 name_to_handle_at => handles::sys_name_to_handle_at(0, 1, 2, 3, 4);
+    304 open_by_handle_at => handles::sys_open_by_handle_at(0, 1, 2);
     306 syncfs => sync::sys_syncfs(0);
     316 renameat2 => names::sys_renameat2(0, 1, 2, 3, 4);
     326 copy_file_range => copy::sys_copy_file_range(0, 1, 2, 3, 4, 5);

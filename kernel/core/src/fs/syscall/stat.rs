@@ -1,8 +1,8 @@
-//! Attributes and access checks. References: stat(2), statx(2), access(2), name_to_handle_at(2).
+//! Attributes and access checks. References: stat(2), statx(2), access(2).
 
 use linux_uapi::{
     raw::general as uapi,
-    stat::{FileHandleHeader, Stat, Statx, StatxTimestamp},
+    stat::{Stat, Statx, StatxTimestamp},
 };
 
 use super::{UserPath, at_flags, resolve};
@@ -202,43 +202,4 @@ pub fn sys_faccessat(_cx: &mut Cx<'_>, dirfd: i32, path: UserAddr, mode: u32) ->
 
 pub fn sys_faccessat2(_cx: &mut Cx<'_>, dirfd: i32, path: UserAddr, mode: u32, flags: u32) -> Result {
     do_access(dirfd, path, mode, flags)
-}
-
-/// File handles need a file system that finds inodes by number; none here does, as with Linux's procfs.
-pub fn sys_name_to_handle_at(
-    _cx: &mut Cx<'_>,
-    dirfd: i32,
-    path: UserAddr,
-    handle: UserPtr<FileHandleHeader>,
-    mount_id: UserPtr<i32>,
-    flags: u32,
-) -> Result {
-    const AT_HANDLE_FID: u32 = 0x200;
-    const AT_HANDLE_MNT_ID_UNIQUE: u32 = 1;
-    let known = uapi::AT_SYMLINK_FOLLOW | uapi::AT_EMPTY_PATH | AT_HANDLE_FID | AT_HANDLE_MNT_ID_UNIQUE;
-    if flags & !known != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let mut lookup = LookupFlags::empty();
-    if flags & uapi::AT_SYMLINK_FOLLOW != 0 {
-        lookup |= LookupFlags::FOLLOW;
-    }
-    if flags & uapi::AT_EMPTY_PATH != 0 {
-        lookup |= LookupFlags::EMPTY;
-    }
-    let _ = (handle, mount_id);
-    resolve(dirfd, path, lookup)?;
-    Err(Errno::EOPNOTSUPP)
-}
-
-pub fn sys_open_by_handle_at(
-    _cx: &mut Cx<'_>,
-    _mount_fd: i32,
-    _handle: UserPtr<FileHandleHeader>,
-    _flags: u32,
-) -> Result<i32> {
-    if !crate::process::capable(crate::process::Cap::DacReadSearch) {
-        return Err(Errno::EPERM);
-    }
-    Err(Errno::EOPNOTSUPP)
 }

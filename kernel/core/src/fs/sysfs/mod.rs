@@ -25,6 +25,7 @@ pub use file::{Attribute, BinaryAttribute, File, Value};
 pub use tree::Directory;
 use ursa_hal::sync::Once;
 
+use super::handle::HandleKind;
 use super::inode::{FileSystem, FsStat, SbFlags, SuperBlock, SuperBlockParams, SuperOps};
 use crate::{Errno, Result};
 
@@ -87,6 +88,10 @@ pub fn find(path: &str) -> Option<Arc<Directory>> {
 struct SysSuper;
 
 impl SuperOps for SysSuper {
+    fn handle_kind(&self) -> Option<HandleKind> {
+        Some(HandleKind::Kernfs)
+    }
+
     fn statfs(&self, _sb: &SuperBlock) -> Result<FsStat> {
         Ok(FsStat { magic: MAGIC, block_size: ATTRIBUTE_SIZE as u64, name_max: 255, ..FsStat::default() })
     }

@@ -19,6 +19,7 @@ use core::{
 use linux_uapi::raw::general as uapi;
 pub use node::TmpNode;
 
+use super::handle::HandleKind;
 use super::inode::{FileSystem, FsStat, Inode, NewInode, SbFlags, SuperBlock, SuperBlockParams, SuperOps};
 use crate::{Errno, Result, mm::Charge};
 
@@ -140,6 +141,10 @@ impl Tmpfs {
 }
 
 impl SuperOps for Tmpfs {
+    fn handle_kind(&self) -> Option<HandleKind> {
+        Some(HandleKind::Shmem)
+    }
+
     fn has_acls(&self) -> bool {
         !self.is_ramfs
     }
