@@ -75,7 +75,7 @@ fn watched_syscall(thread: &Thread, ext: &TaskExt, context: &mut UserContext) {
         return;
     }
     let stepping = ext.work().contains(Work::SINGLE_STEP);
-    let run = stepping || ptrace::syscall_enter(thread, context);
+    let run = !ext.work().contains(Work::SYSCALL_TRACE) || ptrace::syscall_enter(thread, context);
     if run {
         syscall::dispatch(thread, context);
     }
