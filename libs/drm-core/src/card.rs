@@ -153,6 +153,8 @@ pub struct Card {
     pub(crate) resumed: BTreeSet<u64>,
     /// What a record is due for.
     pub(crate) touched: Touched,
+    /// Something has happened since the last record that may have changed what is recorded.
+    pub(crate) unrecorded: bool,
     pub(crate) next_syncobj: u64,
 }
 
@@ -221,6 +223,7 @@ impl Card {
             recorder: None,
             resumed: BTreeSet::new(),
             touched: Touched::default(),
+            unrecorded: true,
             next_syncobj: 1,
         };
         card.create_objects()?;

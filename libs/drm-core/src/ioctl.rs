@@ -168,6 +168,18 @@ fn describe(nr: u32) -> Option<(usize, bool, bool, u8)> {
     })
 }
 
+/// Whether an ioctl only asks, so that it changes nothing that is recorded. Those that may look at the hardware for their answer are not
+/// among them, nor those that give out numbers.
+pub(crate) fn is_question(call: &Ioctl<'_>) -> bool {
+    let cmd = Cmd(call.cmd);
+    // VERSION, GET_UNIQUE, GET_CLIENT, GET_STATS, GET_CAP; GETRESOURCES, GETCRTC, GETGAMMA, GETENCODER, GETPROPERTY, GETPROPBLOB,
+    // GETPLANERESOURCES, GETPLANE, OBJ_GETPROPERTIES, LIST_LESSEES, GET_LEASE.
+    let asks = [0x00, 0x01, 0x05, 0x06, 0x0c, 0xa0, 0xa1, 0xa4, 0xa6, 0xaa, 0xac, 0xb5, 0xb6, 0xb9, 0xc7, 0xc8];
+    // The first word of ATOMIC is its flags.
+    let tests = || call.value::<u32>().is_ok_and(|flags| flags & DRM_MODE_ATOMIC_TEST_ONLY != 0);
+    cmd.kind() == DRM_IOCTL_BASE && (asks.contains(&cmd.nr()) || cmd.nr() == 0xbc && tests())
+}
+
 impl Card {
     /// An ioctl on a client's file.
     pub(crate) fn client_ioctl(&mut self, cx: &Cx<'_>, call: &Ioctl<'_>) -> Reply<IoctlReply> {

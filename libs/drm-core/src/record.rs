@@ -72,6 +72,17 @@ pub(crate) struct Touched {
     pub(crate) syncobjs: bool,
 }
 
+impl Touched {
+    fn is_empty(&self) -> bool {
+        self.files.is_empty()
+            && self.gems.is_empty()
+            && self.dead_gems.is_empty()
+            && self.objects.is_empty()
+            && self.dead_objects.is_empty()
+            && !self.syncobjs
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 pub(crate) struct CardRecord {
     pub(crate) index: u32,
@@ -349,8 +360,23 @@ impl Card {
         let Some(mut recorder) = self.recorder.take() else { return };
         let recorded = self.write_record(&mut recorder, touched).and_then(|()| recorder.journal.commit(unique));
         self.recorder = Some(recorder);
+        self.unrecorded = false;
         if let Err(error) = recorded {
             panic!("the journal cannot be written: {error}");
+        }
+    }
+
+    /// Nothing has happened since the last record, by the card's own account; where that is not trusted, in tests, it is looked after.
+    pub(crate) fn assert_recorded(&mut self) {
+        if cfg!(debug_assertions)
+            && let Some(mut recorder) = self.recorder.take()
+        {
+            let written = self.write_record(&mut recorder, Touched::default());
+            assert!(
+                written.is_ok() && self.touched.is_empty() && !recorder.journal.has_changes(),
+                "a change was not recorded"
+            );
+            self.recorder = Some(recorder);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::card::{Card, Open};
 use crate::driver::{Event, FileId};
 use crate::error::to_io;
 use crate::file::{Fh, File};
-use crate::ioctl::answer;
+use crate::ioctl::{answer, is_question};
 use crate::sysfs::{CARD, RENDER};
 
 /// `O_EXCL`, with which a card cannot be opened.
@@ -123,13 +123,26 @@ impl Card {
         [self.flight_deadline(), self.vblank_deadline(), self.parked_deadline()].into_iter().flatten().min()
     }
 
+    /// Whether something is to be told to user space.
+    fn has_news(&self) -> bool {
+        !self.outbox.is_empty() || !self.readable.is_empty() || !self.connectors_changed.is_empty() || self.lease_event
+    }
+
+    /// Whether nothing has happened since [`Card::progress`] brought everything as far as it was, and nothing is under way. Most requests
+    /// are questions that find and leave the card so.
+    fn is_at_rest(&self) -> bool {
+        !self.unrecorded
+            && self.flights.is_empty()
+            && self.parked.is_empty()
+            && self.eventfd_waits.is_empty()
+            && self.watched.is_empty()
+            && !self.has_work()
+    }
+
     /// Whether [`Card::progress`] has something to do at once, which the last request left behind.
     fn has_work(&self) -> bool {
-        !self.outbox.is_empty()
-            || !self.readable.is_empty()
+        self.has_news()
             || !self.grave.is_empty()
-            || !self.connectors_changed.is_empty()
-            || self.lease_event
             || self.syncobj_changed
             || self.deadline().is_some_and(|deadline| deadline <= self.now())
     }
@@ -138,6 +151,7 @@ impl Card {
     pub fn service_driver(&mut self) {
         let mut events = Vec::new();
         self.driver.service(&mut events);
+        self.unrecorded |= !events.is_empty();
         for event in events {
             match event {
                 Event::FlipDone { crtc } => self.flip_done(crtc),
@@ -151,13 +165,18 @@ impl Card {
     /// Brings everything as far as it is: commits, events, waiting requests, what is to be told to user space.
     pub fn progress(&mut self, channel: &dyn Channel) {
         self.settle_record();
+        if self.recorder.is_some() && self.is_at_rest() {
+            self.assert_recorded();
+            return;
+        }
         self.settle();
         self.serve_eventfds();
         self.retry_parked(channel);
         self.send_vblank_events();
         self.bury();
         self.record(0);
-        // What is told from here on is recorded.
+        // What is told from here on is recorded, that it was told is not.
+        self.unrecorded = self.has_news();
         for (unique, reply) in std::mem::take(&mut self.outbox) {
             answer(channel, unique, Ok(reply));
         }
@@ -206,11 +225,13 @@ impl Card {
 
 impl DeviceServer for Card {
     fn open(&mut self, cx: &Cx<'_>, node: u64, flags: u32) -> Result<Opened, Failure> {
+        self.unrecorded = true;
         let fh = self.open_client(cx, node, flags)?;
         Ok(Opened::new(fh, Ready::empty()))
     }
 
     fn release(&mut self, cx: &Cx<'_>, fh: u64) {
+        self.unrecorded = true;
         match self.files.get(&fh) {
             Some(Open::Client(_)) => self.close_client(cx.channel, fh),
             _ => {
@@ -221,6 +242,7 @@ impl DeviceServer for Card {
     }
 
     fn read(&mut self, cx: &Cx<'_>, fh: u64, size: usize, _nonblock: bool) -> Reply<Vec<u8>> {
+        self.unrecorded = true;
         let file = self.file_mut(fh).map_err(|_| scheme::Errno::INVAL)?;
         let events = file.read_events(size);
         if !file.has_events() {
@@ -237,27 +259,34 @@ impl DeviceServer for Card {
         if self.is_resumed(cx) {
             return Ok(Answer::Later);
         }
-        match self.files.get(&call.fh) {
+        self.unrecorded |= !is_question(call);
+        let reply = match self.files.get(&call.fh) {
             Some(Open::Client(_)) => self.client_ioctl(cx, call),
             Some(Open::Syncobj(_)) => Err(scheme::Errno::NOTTY.into()),
             None => Err(scheme::Errno::BADF.into()),
-        }
+        };
+        self.unrecorded |= matches!(reply, Ok(Answer::Later));
+        reply
     }
 
     fn mmap(&mut self, _cx: &Cx<'_>, fh: u64, request: &MmapRequest) -> Reply<MmapBacking> {
+        self.unrecorded = true;
         self.map(fh, request)
     }
 
     fn attr_show(&mut self, _cx: &Cx<'_>, node: u64, attr: u64) -> Result<Vec<u8>, Failure> {
+        self.unrecorded = true;
         Ok(self.show_attr(node, attr)?)
     }
 
     fn attr_store(&mut self, cx: &Cx<'_>, node: u64, attr: u64, data: &[u8]) -> Result<(), Failure> {
         let _ = cx;
+        self.unrecorded = true;
         Ok(self.store_attr(node, attr, data)?)
     }
 
     fn interrupt(&mut self, cx: &Cx<'_>, unique: u64) {
+        self.unrecorded = true;
         self.interrupt_parked(cx.channel, unique);
     }
 
@@ -267,7 +296,11 @@ impl DeviceServer for Card {
 
     fn after(&mut self, channel: &dyn Channel, unique: u64) {
         if self.recorder.is_some() {
-            self.record(unique);
+            if self.unrecorded {
+                self.record(unique);
+            } else {
+                self.assert_recorded();
+            }
         } else {
             // Nobody comes after it: the order does not matter, and what is due is done at once.
             self.progress(channel);

@@ -225,6 +225,11 @@ impl Journal {
         Ok(())
     }
 
+    /// Whether changes are collected that [`commit`](Journal::commit) would write.
+    pub fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
     /// Writes the record of the collected changes, as the effect of request `unique` (0: of none).
     ///
     /// # Errors
