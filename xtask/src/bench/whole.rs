@@ -155,15 +155,7 @@ fn one_session((subject, profile): (Subject, Profile), frames: bool, runs: &mut 
     let mut ask = |script: &str, user: Option<&str>| -> Result<f64> {
         let mut text = Vec::new();
         let mut collect = |_, data: &[u8]| text.extend_from_slice(data);
-        let request = Request {
-            argv: ["bash", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec(),
-            env: Vec::new(),
-            user: user.map(str::to_owned),
-            cwd: Some("/tmp".into()),
-            stdin: None,
-            timeout: TIME_LIMIT,
-            output: &mut collect,
-        };
+        let request = Request { user: user.map(str::to_owned), ..Request::script(script, TIME_LIMIT, &mut collect) };
         let outcome = link.run(&machine, request)?;
         let text = String::from_utf8_lossy(&text);
         text.trim().parse().with_context(|| format!("{outcome:?}: {}", text.trim()))
@@ -201,16 +193,7 @@ fn one_run(
                 errors.extend_from_slice(data);
             }
         };
-        let request = Request {
-            argv: ["bash", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec(),
-            env: Vec::new(),
-            user: None,
-            cwd: Some("/tmp".into()),
-            stdin: None,
-            timeout: TIME_LIMIT,
-            output: &mut collect,
-        };
-        match link.run(&machine, request)? {
+        match link.run(&machine, Request::script(script, TIME_LIMIT, &mut collect))? {
             Outcome::Ended(status) if status.shell_code() == 0 => {
                 runs.entry((name, subject)).or_default().push(machine.cpu_seconds()? - before);
             }

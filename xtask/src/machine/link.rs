@@ -86,6 +86,14 @@ pub struct Request<'a> {
     pub output: &'a mut dyn FnMut(Output, &[u8]),
 }
 
+impl<'a> Request<'a> {
+    /// A script for bash, run by root in `/tmp` with nothing to read.
+    pub fn script(script: &str, timeout: Duration, output: &'a mut dyn FnMut(Output, &[u8])) -> Self {
+        let argv = ["bash", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec();
+        Request { argv, env: Vec::new(), user: None, cwd: Some("/tmp".into()), stdin: None, timeout, output }
+    }
+}
+
 impl<W: Write> Link<W> {
     /// A line to an agent that has just said hello.
     pub fn new(line: W) -> Self {

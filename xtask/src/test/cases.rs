@@ -169,6 +169,11 @@ pub enum KernelName {
 }
 
 impl File {
+    /// The variables for its commands, as the agent takes them.
+    pub fn environment(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.env.iter().map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes())).collect()
+    }
+
     /// The files to put in.
     pub fn additions(&self) -> Result<Vec<Addition>> {
         let parse = |text: &String| {

@@ -80,15 +80,8 @@ pub fn run(
     let mut ask = |script: &str| -> Result<Result<String, String>> {
         let mut text = Vec::new();
         let mut collect = |_: Output, data: &[u8]| text.extend_from_slice(data);
-        let request = Request {
-            argv: ["bash", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec(),
-            env: file.env.iter().map(|(name, value)| (name.clone().into(), value.clone().into())).collect(),
-            user: None,
-            cwd: Some("/tmp".into()),
-            stdin: None,
-            timeout: Duration::from_secs(case.timeout),
-            output: &mut collect,
-        };
+        let script_request = Request::script(script, Duration::from_secs(case.timeout), &mut collect);
+        let request = Request { env: file.environment(), ..script_request };
         let outcome = link.run(machine, request).context("the line to the guest broke")?;
         let text = String::from_utf8_lossy(&text).trim().to_owned();
         Ok(match outcome {

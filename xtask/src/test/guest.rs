@@ -322,13 +322,10 @@ fn run_case(
         Output::Stderr => stderr.extend_from_slice(data),
     };
     let request = Request {
-        argv: ["bash", "-c", &case.run].map(|word| word.as_bytes().to_vec()).to_vec(),
-        env: file.env.iter().map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes())).collect(),
+        env: file.environment(),
         user: case.user.clone(),
-        cwd: Some("/tmp".into()),
         stdin: case.stdin.clone().map(|text| Box::new(Cursor::new(text)) as Box<dyn std::io::Read + Send>),
-        timeout: Duration::from_secs(case.timeout),
-        output: &mut collect,
+        ..Request::script(&case.run, Duration::from_secs(case.timeout), &mut collect)
     };
     let outcome = link.run(machine, request).context("the line to the guest broke")?;
     let shown = || {

@@ -157,14 +157,12 @@ impl Guest<'_> {
     }
 
     fn run(&mut self, round: u32, script: &str, stdin: &str, said: &mut dyn FnMut(&str)) -> Result<Outcome> {
+        let mut collect = |_: Output, data: &[u8]| said(&String::from_utf8_lossy(data));
         let request = Request {
-            argv: ["bash", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec(),
             env: vec![(b"ROUND".to_vec(), round.to_string().into_bytes())],
-            user: None,
             cwd: None,
             stdin: Some(Box::new(Cursor::new(stdin.to_owned()))),
-            timeout: PATIENCE,
-            output: &mut |_: Output, data: &[u8]| said(&String::from_utf8_lossy(data)),
+            ..Request::script(script, PATIENCE, &mut collect)
         };
         Ok(self.link.run(self.machine, request)?)
     }
