@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static int check_failures;
 static int check_count;
@@ -40,5 +42,23 @@ static inline int check_done(void)
 {
     printf("%d checks, %d failed\n", check_count, check_failures);
     return check_failures ? 1 : 0;
+}
+
+/* Runs a function in a child, whose checks count here as one. */
+static inline void check_in_child(void (*run)(void))
+{
+    int status;
+    fflush(stdout);
+    pid_t pid = fork();
+    if (pid == 0) {
+        check_count = check_failures = 0;
+        run();
+        fflush(stdout);
+        _exit(check_failures ? 1 : 0);
+    }
+    CHECK(waitpid(pid, &status, 0) == pid);
+    if (status != 0)
+        printf("child ended with status %#x\n", status);
+    CHECK(status == 0);
 }
 #endif

@@ -1,5 +1,5 @@
 /* cgroup2 as a tree of groups: making and removing, moving and listing, news of emptiness, freezing, killing, delegation. */
-#include "../check.h"
+#include "cgroup.h"
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <poll.h>
@@ -17,30 +17,6 @@
 #ifndef CLONE_INTO_CGROUP
 #define CLONE_INTO_CGROUP 0x200000000ULL
 #endif
-
-static char text[65536];
-
-static const char *get(const char *path)
-{
-    int fd = open(path, O_RDONLY);
-    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    if (fd >= 0)
-        close(fd);
-    text[n > 0 ? n : 0] = 0;
-    return text;
-}
-
-/* 0, or the error. */
-static int put(const char *path, const char *what)
-{
-    int fd = open(path, O_WRONLY), error = 0;
-    if (fd < 0)
-        return errno;
-    if (write(fd, what, strlen(what)) != (ssize_t)strlen(what))
-        error = errno;
-    close(fd);
-    return error;
-}
 
 static int put_number(const char *path, long number)
 {

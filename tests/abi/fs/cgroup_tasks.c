@@ -1,5 +1,5 @@
 /* cgroup2's controllers, domains and threaded groups: subtree_control, type, threads, and the pids controller. */
-#include "../check.h"
+#include "cgroup.h"
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -10,31 +10,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-static char text[65536];
-
-static const char *get(const char *path)
-{
-    int fd = open(path, O_RDONLY);
-    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    int error = errno;
-    if (fd >= 0)
-        close(fd);
-    text[n > 0 ? n : 0] = 0;
-    errno = n < 0 ? error : 0;
-    return text;
-}
-
-static int put(const char *path, const char *what)
-{
-    int fd = open(path, O_WRONLY), error = 0;
-    if (fd < 0)
-        return errno;
-    if (write(fd, what, strlen(what)) != (ssize_t)strlen(what))
-        error = errno;
-    close(fd);
-    return error;
-}
 
 static int put_number(const char *path, long number)
 {

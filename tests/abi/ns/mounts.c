@@ -99,21 +99,6 @@ static unsigned long namespace_of(const char *name)
     return st.st_ino;
 }
 
-/* Runs a function in a child and adds its checks to ours. */
-static void in_child(void (*run)(void))
-{
-    fflush(stdout);
-    pid_t pid = fork();
-    if (pid == 0) {
-        check_count = check_failures = 0;
-        run();
-        fflush(stdout);
-        _exit(check_failures ? 1 : 0);
-    }
-    int status;
-    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-}
-
 static void files(void)
 {
     char text[64], expected[64];
@@ -641,19 +626,19 @@ static void race(void)
 int main(void)
 {
     CHECK(getcwd(base, sizeof base - 64) != NULL);
-    in_child(files);
-    in_child(rules);
+    check_in_child(files);
+    check_in_child(rules);
     /* Nothing of what follows is to reach the caller's tree. */
     CHECK(unshare(CLONE_NEWNS) == 0);
     make("/", MS_REC | MS_PRIVATE);
-    in_child(private_trees);
-    in_child(propagation);
-    in_child(below);
-    in_child(across);
-    in_child(bound);
-    in_child(pivoting);
-    in_child(limit);
-    in_child(chain);
-    in_child(race);
+    check_in_child(private_trees);
+    check_in_child(propagation);
+    check_in_child(below);
+    check_in_child(across);
+    check_in_child(bound);
+    check_in_child(pivoting);
+    check_in_child(limit);
+    check_in_child(chain);
+    check_in_child(race);
     return check_done();
 }

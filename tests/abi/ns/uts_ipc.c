@@ -17,20 +17,6 @@
 
 #define KEY 0x75727361
 
-static void in_child(void (*run)(void))
-{
-    fflush(stdout);
-    pid_t pid = fork();
-    if (pid == 0) {
-        check_count = check_failures = 0;
-        run();
-        fflush(stdout);
-        _exit(check_failures ? 1 : 0);
-    }
-    int status;
-    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
-}
-
 static int read_text(const char *path, char *text, size_t size)
 {
     int fd = open(path, O_RDONLY);
@@ -177,9 +163,9 @@ static void queues(void)
 
 int main(void)
 {
-    in_child(names);
-    in_child(sysv);
-    in_child(removed_while_attached);
-    in_child(queues);
+    check_in_child(names);
+    check_in_child(sysv);
+    check_in_child(removed_while_attached);
+    check_in_child(queues);
     return check_done();
 }

@@ -23,24 +23,6 @@
 
 static void *volatile nowhere = (void *)8;
 
-/* Runs f in a child, whose checks count here. */
-static void in_child(void (*f)(void))
-{
-    int status;
-    fflush(stdout);
-    pid_t pid = fork();
-    if (pid == 0) {
-        check_failures = 0;
-        f();
-        fflush(stdout);
-        _exit(check_failures ? 1 : 0);
-    }
-    CHECK(waitpid(pid, &status, 0) == pid);
-    if (status != 0)
-        printf("child ended with status %#x\n", status);
-    CHECK(status == 0);
-}
-
 static unsigned long long caps(int which)
 {
     struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -280,15 +262,15 @@ int main(void)
         printf("needs root\n");
         return 77;
     }
-    in_child(setuid_drops_everything);
-    in_child(effective_id_moves_effective_caps);
-    in_child(keepcaps_keeps_permitted);
-    in_child(groups);
-    in_child(bounding_and_ambient);
-    in_child(sessions);
-    in_child(limits);
-    in_child(prctls);
+    check_in_child(setuid_drops_everything);
+    check_in_child(effective_id_moves_effective_caps);
+    check_in_child(keepcaps_keeps_permitted);
+    check_in_child(groups);
+    check_in_child(bounding_and_ambient);
+    check_in_child(sessions);
+    check_in_child(limits);
+    check_in_child(prctls);
     the_death_of_the_parent_is_told();
-    in_child(the_system);
+    check_in_child(the_system);
     return check_done();
 }
