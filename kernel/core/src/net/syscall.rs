@@ -541,17 +541,15 @@ pub fn sys_setsockopt(cx: &mut Cx<'_>, fd: i32, level: i32, name: u32, value: Us
         | uapi::SO_ACCEPTCONN => {
             return Err(Errno::ENOPROTOOPT);
         }
-        _ => match kept_flag(name) {
-            Some(flag) if int(&bytes)? != 0 => {
+        _ => {
+            let Some(flag) = kept_flag(name) else { return ops.set_option(level, name, &bytes) };
+            if int(&bytes)? != 0 {
                 options.kept.fetch_or(flag, Ordering::Relaxed);
-                ops.flags_changed();
-            }
-            Some(flag) => {
+            } else {
                 options.kept.fetch_and(!flag, Ordering::Relaxed);
-                ops.flags_changed();
             }
-            None => return ops.set_option(level, name, &bytes),
-        },
+            ops.flags_changed();
+        }
     }
     Ok(())
 }

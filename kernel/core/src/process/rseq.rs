@@ -1,8 +1,9 @@
 //! Restartable sequences: [`register`], and [`on_return`], which keeps the CPU number in user memory current and
 //! aborts a critical section that was interrupted.
 //!
-//! Preemption and moves to another CPU are seen when the thread gets a CPU again ([`switched_in`]); the way back to user mode then does the work once ([`on_return`]), whatever came
-//! together; signal delivery does it before it saves the registers ([`on_signal`]). A bad area is the program's error: SIGSEGV, as on Linux. References: rseq(2), Linux `kernel/rseq.c`.
+//! Preemption and moves to another CPU are seen when the thread gets a CPU again ([`switched_in`]); the way back to user mode then does
+//! the work once ([`on_return`]), whatever came together; signal delivery does it before it saves the registers ([`on_signal`]). A bad
+//! area is the program's error: SIGSEGV, as on Linux. References: rseq(2), Linux `kernel/rseq.c`.
 
 use core::sync::atomic::Ordering::*;
 

@@ -163,6 +163,11 @@ impl Stream {
         self.has(URGENT) && self.inner.lock().until_urgent() == Some(skip)
     }
 
+    /// Whether a read that begins now passes the urgent byte over: it is next, and not wanted in line.
+    pub fn passes_over(&self) -> bool {
+        self.is_at_urgent(0) && !self.is_inline()
+    }
+
     /// Bytes that the next read can get (`FIONREAD`).
     pub fn readable(&self) -> usize {
         if !self.has(URGENT) || self.is_inline() {

@@ -350,8 +350,7 @@ impl SocketOps for Tcp {
             }
             let least = self.options.receive_low_water.load(Relaxed).max(1) as usize;
             // The urgent byte that is next is passed over by a read.
-            let urgent = usize::from(!self.options.has(uapi::SO_OOBINLINE) && link.rx.is_at_urgent(0));
-            if link.rx.len() >= least + urgent {
+            if link.rx.len() >= least + usize::from(link.rx.passes_over()) {
                 events |= PollEvents::READABLE;
             }
             if link.rx.has_urgent() {

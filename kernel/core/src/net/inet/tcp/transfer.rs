@@ -144,7 +144,7 @@ impl Tcp {
             }
             let seen = if peek { copied } else { 0 };
             // A peek passes the urgent byte over and leaves it there.
-            let passes_urgent = || peek && rx.is_at_urgent(0) && !self.options.has(uapi::SO_OOBINLINE);
+            let passes_urgent = || peek && rx.passes_over();
             let ready = || {
                 rx.len() > seen + usize::from(passes_urgent())
                     || rx.has(FIN | RESET)
