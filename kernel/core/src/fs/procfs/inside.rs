@@ -29,6 +29,11 @@ fn sleeping(thread: &Arc<Thread>) -> Option<Arc<Task>> {
     sleeps.then_some(task)
 }
 
+/// The task of a thread that stands still, or of the reader itself.
+fn readable(thread: &Arc<Thread>) -> Option<Arc<Task>> {
+    if core::ptr::eq(&*current(), &**thread) { thread.task() } else { sleeping(thread) }
+}
+
 /// `/proc/PID/syscall`
 pub fn syscall(target: &Target, out: &mut Text) -> Result {
     let thread = target.thread()?;
@@ -36,9 +41,7 @@ pub fn syscall(target: &Target, out: &mut Text) -> Result {
         out.push_str("-1 0x0 0x0\n");
         return Ok(());
     }
-    let is_reader = core::ptr::eq(&*current(), &*thread);
-    let task = if is_reader { thread.task() } else { sleeping(&thread) };
-    let Some(Ok(Some(regs))) = task.map(|task| task.user_regs()) else {
+    let Some(Ok(Some(regs))) = readable(&thread).map(|task| task.user_regs()) else {
         out.push_str("running\n");
         return Ok(());
     };
@@ -73,9 +76,7 @@ pub fn stack(target: &Target, out: &mut Text) -> Result {
     target.may_inspect().map_err(|_| Errno::EPERM)?;
     let thread = target.thread()?;
     let mut addresses = [0; DEPTH];
-    let is_reader = core::ptr::eq(&*current(), &*thread);
-    let task = if is_reader { thread.task() } else { sleeping(&thread) };
-    let count = task.and_then(|task| task.backtrace(&mut addresses).ok()).unwrap_or(0);
+    let count = readable(&thread).and_then(|task| task.backtrace(&mut addresses).ok()).unwrap_or(0);
     for address in &addresses[..count] {
         // A return address may be the first of the next function: the call lies before it.
         match symbols::find(address.wrapping_sub(1)) {
