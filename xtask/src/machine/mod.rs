@@ -18,6 +18,7 @@ pub mod link;
 pub mod mirror;
 pub mod qmp;
 mod running;
+pub mod screens;
 
 pub use running::{Event, Machine};
 
@@ -161,6 +162,9 @@ pub struct Options {
     /// Serve the packages of this image on that network as a Debian mirror, http://10.0.2.100/.
     #[arg(long, value_name = "IMAGE", requires = "net")]
     pub mirror: Option<String>,
+    /// Screens that a virtio-gpu can have. All but the first are plugged in while the machine runs.
+    #[arg(long, default_value_t = 1)]
+    pub outputs: u32,
     /// Boot through Ursa's init and its services, instead of the agent alone.
     #[arg(long)]
     pub init: bool,
@@ -199,6 +203,7 @@ impl Options {
             qemu: Vec::new(),
             net: false,
             mirror: None,
+            outputs: 1,
             init: false,
             counted: false,
             append: String::new(),
@@ -548,7 +553,9 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
     command.args(["-device", DEBUG_EXIT, "-device", &format!("virtio-rng-pci{virtio}")]);
     match gpu {
         Gpu::Virtio => {
-            command.args(["-vga", "none", "-device", &format!("virtio-gpu-pci,xres=1280,yres=800{virtio}")]);
+            let (name, outputs) = (screens::DEVICE, options.outputs);
+            let device = format!("virtio-gpu-pci,id={name},max_outputs={outputs},xres=1280,yres=800{virtio}");
+            command.args(["-vga", "none", "-device", &device]);
         }
         Gpu::Bochs => drop(command.args(["-vga", "none", "-device", "bochs-display,xres=1280,yres=800,edid=on"])),
         Gpu::Std => drop(command.args(["-vga", "std"])),

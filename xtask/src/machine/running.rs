@@ -3,7 +3,7 @@
 //! QEMU connects to two sockets of ours as a client, so that not a byte is lost before we listen. One thread reads each;
 //! what they find becomes an [`Event`] on a channel, so that whoever drives the machine waits in one place.
 
-use super::{Boot, Gpu, Options, accel::Accel};
+use super::{Boot, Gpu, Options, accel::Accel, screens};
 use crate::{hosttools, shell};
 use anyhow::{Context, Result, bail};
 use guest_protocol::{Decoder, Event as Decoded, ToHost};
@@ -64,6 +64,7 @@ impl Machine {
             command.arg("-serial").arg(format!("chardev:{name}"));
         }
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", folder.join("qmp.sock").display()));
+        command.args(screens::arguments(options, gpu, folder));
         let errors = folder.join("qemu.log");
         command.stdin(Stdio::null()).stdout(File::create(&errors)?).stderr(File::options().append(true).open(&errors)?);
         if std::env::var_os("URSA_SHOW_QEMU").is_some() {

@@ -62,6 +62,9 @@ pub struct File {
     /// Its IOMMU.
     #[serde(default)]
     pub iommu: Iommu,
+    /// Screens that its virtio-gpu can have.
+    #[serde(default = "one")]
+    pub outputs: u32,
     /// More words for QEMU.
     #[serde(default)]
     pub qemu: Vec<String>,
@@ -77,6 +80,10 @@ pub struct File {
     /// The cases.
     #[serde(rename = "case", default)]
     pub cases: Vec<Case>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 fn two() -> u32 {
@@ -127,7 +134,9 @@ pub struct Case {
     /// What a person does before the command runs, in order: `type TEXT`, `key COMBO`, `move X Y`, `click [BUTTON]`,
     /// `drag X Y X Y`, `qmp COMMAND JSON` (to QEMU), `wait SHELL` (until a command of the guest succeeds), `see X Y RRGGBB`
     /// (until the screen shows this pixel), `picture NAME` (the screen into `target/pictures/NAME.png`), `film NAME` and `cut`
-    /// (all that happens between them, as an animated picture), `deaths …` (see [`deaths`](super::deaths)).
+    /// (all that happens between them, as an animated picture), `plug N WIDTH HEIGHT` (screen N, from 1, is plugged in, or out if
+    /// its size is `0 0`), `deaths …` (see [`deaths`](super::deaths)). Where there are several screens `see` and `picture` take the
+    /// number of one behind the rest.
     #[serde(default)]
     pub input: Vec<String>,
     /// Pixels that the screen shows in the end, `X Y RRGGBB`: they are waited for.

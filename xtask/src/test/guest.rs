@@ -9,12 +9,12 @@ use crate::build::{self, Noise};
 use crate::guest::{agent_of, show_log};
 use crate::machine::link::{Link, Outcome, Output, Request};
 use crate::machine::qmp::Qmp;
-use crate::machine::{self, Boot, Event, Kernel, Machine, Options, Root};
+use crate::machine::{self, Boot, Event, Kernel, Machine, Options, Root, screens};
 use crate::toolchain::host_cargo;
 use crate::vm::film::Film;
 use crate::vm::{input, screen};
 use crate::{image, paths};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs;
 use std::io::Cursor;
 use std::os::unix::net::UnixStream;
@@ -130,6 +130,7 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
         loader: file.loader,
         net: file.net,
         mirror: file.mirror.clone(),
+        outputs: file.outputs,
         disks: file.disks.clone(),
         append: file.append.clone(),
         iommu: file.iommu,
@@ -250,9 +251,16 @@ fn act(
         return Ok((None, true));
     }
     if let Some(name) = action.strip_prefix("picture ") {
+        let (name, head) = name.split_once(' ').unwrap_or((name, "0"));
         let file = picture(name);
         fs::create_dir_all(file.parent().context("no folder for pictures")?)?;
-        screen::save(&mut qmp, folder, &file)?;
+        screen::save(&mut qmp, folder, head.parse()?, &file)?;
+        return Ok((None, true));
+    }
+    if let Some(arguments) = action.strip_prefix("plug ") {
+        let numbers = arguments.split(' ').map(str::parse).collect::<Result<Vec<u16>, _>>()?;
+        let [head, width, height] = numbers[..] else { bail!("{action:?}: three numbers are needed") };
+        screens::plug(folder, head.into(), (width, height))?;
         return Ok((None, true));
     }
     input::perform(&mut qmp, action, |qmp| screen::size(qmp, folder))?;

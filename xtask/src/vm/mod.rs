@@ -53,8 +53,11 @@ enum Verb {
         #[arg(required = true, last = true)]
         command: Vec<OsString>,
     },
-    /// Save what the screen shows.
+    /// Save what a screen shows.
     Screenshot {
+        /// Which, where there are several.
+        #[arg(long, default_value_t = 0)]
+        head: u32,
         /// A PNG file.
         file: PathBuf,
     },
@@ -91,6 +94,15 @@ enum Verb {
         /// `left`, `middle`, `right`, `wheel-up` or `wheel-down`.
         #[arg(default_value = "left")]
         button: String,
+    },
+    /// Plug a further screen in, or out if its size is `0 0`; the machine was started with `--outputs`.
+    Plug {
+        /// Its number, from 1.
+        head: u32,
+        /// Pixels.
+        width: u16,
+        /// Pixels.
+        height: u16,
     },
     /// Show the console's log.
     Log {
@@ -179,7 +191,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
     match options.verb {
         Verb::Start(start) => return vm.start(&start),
         Verb::Exec { user, timeout, stdin, command } => return vm.exec(user, timeout, stdin, command),
-        Verb::Screenshot { file } => screen::save(&mut vm.qmp()?, &vm.folder, &file)?,
+        Verb::Screenshot { head, file } => screen::save(&mut vm.qmp()?, &vm.folder, head, &file)?,
         Verb::Key { combo } => input::press(&mut vm.qmp()?, &combo)?,
         Verb::Type { text } => input::type_text(&mut vm.qmp()?, &text)?,
         Verb::Move { x, y } => {
@@ -193,6 +205,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
             input::drag(&mut qmp, (x, y), (to_x, to_y), size)?;
         }
         Verb::Click { button } => input::click(&mut vm.qmp()?, &button)?,
+        Verb::Plug { head, width, height } => machine::screens::plug(&vm.folder, head, (width, height))?,
         Verb::Log { follow } => vm.log(follow)?,
         Verb::Gdb { arguments } => return vm.gdb(&arguments),
         Verb::Stop => vm.stop()?,
@@ -218,6 +231,7 @@ impl Vm {
         );
         command.args(["-chardev", &console, "-serial", "chardev:console", "-serial", &socket("agent.sock")]);
         command.args(["-qmp", &socket("qmp.sock"), "-gdb", &socket("gdb.sock")]);
+        command.args(machine::screens::arguments(&start.machine, start.gpu, &self.folder));
         if start.halted {
             command.arg("-S");
         }

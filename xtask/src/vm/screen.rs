@@ -1,9 +1,10 @@
 //! Pictures of the screen: QEMU writes PPM, people want PNG.
 
-use crate::machine::qmp::Qmp;
+use crate::machine::{qmp::Qmp, screens};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::fs;
 use std::io::BufWriter;
 use std::path::Path;
@@ -15,9 +16,9 @@ struct Picture<'a> {
     pixels: &'a [u8],
 }
 
-/// Saves the screen as PNG.
-pub fn save(qmp: &mut Qmp, folder: &Path, file: &Path) -> Result<()> {
-    let dump = dump(qmp, folder)?;
+/// Saves a screen as PNG.
+pub fn save(qmp: &mut Qmp, folder: &Path, head: u32, file: &Path) -> Result<()> {
+    let dump = dump(qmp, folder, head)?;
     let picture = parse(&dump)?;
     let output = fs::File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
     let mut encoder = png::Encoder::new(BufWriter::new(output), picture.width, picture.height);
@@ -31,27 +32,36 @@ pub fn save(qmp: &mut Qmp, folder: &Path, file: &Path) -> Result<()> {
 
 /// What the screen shows in a line: width and height, and the first 16 digits of the SHA-256 of its pixels.
 pub fn digest(qmp: &mut Qmp, folder: &Path) -> Result<String> {
-    let dump = dump(qmp, folder)?;
+    let dump = dump(qmp, folder, 0)?;
     let picture = parse(&dump)?;
     let hash: String = Sha256::digest(picture.pixels).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     Ok(format!("{}x{} {hash}", picture.width, picture.height))
 }
 
-/// What is wrong with the screen if it shall show these pixels, `X Y RRGGBB`; nothing if it shows them.
+/// What is wrong with the screens if they shall show these pixels, `X Y RRGGBB`, with a screen's number behind it where it is not the
+/// first (0); nothing if they show them.
 pub fn complaint(qmp: &mut Qmp, folder: &Path, pixels: &[String]) -> Result<Option<String>> {
-    let dump = dump(qmp, folder)?;
-    let picture = parse(&dump)?;
+    let mut dumps = BTreeMap::new();
     for line in pixels {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [x, y, color] = words[..] else { bail!("{line:?} is not `X Y RRGGBB`") };
+        let (x, y, color, head) = match words[..] {
+            [x, y, color] => (x, y, color, 0),
+            [x, y, color, head] => (x, y, color, head.parse()?),
+            _ => bail!("{line:?} is not `X Y RRGGBB`"),
+        };
+        let dump = match dumps.entry(head) {
+            Entry::Occupied(taken) => taken.into_mut(),
+            Entry::Vacant(place) => place.insert(dump(qmp, folder, head)?),
+        };
+        let picture = parse(dump)?;
         let (x, y): (u32, u32) = (x.parse()?, y.parse()?);
         let at = (u64::from(y) * u64::from(picture.width) + u64::from(x)) as usize * 3;
         let shown = match picture.pixels.get(at..at + 3) {
             Some([r, g, b]) if x < picture.width => format!("{r:02x}{g:02x}{b:02x}"),
-            _ => return Ok(Some(format!("the screen has only {} × {} pixels", picture.width, picture.height))),
+            _ => return Ok(Some(format!("screen {head} has only {} × {} pixels", picture.width, picture.height))),
         };
         if shown != color {
-            return Ok(Some(format!("pixel {x} {y} is {shown}, not {color}")));
+            return Ok(Some(format!("pixel {x} {y} of screen {head} is {shown}, not {color}")));
         }
     }
     Ok(None)
@@ -59,15 +69,20 @@ pub fn complaint(qmp: &mut Qmp, folder: &Path, pixels: &[String]) -> Result<Opti
 
 /// Width and height of the screen.
 pub fn size(qmp: &mut Qmp, folder: &Path) -> Result<(u32, u32)> {
-    let dump = dump(qmp, folder)?;
+    let dump = dump(qmp, folder, 0)?;
     let picture = parse(&dump)?;
     Ok((picture.width, picture.height))
 }
 
-fn dump(qmp: &mut Qmp, folder: &Path) -> Result<Vec<u8>> {
+fn dump(qmp: &mut Qmp, folder: &Path, head: u32) -> Result<Vec<u8>> {
     let file = tempfile::Builder::new().suffix(".ppm").tempfile_in(folder)?;
     let path = file.path().to_str().context("the path is not UTF-8")?;
-    qmp.execute("screendump", json!({ "filename": path }))?;
+    let mut arguments = json!({ "filename": path });
+    if head != 0 {
+        arguments["device"] = screens::DEVICE.into();
+        arguments["head"] = head.into();
+    }
+    qmp.execute("screendump", arguments)?;
     Ok(fs::read(path)?)
 }
 
@@ -108,7 +123,7 @@ pub struct Frame {
 impl Frame {
     /// What the screen shows.
     pub fn take(qmp: &mut Qmp, folder: &Path) -> Result<Frame> {
-        let dump = dump(qmp, folder)?;
+        let dump = dump(qmp, folder, 0)?;
         let Picture { width, height, pixels } = parse(&dump)?;
         Ok(Frame { width, height, pixels: pixels.to_vec() })
     }
