@@ -66,6 +66,15 @@ int main(void)
     CHECK(!strcmp(target("/sys/devices/system/cpu/cpu0/node0"), "../../node/node0"));
     CHECK(!strcmp(slurp("/sys/devices/system/node/node0/distance"), "10\n"));
 
+    /* The states to sleep in, by name; a kernel that cannot sleep has none. No other word is taken. */
+    CHECK(lstat("/sys/power/state", &st) == 0 && st.st_mode == (S_IFREG | 0644));
+    char states[128];
+    snprintf(states, sizeof states, "%s", slurp("/sys/power/state"));
+    for (char *word = strtok(states, " \n"); word; word = strtok(NULL, " \n"))
+        CHECK(!strcmp(word, "freeze") || !strcmp(word, "standby") || !strcmp(word, "mem") || !strcmp(word, "disk"));
+    FAILS(EINVAL, put("/sys/power/state", "hibernate"));
+    FAILS(EINVAL, put("/sys/power/state", "\n"));
+
     /* A listing holds each name once, in pieces too. */
     DIR *dir = opendir("/sys/class/mem");
     int nulls = 0, total = 0;

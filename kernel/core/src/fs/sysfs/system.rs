@@ -29,7 +29,23 @@ impl Attribute for HugePages {
     }
 }
 
-/// Fills `/sys/kernel`, and makes the classes and buses that programs expect even when they are empty.
+/// `/sys/power/state`: no sleep states, as on a Linux without `CONFIG_SUSPEND` and `CONFIG_HIBERNATION`
+/// (`kernel/power/main.c`, `Documentation/ABI/testing/sysfs-power`).
+struct SleepStates;
+
+impl Attribute for SleepStates {
+    fn show(&self, _out: &mut Vec<u8>) -> Result {
+        Ok(())
+    }
+
+    fn store(&self, value: &[u8]) -> Result {
+        // Hibernation has a call of its own there, which a kernel without it leaves out.
+        let word = value.split(|&byte| byte == b'\n').next();
+        Err(if word == Some(b"disk") { Errno::ENOSYS } else { Errno::EINVAL })
+    }
+}
+
+/// Fills `/sys/kernel` and `/sys/power`, and makes the classes and buses that programs expect even when they are empty.
 ///
 /// # Errors
 /// None in practice: the names are free.
@@ -45,6 +61,7 @@ pub fn init() -> Result {
     let huge_pages = directory("kernel/mm/transparent_hugepage")?;
     huge_pages.add_file("enabled", 0o644, Value::Dynamic(Arc::new(HugePages)))?;
     huge_pages.add_file("hpage_pmd_size", 0o444, Value::line(&format!("{}", ursa_hal::mm::BLOCK_SIZE)))?;
+    directory("power")?.add_file("state", 0o644, Value::Dynamic(Arc::new(SleepStates)))?;
     for class in ["drm", "graphics", "input", "mem", "misc", "tty"] {
         device::class(class)?;
     }
