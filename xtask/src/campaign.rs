@@ -1,9 +1,10 @@
 //! `cargo xtask campaign NAME`: what takes too long for every day.
 //!
 //! A campaign is a file of `tests/guest` with all its cases, the long ones too. Its result is printed as a row for
-//! `docs/results.md`. One is none of a file: `power-cuts` switches machines off while they write.
+//! `docs/results.md`; that of `packages` is a page of its own. One is none of a file: `power-cuts` switches machines off while they write.
 
 use crate::machine::Kernel;
+use crate::packages;
 use crate::shell;
 use crate::test::{Tally, cases, guest, power};
 use anyhow::{Result, bail};
@@ -47,7 +48,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let mut rows = String::new();
     for &kernel in &options.kernel {
         let (start, mut tally) = (Instant::now(), Tally::default());
-        guest::run_file(file, kernel, &|_, _| true, &mut tally)?;
+        let failures = guest::run_file(file, kernel, &|_, _| true, &mut tally)?;
+        if packages::is_list(file) {
+            packages::record(file, kernel, date.trim(), &failures)?;
+        }
         failed += tally.failed;
         let (Tally { passed, failed, .. }, minutes) = (tally, start.elapsed().as_secs_f64() / 60.0);
         let command = format!("cargo xtask campaign {name} --kernel {}", kernel.name());

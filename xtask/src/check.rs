@@ -53,11 +53,12 @@ type Step = (&'static str, fn() -> Result<()>);
 
 /// `cargo xtask check`.
 pub fn run() -> Result<ExitCode> {
-    let steps: [Step; 7] = [
+    let steps: [Step; 8] = [
         ("format", format),
         ("sources", source::check),
         ("licences", licenses),
         ("ABI coverage", crate::coverage::check),
+        ("the page of packages", crate::packages::check),
         ("lints of the host's crates", host_lints),
         ("lints of the kernel's crates", kernel_lints),
         ("documentation", documentation),

@@ -20,6 +20,7 @@ mod image;
 mod iso;
 mod ksyms;
 mod machine;
+mod packages;
 mod paths;
 mod run;
 mod shell;

@@ -29,6 +29,7 @@ mod sources;
 pub mod tree;
 
 pub use bootstrap::{checksum, packages};
+pub use lock::Lock;
 pub use recipe::Recipe;
 
 /// Raised when this code makes another image from the same recipe.

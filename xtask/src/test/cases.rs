@@ -154,6 +154,12 @@ pub struct Case {
     /// Too long for every day: `cargo xtask campaign FILE` runs it, `cargo xtask test` does not.
     #[serde(default)]
     pub long: bool,
+    /// The Debian package that it tries, where the file is a list of packages (`docs/packages.md`).
+    #[serde(default)]
+    pub package: Option<String>,
+    /// That package's priority in Debian's archive, deb-control(5).
+    #[serde(default)]
+    pub priority: Option<String>,
     /// What Ursa still lacks for it. On Ursa the case is then skipped, said so, and counted as skipped; it has a line in
     /// `CAVEATS.md`. `cargo xtask test --missing` runs these cases alone, to see which can lose this key.
     #[serde(default)]

@@ -100,13 +100,19 @@ fn run_own_tests(filter: Option<&str>, kernels: &[Kernel]) -> Result<Tally> {
     unit::run_and_count(&mut command)
 }
 
-/// Runs the cases of a file that `wanted` chooses by the case and its full name.
-pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> bool, tally: &mut Tally) -> Result<()> {
+/// Runs the cases of a file that `wanted` chooses by the case and its full name. Returns the names of those that failed.
+pub fn run_file(
+    file: &File,
+    kernel: Kernel,
+    wanted: &dyn Fn(&Case, &str) -> bool,
+    tally: &mut Tally,
+) -> Result<Vec<String>> {
+    let mut failed = Vec::new();
     let full = |case: &Case| full_name(file, case);
     let chosen = |case: &&Case| case.runs_on(kernel) && wanted(case, &full(case));
     let wanted: Vec<&Case> = file.cases.iter().filter(chosen).collect();
     if wanted.is_empty() {
-        return Ok(());
+        return Ok(failed);
     }
     let folder = tempfile::Builder::new().prefix("ursa-test-").tempdir()?;
     let additions = file.additions()?;
@@ -147,7 +153,10 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
                 tally.count(problem.is_none());
                 match problem {
                     None => println!("guest {name} ... ok ({:.1} s)", time.as_secs_f64()),
-                    Some(problem) => println!("guest {name} ... FAILED: {problem}"),
+                    Some(problem) => {
+                        failed.push(case.name.clone());
+                        println!("guest {name} ... FAILED: {problem}");
+                    }
                 }
             });
             match done {
@@ -155,6 +164,7 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
                 Err(problem) => {
                     for case in rest {
                         tally.count(false);
+                        failed.push(case.name.clone());
                         println!("guest {} {} ... FAILED: no machine: {problem:#}", kernel.name(), full(case));
                     }
                     break;
@@ -162,7 +172,7 @@ pub fn run_file(file: &File, kernel: Kernel, wanted: &dyn Fn(&Case, &str) -> boo
             }
         }
     }
-    Ok(())
+    Ok(failed)
 }
 
 /// Runs cases in one machine until they are done or the machine is of no more use. Returns how many were run.
