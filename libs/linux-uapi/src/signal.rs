@@ -329,6 +329,13 @@ impl SigInfo {
         self.si_code <= 0
     }
 
+    /// Takes the sender's number away where there is one: the receiver cannot see who it is (0 is somebody outside of its PID namespace).
+    pub const fn hide_sender(&mut self) {
+        if matches!(self.si_code, codes::SI_USER | codes::SI_QUEUE | codes::SI_MESGQ | codes::SI_TKILL) {
+            self.fields[0] &= !0xffff_ffff;
+        }
+    }
+
     /// The 128 bytes of `siginfo_t`.
     pub fn to_user(&self) -> [u8; SIGINFO_SIZE] {
         let mut bytes = [0; SIGINFO_SIZE];

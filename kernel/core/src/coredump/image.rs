@@ -15,7 +15,7 @@ use ursa_hal::VirtAddr;
 use super::output::{Output, zeroed};
 use super::{ThreadState, is_cut_short};
 use crate::mm::{AddressSpace, FileRef, VmFlags, Vma};
-use crate::process::Thread;
+use crate::process::{Thread, pid::Identity};
 use crate::ptrace::UserRegs;
 use crate::sched;
 use crate::{Errno, Result};
@@ -353,7 +353,9 @@ fn notes(
 fn ids(thread: &Thread, own: i32) -> [i32; 4] {
     let process = thread.process();
     let group = process.group();
-    [own, process.parent_pid(), group.id(), group.session().id()]
+    let namespace = process.pid_namespace();
+    let seen = |identity: &Identity| identity.seen_from(namespace);
+    [own, process.parent_seen_from(namespace), seen(group.identity()), seen(group.session().identity())]
 }
 
 fn status(state: &ThreadState, info: &SigInfo) -> PrStatus {
@@ -371,7 +373,7 @@ fn status(state: &ThreadState, info: &SigInfo) -> PrStatus {
         pad: 0,
         pending: thread.signals.pending().0,
         held: thread.signals.blocked().0,
-        ids: ids(thread, thread.tid()),
+        ids: ids(thread, thread.own_tid()),
         times: [time(user), time(system), time(children.user_ns), time(children.system_ns)],
         regs,
         fp_valid: i32::from(state.vector.len() > FP_SIZE),
@@ -399,7 +401,7 @@ fn process_info(thread: &Thread, vm: &AddressSpace) -> Result<PrPsInfo> {
         flags: 0,
         uid,
         gid,
-        ids: ids(thread, thread.process().pid()),
+        ids: ids(thread, thread.process().identity().own()),
         name: thread.comm(),
         args,
     })

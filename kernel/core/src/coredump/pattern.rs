@@ -59,7 +59,7 @@ pub(super) fn destination(thread: &Thread, signo: u32) -> Option<Destination> {
     }
     let (mut name, has_pid) = expand(&pattern, thread, signo);
     if !has_pid && CORE_USES_PID.load(Relaxed) != 0 {
-        name.extend_from_slice(alloc::format!(".{}", thread.process().pid()).as_bytes());
+        name.extend_from_slice(alloc::format!(".{}", thread.process().identity().own()).as_bytes());
     }
     (!name.is_empty() && !name.contains(&0)).then_some(Destination::File(name))
 }
@@ -90,11 +90,13 @@ fn expand(pattern: &str, thread: &Thread, signo: u32) -> (Vec<u8>, bool) {
         // Into a string nothing fails; an unknown specifier vanishes, as a `%` at the end does.
         let _ = match bytes.next() {
             Some(b'%') => text.write_char('%'),
-            Some(b'p' | b'P') => {
+            Some(b'p') => {
                 has_pid = true;
-                write!(text, "{}", process.pid())
+                write!(text, "{}", process.identity().own())
             }
-            Some(b'i' | b'I') => write!(text, "{}", thread.tid()),
+            Some(b'P') => write!(text, "{}", process.pid()),
+            Some(b'i') => write!(text, "{}", thread.own_tid()),
+            Some(b'I') => write!(text, "{}", thread.tid()),
             Some(b'u') => write!(text, "{}", thread.with_cred(|c| c.uid)),
             Some(b'g') => write!(text, "{}", thread.with_cred(|c| c.gid)),
             Some(b'd') => write!(text, "{}", process.dumpable()),

@@ -221,5 +221,5 @@ impl Waiter {
 
 /// Whether a thread's word value names it as the owner.
 fn is_owner(value: u32, thread: &Thread) -> bool {
-    value & linux_uapi::raw::general::FUTEX_TID_MASK == thread.tid() as u32
+    value & linux_uapi::raw::general::FUTEX_TID_MASK == thread.own_tid() as u32
 }

@@ -14,7 +14,7 @@ use ursa_hal::user;
 use super::ops::{Outcome, sleep};
 use super::{ANY, BUCKETS, GONE, Kind, Queue, Waiter, bucket_of, fault_in_writable, is_owner, key_at, lock};
 use crate::mm::FutexKey;
-use crate::process::{Thread, current, lookup_tid};
+use crate::process::{Thread, current, seen_thread};
 use crate::sched::{self, Params};
 use crate::time::Deadline;
 use crate::user::UserAddr;
@@ -32,7 +32,7 @@ impl Claim {
     /// The calling thread's claim on what `owner` has.
     pub(super) fn of_current(owner: Arc<Thread>) -> Claim {
         let params = sched::with_current(|ext| ext.params());
-        Claim { tid: current().tid() as u32, params, owner: ursa_hal::sync::SpinLock::new(owner) }
+        Claim { tid: current().own_tid() as u32, params, owner: ursa_hal::sync::SpinLock::new(owner) }
     }
 
     pub(super) fn tid(&self) -> u32 {
@@ -111,7 +111,7 @@ fn try_step(addr: UserAddr, key: &FutexKey, try_only: bool) -> Result<Step> {
     if is_owner(value, &me) {
         return Err(Errno::EDEADLK);
     }
-    let tid = me.tid() as u32;
+    let tid = me.own_tid() as u32;
     if value & FUTEX_TID_MASK == 0 {
         // Free, or its owner died: the mark stays for the new owner to see. Those who wait already are still to be told.
         let waiting =
@@ -128,7 +128,7 @@ fn try_step(addr: UserAddr, key: &FutexKey, try_only: bool) -> Result<Step> {
     if queue.iter().any(|waiter| waiter.claim().is_none() && waiter.is_on(key)) {
         return Err(Errno::EINVAL);
     }
-    let owner = lookup_tid((value & FUTEX_TID_MASK) as i32).filter(|owner| !owner.is_dead()).ok_or(Errno::ESRCH)?;
+    let owner = seen_thread((value & FUTEX_TID_MASK) as i32).filter(|owner| !owner.is_dead()).ok_or(Errno::ESRCH)?;
     if value & FUTEX_WAITERS == 0 {
         match cmpxchg(addr, value, value | FUTEX_WAITERS) {
             Some(true) => {}
@@ -249,7 +249,7 @@ fn hand_over(addr: UserAddr, key: &FutexKey, queue: &mut Queue, value: u32, mark
     match cmpxchg(addr, value, new) {
         Some(true) => {
             heir.bucket.store(GONE, Ordering::Relaxed);
-            if more && let Some(owner) = lookup_tid(tid as i32) {
+            if more && let Some(owner) = seen_thread(tid as i32) {
                 change_owner(queue, key, &owner);
             }
             Some(Handed::Done(Some(heir)))

@@ -16,7 +16,7 @@ use super::ops::{Outcome, enter_if_equal, sleep};
 use super::pi::{self, Claim};
 use super::{ANY, GONE, Kind, Queue, Waiter, bucket_of, fault_in, fault_in_writable, key_at, lock_two, peek};
 use crate::mm::FutexKey;
-use crate::process::{current, lookup_tid};
+use crate::process::{current, seen_thread};
 use crate::time::Deadline;
 use crate::user::UserAddr;
 use crate::{Errno, Result};
@@ -185,7 +185,7 @@ fn step(
         true => planned(best).map_or(0, |planned| planned.claim.tid()),
         false => value & FUTEX_TID_MASK,
     };
-    let owner = lookup_tid(owner_tid as i32).filter(|owner| !owner.is_dead()).ok_or(Errno::ESRCH)?;
+    let owner = seen_thread(owner_tid as i32).filter(|owner| !owner.is_dead()).ok_or(Errno::ESRCH)?;
     let claimants = &waiters[usize::from(is_free)..moving];
     if claimants.iter().filter_map(|waiter| planned(waiter)).any(|planned| planned.claim.tid() == owner_tid) {
         return Err(Errno::EDEADLK);

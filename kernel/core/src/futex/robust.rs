@@ -34,7 +34,7 @@ pub fn exit_robust_list(thread: &Thread) {
     }
     let Ok(head) = UserPtr::<Head>::new(head_at).read() else { return };
     let word_of = |entry: u64| UserAddr::new((entry & !PI).wrapping_add_signed(head.offset));
-    let tid = thread.tid() as u32;
+    let tid = thread.own_tid() as u32;
     let mut entry = head.next;
     for _ in 0..LIMIT {
         if entry & !PI == head_at {

@@ -7,7 +7,8 @@
 //! | [`syscall`] | unshare(2) and setns(2) |
 //! | [`uts`] | UTS namespaces |
 //!
-//! A kind of namespace is written where its objects are (mount namespaces in [`crate::fs::mount`], IPC namespaces in [`crate::ipc`]). Kinds of which there is only
+//! A kind of namespace is written where its objects are (mount namespaces in [`crate::fs::mount`], IPC namespaces in [`crate::ipc`], PID namespaces in
+//! [`crate::process::pid_namespace`]). Kinds of which there is only
 //! one have their files, too, and cannot be made.
 //!
 //! References: namespaces(7), Linux `kernel/nsproxy.c`, `kernel/ucount.c`.
@@ -77,7 +78,7 @@ impl Kind {
 }
 
 /// The kinds that can be made.
-pub const SUPPORTED: [Kind; 3] = [Kind::Mnt, Kind::Uts, Kind::Ipc];
+pub const SUPPORTED: [Kind; 4] = [Kind::Mnt, Kind::Uts, Kind::Ipc, Kind::Pid];
 
 /// The first inode number for namespaces that are made (`PROC_DYNAMIC_FIRST`, after the first mount and network namespaces).
 const FIRST_NUMBER: u32 = 0xf000_0002;

@@ -15,7 +15,7 @@ use crate::fs::mount::{Namespace as MountNamespace, namespace::Hold};
 use crate::fs::open::{OpenRequest, open_inode};
 use crate::fs::{Dentry, File, FileOps, Inode, InodeOps, Path, anon};
 use crate::ipc::namespace::Namespace as IpcNamespace;
-use crate::process::{Cap, Resource, Thread, capable, current};
+use crate::process::{Cap, Pid, PidNamespace, Resource, Thread, capable, current, lookup_tid, seen_thread};
 use crate::user::UserPtr;
 use crate::{Errno, Result};
 
@@ -24,6 +24,10 @@ const NS_GET_PARENT: u32 = 0xb702;
 const NS_GET_NSTYPE: u32 = 0xb703;
 const NS_GET_OWNER_UID: u32 = 0xb704;
 const NS_GET_MNTNS_ID: u32 = 0x8008_b705;
+const NS_GET_PID_FROM_PIDNS: u32 = 0x8004_b706;
+const NS_GET_TGID_FROM_PIDNS: u32 = 0x8004_b707;
+const NS_GET_PID_IN_PIDNS: u32 = 0x8004_b708;
+const NS_GET_TGID_IN_PIDNS: u32 = 0x8004_b709;
 /// `_IOR(0xb7, 10, struct mnt_ns_info)`; the size in it may be larger, here and in the next two.
 const NS_MNT_GET_INFO: u32 = 0x8000_b70a;
 const NS_MNT_GET_NEXT: u32 = 0x8000_b70b;
@@ -39,6 +43,8 @@ pub enum Namespace {
     Uts(Arc<Uts>),
     /// System V objects and message queues.
     Ipc(Arc<IpcNamespace>),
+    /// Process numbers.
+    Pid(Arc<PidNamespace>),
     /// The only one of its kind.
     Only(Kind),
 }
@@ -54,8 +60,21 @@ impl Namespace {
             Kind::Mnt => Namespace::Mnt(set?.mnt.clone()),
             Kind::Uts => Namespace::Uts(set?.uts.clone()),
             Kind::Ipc => Namespace::Ipc(set?.ipc.clone()),
+            Kind::Pid => Namespace::Pid(thread.process().pid_namespace().clone()),
             only => Namespace::Only(only),
         })
+    }
+
+    /// That of the thread's children to be.
+    ///
+    /// # Errors
+    /// `ENOENT` as [`Namespace::of`], and for a PID namespace whose first process has not been born.
+    pub fn for_children(thread: &Thread, kind: Kind) -> Result<Namespace> {
+        if kind != Kind::Pid {
+            return Namespace::of(thread, kind);
+        }
+        let namespace = thread.namespaces().ok_or(Errno::ENOENT)?.pid_for_children.clone();
+        if namespace.has_begun() { Ok(Namespace::Pid(namespace)) } else { Err(Errno::ENOENT) }
     }
 
     /// The kind.
@@ -64,6 +83,7 @@ impl Namespace {
             Namespace::Mnt(_) => Kind::Mnt,
             Namespace::Uts(_) => Kind::Uts,
             Namespace::Ipc(_) => Kind::Ipc,
+            Namespace::Pid(_) => Kind::Pid,
             Namespace::Only(kind) => *kind,
         }
     }
@@ -74,7 +94,24 @@ impl Namespace {
             Namespace::Mnt(hold) => hold.number(),
             Namespace::Uts(uts) => uts.number(),
             Namespace::Ipc(ipc) => ipc.number(),
+            Namespace::Pid(pid) => pid.number(),
             Namespace::Only(kind) => kind.initial_number(),
+        }
+    }
+
+    /// The one that it is nested in.
+    ///
+    /// # Errors
+    /// `EPERM` when the caller cannot see that one, `EINVAL` for kinds that are not nested.
+    fn parent(&self) -> Result<Namespace> {
+        match self {
+            Namespace::Pid(namespace) => {
+                let parent = namespace.parent().ok_or(Errno::EPERM)?;
+                let seen = parent.has_ancestor(current().process().pid_namespace());
+                if seen { Ok(Namespace::Pid(parent.clone())) } else { Err(Errno::EPERM) }
+            }
+            Namespace::Only(Kind::User) => Err(Errno::EPERM),
+            _ => Err(Errno::EINVAL),
         }
     }
 
@@ -121,8 +158,10 @@ impl FileOps for Opened {
             // The first user namespace owns all others, and nobody owns it.
             NS_GET_USERNS if kind == Kind::User => Err(Errno::EPERM),
             NS_GET_USERNS => Namespace::Only(Kind::User).open(),
-            NS_GET_PARENT if matches!(kind, Kind::User | Kind::Pid) => Err(Errno::EPERM),
-            NS_GET_PARENT => Err(Errno::EINVAL),
+            NS_GET_PARENT => self.0.parent()?.open(),
+            NS_GET_PID_FROM_PIDNS | NS_GET_TGID_FROM_PIDNS | NS_GET_PID_IN_PIDNS | NS_GET_TGID_IN_PIDNS => {
+                self.translate(cmd, arg as Pid).map(i64::from)
+            }
             NS_GET_NSTYPE => Ok(kind.flag().bits() as i64),
             NS_GET_OWNER_UID if kind == Kind::User => {
                 UserPtr::<u32>::new(arg as u64).write(&0)?;
@@ -140,6 +179,20 @@ impl FileOps for Opened {
 }
 
 impl Opened {
+    /// The number of a thread or process, in the namespace from the caller's or the other way round.
+    fn translate(&self, cmd: u32, number: Pid) -> Result<Pid> {
+        let Namespace::Pid(namespace) = &self.0 else { return Err(Errno::EINVAL) };
+        let from_there = matches!(cmd, NS_GET_PID_FROM_PIDNS | NS_GET_TGID_FROM_PIDNS);
+        let thread = if from_there { namespace.look(number, lookup_tid) } else { seen_thread(number) };
+        let thread = thread.ok_or(Errno::ESRCH)?;
+        let identity = match cmd {
+            NS_GET_PID_FROM_PIDNS | NS_GET_PID_IN_PIDNS => thread.identity(),
+            _ => thread.process().identity().clone(),
+        };
+        let found = if from_there { identity.seen() } else { identity.seen_from(namespace) };
+        if found == 0 { Err(Errno::ESRCH) } else { Ok(found) }
+    }
+
     /// The commands with a `struct mnt_ns_info` of `size` bytes.
     fn about_mounts(&self, cmd: u32, size: u32, arg: usize) -> Result<i64> {
         let steps = matches!(cmd, NS_MNT_GET_NEXT | NS_MNT_GET_PREV);

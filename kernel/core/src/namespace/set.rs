@@ -12,7 +12,7 @@ use crate::fs::FsContext;
 use crate::fs::mount::namespace as mount;
 use crate::ipc::namespace as ipc;
 use crate::process::fork::CloneFlags;
-use crate::process::{Cap, Credentials};
+use crate::process::{Cap, Credentials, PidNamespace, pid_namespace, try_current};
 use crate::{Errno, Result};
 
 /// One namespace of each kind of which there may be several.
@@ -24,6 +24,8 @@ pub struct Namespaces {
     pub uts: Arc<Uts>,
     /// System V objects and message queues.
     pub ipc: Arc<ipc::Namespace>,
+    /// The process numbers of children; a process's own never change.
+    pub pid_for_children: Arc<PidNamespace>,
 }
 
 /// Those that the system starts with.
@@ -34,6 +36,7 @@ pub fn initial() -> &'static Arc<Namespaces> {
             mnt: mount::initial_hold().clone(),
             uts: uts::initial().clone(),
             ipc: ipc::initial().clone(),
+            pid_for_children: pid_namespace::initial().clone(),
         })
     })
 }
@@ -43,7 +46,7 @@ impl Namespaces {
     /// go to the copies of their mounts.
     ///
     /// # Errors
-    /// `EPERM` without `CAP_SYS_ADMIN`, `EINVAL` for kinds that cannot be made, `ENOSPC` beyond `user.max_*_namespaces`, `ENOMEM`.
+    /// `EPERM` without `CAP_SYS_ADMIN`, `EINVAL` for kinds that cannot be made and for a second PID namespace for children, `ENOSPC` beyond `user.max_*_namespaces`, `ENOMEM`.
     pub fn unshare(
         self: &Arc<Namespaces>,
         flags: CloneFlags,
@@ -71,6 +74,12 @@ impl Namespaces {
         }
         if wanted.contains(CloneFlags::NEWIPC) {
             new.ipc = ipc::Namespace::new(Claim::new(cred, Kind::Ipc)?);
+        }
+        if wanted.contains(CloneFlags::NEWPID) {
+            if try_current().is_some_and(|t| !Arc::ptr_eq(t.process().pid_namespace(), &self.pid_for_children)) {
+                return Err(Errno::EINVAL);
+            }
+            new.pid_for_children = self.pid_for_children.nested(Claim::new(cred, Kind::Pid)?)?;
         }
         Ok(Arc::new(new))
     }

@@ -94,6 +94,14 @@ impl Joining<'_> {
                 self.set.ipc = ipc;
                 Ok(())
             }
+            Namespace::Pid(namespace) => {
+                // Only downwards: no process makes children that it could not see.
+                if !namespace.has_ancestor(self.thread.process().pid_namespace()) {
+                    return Err(Errno::EINVAL);
+                }
+                self.set.pid_for_children = namespace;
+                Ok(())
+            }
             Namespace::Mnt(namespace) => {
                 self.cred.require(Cap::SysChroot)?;
                 if self.only_mounts && self.thread.fs().users() != 1 {

@@ -10,7 +10,7 @@ use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 
 use super::netlink::SOL_NETLINK;
 use crate::fs::{File, Sink, Source};
-use crate::process::{Cap, Resource, current, pidfd};
+use crate::process::{Cap, Resource, current, pid::Identity, pidfd};
 use crate::user::{self, UserAddr};
 use crate::{Errno, Result};
 
@@ -35,7 +35,7 @@ pub struct Outgoing<'a, 's> {
     /// Descriptors to pass.
     pub files: Vec<Arc<File>>,
     /// Credentials that the sender claims (checked).
-    pub credentials: Option<Ucred>,
+    pub credentials: Option<Sender>,
     /// Control messages of other levels than `SOL_SOCKET`.
     pub control: Vec<Ancillary>,
 }
@@ -57,7 +57,7 @@ pub struct Sent {
     /// `SCM_RIGHTS`
     pub files: Vec<Arc<File>>,
     /// `SCM_CREDENTIALS`
-    pub credentials: Option<Ucred>,
+    pub credentials: Option<Sender>,
     /// Those of other levels.
     pub other: Vec<Ancillary>,
 }
@@ -82,9 +82,9 @@ pub struct Control {
     /// Descriptors.
     pub files: Vec<Arc<File>>,
     /// The sender's credentials, when asked for.
-    pub credentials: Option<Ucred>,
+    pub credentials: Option<Sender>,
     /// The sender's process, when a pidfd is asked for.
-    pub pidfd: Option<i32>,
+    pub pidfd: Option<Sender>,
     /// The group of a netlink message, when it is asked for (`NETLINK_PKTINFO`).
     pub packet_group: Option<u32>,
     /// Those of protocols.
@@ -98,11 +98,37 @@ impl Incoming<'_, '_> {
     }
 }
 
+/// Who sent something.
+#[derive(Clone)]
+pub struct Sender {
+    /// The process; `None` is the kernel.
+    pub process: Option<Arc<Identity>>,
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+}
+
+impl Sender {
+    /// As the running thread sees it.
+    pub fn seen(&self) -> Ucred {
+        let pid = self.process.as_ref().map_or(0, |process| process.seen());
+        Ucred { pid, uid: self.uid, gid: self.gid }
+    }
+}
+
+impl PartialEq for Sender {
+    fn eq(&self, other: &Sender) -> bool {
+        let process = |sender: &Sender| sender.process.as_ref().map(Arc::as_ptr);
+        process(self) == process(other) && (self.uid, self.gid) == (other.uid, other.gid)
+    }
+}
+
 /// Who sends, unless the message claims something else.
-pub fn sender_credentials() -> Ucred {
+pub fn sender_credentials() -> Sender {
     let thread = current();
-    let pid = thread.process().pid();
-    thread.with_cred(|c| Ucred { pid, uid: c.uid, gid: c.gid })
+    let process = Some(thread.process().identity().clone());
+    thread.with_cred(|c| Sender { process, uid: c.uid, gid: c.gid })
 }
 
 /// Decodes the control messages of a send.
@@ -147,19 +173,22 @@ pub fn decode_control(addr: UserAddr, len: usize) -> Result<Sent> {
     Ok(sent)
 }
 
-fn check_credentials(claimed: Ucred) -> Result<Ucred> {
+fn check_credentials(claimed: Ucred) -> Result<Sender> {
     let thread = current();
     let cred = thread.cred();
-    let pid_ok = claimed.pid == thread.process().pid() || cred.has_cap(Cap::SysAdmin);
+    let own = thread.process().identity();
+    let is_own = claimed.pid == own.seen();
+    let pid_ok = is_own || cred.has_cap(Cap::SysAdmin);
     let uid_ok = [cred.uid, cred.euid, cred.suid].contains(&claimed.uid) || cred.has_cap(Cap::Setuid);
     let gid_ok = [cred.gid, cred.egid, cred.sgid].contains(&claimed.gid) || cred.has_cap(Cap::Setgid);
     if !(pid_ok && uid_ok && gid_ok) {
         return Err(Errno::EPERM);
     }
-    if claimed.pid != thread.process().pid() && crate::process::lookup_pid(claimed.pid).is_none() {
-        return Err(Errno::ESRCH);
-    }
-    Ok(claimed)
+    let process = match is_own {
+        true => own.clone(),
+        false => crate::process::seen_process(claimed.pid).ok_or(Errno::ESRCH)?.identity().clone(),
+    };
+    Ok(Sender { process: Some(process), uid: claimed.uid, gid: claimed.gid })
 }
 
 /// Writes a list of control messages into a program's buffer.
@@ -208,19 +237,18 @@ pub fn deliver_control(control: Control, addr: UserAddr, room: usize, flags: u32
         out.put_at(SOL_NETLINK, NETLINK_PKTINFO, &group.to_ne_bytes())?;
     }
     if let Some(credentials) = control.credentials {
-        out.put(uapi::SCM_CREDENTIALS, credentials.as_bytes())?;
+        out.put(uapi::SCM_CREDENTIALS, credentials.seen().as_bytes())?;
     }
     for Ancillary { level, kind, data } in &control.other {
         out.put_at(*level, *kind as u32, data)?;
     }
     let cloexec = flags & uapi::MSG_CMSG_CLOEXEC != 0;
-    if let Some(pid) = control.pidfd {
+    if let Some(sender) = control.pidfd {
         if out.room < HEADER + 4 {
             out.truncated = true;
         } else {
-            let fd = crate::process::lookup_pid(pid)
-                .ok_or(Errno::ESRCH)
-                .and_then(|process| install(pidfd::open_process(&process, 0), true));
+            let process = sender.process.and_then(|process| process.process());
+            let fd = process.ok_or(Errno::ESRCH).and_then(|process| install(pidfd::open_process(&process, 0), true));
             let value = fd.unwrap_or_else(|e| -(e.raw() as i32));
             out.put(SCM_PIDFD as u32, &value.to_ne_bytes())?;
         }

@@ -18,7 +18,7 @@ use ursa_hal::sync::Once;
 use ursa_hal::task;
 
 use super::group::ProcessGroup;
-use super::pid::lookup_pid;
+use super::pid_namespace;
 use super::process::{Process, tree_lock};
 use super::thread::Thread;
 use crate::coredump::Gathering;
@@ -271,6 +271,7 @@ fn process_dies(thread: &Arc<Thread>) {
     if !thread.is_leader() {
         cgroup::gone(thread);
     }
+    pid_namespace::end_of(&process);
     let mut work = AfterTree::default();
     let tree = tree_lock();
     hand_over_children(&process, &mut work);
@@ -340,18 +341,21 @@ impl AfterTree {
     }
 }
 
-/// Returns who inherits the children of `process`: the nearest living subreaper among the ancestors, or init.
+/// Returns who inherits the children of `process`: the nearest living subreaper among the ancestors in its PID namespace, or the
+/// first process of that namespace. What the first process itself leaves goes to that of the namespace above.
 fn find_reaper(process: &Process) -> Option<Arc<Process>> {
+    let namespace = process.pid_namespace();
     if process.has_subreaper.load(Relaxed) {
         let mut ancestor = process.parent();
-        while let Some(candidate) = ancestor {
+        while let Some(candidate) = ancestor.filter(|candidate| Arc::ptr_eq(candidate.pid_namespace(), namespace)) {
             if candidate.subreaper.load(Relaxed) && candidate.live_threads() > 0 {
                 return Some(candidate);
             }
             ancestor = candidate.parent();
         }
     }
-    lookup_pid(1)
+    let reaper = namespace.reaper()?;
+    if core::ptr::eq(&*reaper, process) { namespace.parent()?.reaper() } else { Some(reaper) }
 }
 
 /// Gives the children of a dying process to their new parent. Under the tree lock.

@@ -7,6 +7,7 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
 use bitflags::bitflags;
@@ -17,7 +18,7 @@ use super::cred::Credentials;
 use super::pid::{PID_MAX, Pid, PidNumber};
 use super::process::{Process, ProcessParts, tree_lock};
 use super::rlimit::Resource;
-use super::thread::{Thread, ThreadParts};
+use super::thread::{Thread, ThreadParts, current};
 use super::{Cap, pidfd};
 use crate::fs::cgroup::{self, Cgroup};
 use crate::sched::{self, Work};
@@ -114,8 +115,8 @@ pub struct CloneRequest {
     pub child_tid: UserPtr<i32>,
     /// Where the parent gets the pidfd.
     pub pidfd: UserPtr<i32>,
-    /// The number to take (`set_tid`).
-    pub set_tid: Option<Pid>,
+    /// The numbers to take, that of the innermost PID namespace first (`set_tid`).
+    pub set_tid: Vec<Pid>,
     /// The group to be born in (`INTO_CGROUP`).
     pub cgroup: Option<Arc<Cgroup>>,
 }
@@ -176,7 +177,7 @@ fn check(request: &CloneRequest, parent: &Thread) -> Result {
         || has(F::SIGHAND) && !has(F::VM)
         || has(F::SIGHAND) && has(F::CLEAR_SIGHAND)
         || has(F::THREAD) && flags.intersects(F::NEWUSER | F::NEWPID)
-        || has(F::PARENT) && parent.process().pid() == 1
+        || has(F::PARENT) && parent.process().is_first()
         || has(F::PIDFD) && has(F::DETACHED)
         || has(F::NEWIPC) && has(F::SYSVSEM)
     {
@@ -215,14 +216,18 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
         return Err(Errno::ERESTARTNOINTR);
     }
 
-    let number = match request.set_tid {
-        Some(pid) => PidNumber::claim(pid)?,
-        None => PidNumber::allocate()?,
-    };
-    let pid = number.get();
     let files = if has(F::FILES) { parent.files() } else { parent.files().fork()? };
     let fs = if has(F::FS) { parent.fs() } else { parent.fs().fork() };
-    let namespaces = parent.namespaces().ok_or(Errno::ESRCH)?.unshare(flags, &cred, &fs)?;
+    let old_namespaces = parent.namespaces().ok_or(Errno::ESRCH)?;
+    let namespaces = old_namespaces.unshare(flags, &cred, &fs)?;
+    // Threads are born where their process is, whatever its children are to be in.
+    let elsewhere = !Arc::ptr_eq(&namespaces.pid_for_children, parent.process().pid_namespace());
+    if elsewhere && has(F::THREAD) {
+        return Err(Errno::EINVAL);
+    }
+    let number = PidNumber::allocate(&namespaces.pid_for_children, &request.set_tid)?;
+    let identity = number.identity().clone();
+    let pid = identity.seen();
     let signals = parent.signals.for_child(has(F::VM) && !has(F::VFORK));
 
     let (process, is_new) = if has(F::THREAD) {
@@ -266,7 +271,7 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
     let body = move || {
         if let Some(ptr) = child_tid {
             // As Linux: a bad pointer is the child's own problem.
-            let _ = ptr.write(&pid);
+            let _ = ptr.write(&current().own_tid());
         }
         super::run::user_loop(child_regs);
     };
@@ -303,7 +308,7 @@ pub fn clone(parent: &Thread, regs: &UserContext, request: &CloneRequest) -> Res
     }
     crate::ptrace::cloned(parent, &thread, request);
     sched::wake_new(&task);
-    crate::ptrace::event_stop_of_clone(parent, regs, request, pid);
+    crate::ptrace::event_stop_of_clone(parent, regs, request, &identity);
 
     if let Some(done) = vfork_done {
         // A fatal signal ends the wait; the child then goes on alone with the memory.
@@ -368,6 +373,9 @@ fn publish(
     let tree = tree_lock();
     if sched::signal_pending() {
         return Err(Errno::ERESTARTNOINTR);
+    }
+    if is_new {
+        process.pid_namespace().admits(process.identity())?;
     }
     {
         let threads = process.threads.lock();
@@ -437,7 +445,7 @@ pub(super) fn legacy_request(
         parent_tid: UserPtr::new(parent_tid),
         child_tid: UserPtr::new(child_tid),
         pidfd: UserPtr::new(parent_tid),
-        set_tid: None,
+        set_tid: Vec::new(),
         cgroup: None,
     }
 }

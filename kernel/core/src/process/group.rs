@@ -15,7 +15,7 @@ use core::any::Any;
 use ursa_hal::sync::{IrqLock, SpinLock};
 
 use super::Process;
-use super::pid::{Pid, PidNumber};
+use super::pid::{Identity, Pid, PidNumber};
 
 /// A process group.
 pub struct ProcessGroup {
@@ -32,9 +32,14 @@ impl ProcessGroup {
         group
     }
 
-    /// Returns the group's id.
+    /// Returns the group's id in the first PID namespace.
     pub fn id(&self) -> Pid {
         self.number.get()
+    }
+
+    /// Returns its numbers in all PID namespaces.
+    pub fn identity(&self) -> &Arc<Identity> {
+        self.number.identity()
     }
 
     /// Returns the session that the group is in.
@@ -77,8 +82,8 @@ impl ProcessGroup {
 pub trait ControllingTerminal: Any + Send + Sync {
     /// Returns the terminal's device number (`tty_nr` in `/proc/PID/stat`), as `makedev` encodes it.
     fn device_number(&self) -> u64;
-    /// Returns the foreground group's id (`tpgid`).
-    fn foreground_group(&self) -> Option<Pid>;
+    /// Returns the foreground group (`tpgid`).
+    fn foreground_group(&self) -> Option<Arc<ProcessGroup>>;
     /// Ends the association from the terminal's side: hang-up signals to the foreground group, then no session and
     /// no foreground group any more. Called when the session leader exits.
     fn leader_exited(&self, session: &Session);
@@ -102,9 +107,14 @@ impl Session {
         session
     }
 
-    /// Returns the session's id, which is its leader's pid.
+    /// Returns the session's id, which is its leader's pid, in the first PID namespace.
     pub fn id(&self) -> Pid {
         self.number.get()
+    }
+
+    /// Returns its numbers in all PID namespaces.
+    pub fn identity(&self) -> &Arc<Identity> {
+        self.number.identity()
     }
 
     /// Returns the controlling terminal.

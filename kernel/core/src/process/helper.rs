@@ -20,7 +20,7 @@ use super::pid::{PidNumber, lookup_pid};
 use super::process::{Process, ProcessParts, tree_lock};
 use super::rlimit::{Limit, Resource, Rlimits};
 use super::thread::{NAME_LEN, Thread, ThreadParts, current};
-use super::{exec, run};
+use super::{exec, pid_namespace, run};
 use crate::fs::{self, FdTable, File, FsContext};
 use crate::mm::AddressSpace;
 use crate::sched;
@@ -49,7 +49,7 @@ pub fn start(args: &[Vec<u8>], stdin: Arc<File>) -> Result {
     own.try_reserve_exact(args.len()).map_err(|_| Errno::ENOMEM)?;
     own.extend_from_slice(args);
     let parent = lookup_pid(1).ok_or(Errno::ESRCH)?;
-    let number = PidNumber::allocate()?;
+    let number = PidNumber::allocate(pid_namespace::initial(), &[])?;
     // As the first process sees it, which may have gone from the boot archive to a disk.
     let first = parent.representative().ok_or(Errno::ESRCH)?;
     let root = first.fs().root();

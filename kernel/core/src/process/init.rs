@@ -22,7 +22,7 @@ use super::pid::PidNumber;
 use super::process::{Process, ProcessParts};
 use super::rlimit::Rlimits;
 use super::thread::{NAME_LEN, Thread, ThreadParts, current};
-use super::{exec, exit, run};
+use super::{exec, exit, pid_namespace, run};
 use crate::fs::open::{OpenRequest, open};
 use crate::fs::path::Start;
 use crate::fs::{self, FdTable, FsContext};
@@ -73,7 +73,7 @@ pub fn spawn_init(path: &str, argv: &[&str], envp: &[&str]) -> Result {
 }
 
 fn start_thread() -> Result {
-    let number = PidNumber::claim(1)?;
+    let number = PidNumber::allocate(pid_namespace::initial(), &[1])?;
     let root = fs::mount::root().ok_or(Errno::ENOENT)?;
     let context = FsContext::new(root.root_path(), INITIAL_UMASK);
     // Exited threads have one of their own, so that the first process's does not count as shared.

@@ -22,6 +22,7 @@ pub mod helper;
 mod init;
 mod loader;
 pub mod pid;
+pub mod pid_namespace;
 pub mod pidfd;
 pub mod process;
 pub mod rlimit;
@@ -37,7 +38,11 @@ pub use caps::{Cap, CapSet};
 pub use cred::{Credentials, UserAccount};
 pub use group::{ControllingTerminal, ProcessGroup, Session};
 pub use init::{init, spawn_init};
-pub use pid::{Pid, last_pid, lookup_pid, lookup_tid, next_process, process_count, process_group, processes, session};
+pub use pid::{
+    Pid, last_pid, lookup_pid, lookup_tid, number_meant, number_seen, process_count, process_group, processes,
+    seen_group, seen_process, seen_thread, session,
+};
+pub use pid_namespace::PidNamespace;
 pub use process::{Process, tree_lock};
 pub use rlimit::{Limit, RLIM_INFINITY, Resource, Rlimits};
 pub use thread::{CurrentThread, Thread, capable, current, try_current};

@@ -4,10 +4,15 @@
 //! number). An owner holds a [`PidNumber`]; the number is free for reuse when the last holder drops it, so a group
 //! outlives the process it is named after without a stranger taking the number (Linux's `struct pid`).
 //!
+//! The kernel itself goes by the numbers of the first PID namespace alone ([`Process::pid`], [`lookup_pid`] …). What programs
+//! say and hear is translated where it comes in and goes out: [`seen_process`] and its kin find what a number means to the running
+//! thread, an [`Identity`] knows its number in each [`PidNamespace`] from its own upwards.
+//!
 //! Why this shape: lookup by number happens at every `kill`, `/proc` access and `wait`, from all CPUs, and allocation
 //! at every fork. Shards by the low bits keep both to one short lock on a small ordered map, and the order gives
 //! `/proc` its directory walk.
-//! Locking: a shard lock is a leaf. No reference to a table object is dropped under it.
+//! Locking: a shard lock is a leaf; a namespace's table may be locked around it. No reference to a table object is dropped under
+//! either.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -16,7 +21,8 @@ use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering::Relaxed};
 
 use ursa_hal::sync::RwSpinLock;
 
-use super::{Process, ProcessGroup, Session, Thread};
+use super::pid_namespace::{self, LocalClaim, PidNamespace};
+use super::{Process, ProcessGroup, Session, Thread, try_current};
 use crate::{Errno, Result};
 
 /// A process, thread, group or session number.
@@ -25,12 +31,12 @@ pub type Pid = i32;
 /// One more than the largest number (`kernel.pid_max`, 64-bit Linux's limit).
 pub const PID_MAX: Pid = 1 << 22;
 /// Where allocation starts again after a wrap (`RESERVED_PIDS`).
-const RESERVED: Pid = 300;
+pub(super) const RESERVED: Pid = 300;
 const SHARDS: usize = 64;
 
 #[derive(Default)]
 struct Entry {
-    holders: u32,
+    identity: Weak<Identity>,
     thread: Weak<Thread>,
     process: Option<Arc<Process>>,
     group: Weak<ProcessGroup>,
@@ -48,32 +54,73 @@ fn shard(pid: Pid) -> &'static Shard {
     &TABLE[pid as usize % SHARDS]
 }
 
-/// A claim on a number.
-#[derive(Debug)]
-pub struct PidNumber(Pid);
+/// What a process, thread, group or session is called in each PID namespace that sees it. It says so also when it is gone.
+pub struct Identity {
+    global: Pid,
+    namespace: Arc<PidNamespace>,
+    /// In the second namespace, and so on to its own; empty for those of the first.
+    nested: Vec<Pid>,
+}
 
-impl PidNumber {
-    /// Claims the next free number.
-    ///
-    /// # Errors
-    /// `EAGAIN` when every number is in use.
-    pub fn allocate() -> Result<PidNumber> {
+impl Identity {
+    /// The number in the first namespace.
+    pub fn global(&self) -> Pid {
+        self.global
+    }
+
+    /// The namespace that it was made in.
+    pub fn namespace(&self) -> &Arc<PidNamespace> {
+        &self.namespace
+    }
+
+    /// The number in its own namespace.
+    pub fn own(&self) -> Pid {
+        self.nested.last().copied().unwrap_or(self.global)
+    }
+
+    /// The number in `namespace`, 0 where it cannot be seen.
+    pub fn seen_from(&self, namespace: &PidNamespace) -> Pid {
+        match namespace.level() {
+            0 => self.global,
+            level if self.namespace.has_ancestor(namespace) => self.nested[level - 1],
+            _ => 0,
+        }
+    }
+
+    /// The number that the running thread knows it by, 0 when it cannot be seen; kernel tasks see all.
+    pub fn seen(&self) -> Pid {
+        try_current().map_or(self.global, |thread| self.seen_from(thread.process().pid_namespace()))
+    }
+
+    /// The process that has it, a zombie included.
+    pub fn process(&self) -> Option<Arc<Process>> {
+        lookup_pid(self.global).filter(|process| core::ptr::eq(&**process.identity(), self))
+    }
+
+    /// The numbers in `namespace` and in each further one down to its own (`NSpid` of a pidfd's `fdinfo`); none where it cannot be seen.
+    pub fn seen_below(&self, namespace: &PidNamespace) -> impl Iterator<Item = Pid> + '_ {
+        let skipped = if self.namespace.has_ancestor(namespace) { namespace.level() } else { usize::MAX };
+        core::iter::once(self.global).chain(self.nested.iter().copied()).skip(skipped)
+    }
+}
+
+/// A number of the first namespace that is taken.
+struct GlobalClaim(Pid);
+
+impl GlobalClaim {
+    fn next() -> Result<GlobalClaim> {
         for _ in 0..PID_MAX {
             let pid = NEXT.fetch_update(Relaxed, Relaxed, |n| Some(if n + 1 >= PID_MAX { RESERVED } else { n + 1 }));
             let pid = pid.unwrap_or(RESERVED);
-            if let Ok(number) = Self::claim(pid) {
+            if let Ok(claim) = Self::of(pid) {
                 LAST.store(pid, Relaxed);
-                return Ok(number);
+                return Ok(claim);
             }
         }
         Err(Errno::EAGAIN)
     }
 
-    /// Claims the number `pid` (`clone3`'s `set_tid`).
-    ///
-    /// # Errors
-    /// `EINVAL` outside of the number space, `EEXIST` when in use.
-    pub fn claim(pid: Pid) -> Result<PidNumber> {
+    fn of(pid: Pid) -> Result<GlobalClaim> {
         if !(1..PID_MAX).contains(&pid) {
             return Err(Errno::EINVAL);
         }
@@ -81,13 +128,64 @@ impl PidNumber {
         if map.contains_key(&pid) {
             return Err(Errno::EEXIST);
         }
-        map.insert(pid, Entry { holders: 1, ..Entry::default() });
-        Ok(PidNumber(pid))
+        map.insert(pid, Entry::default());
+        Ok(GlobalClaim(pid))
+    }
+}
+
+impl Drop for GlobalClaim {
+    fn drop(&mut self) {
+        let gone = shard(self.0).write().remove(&self.0);
+        drop(gone);
+    }
+}
+
+/// A number in each namespace; given back from the innermost outwards, so that a nested table never leads to a stranger.
+struct Registered {
+    identity: Arc<Identity>,
+    _nested: Vec<LocalClaim>,
+    _global: GlobalClaim,
+}
+
+/// A claim on a number.
+#[derive(Clone)]
+pub struct PidNumber(Arc<Registered>);
+
+impl PidNumber {
+    /// Claims a number in `namespace` and in each that it is nested in: those of `wanted`, which begins with the innermost, or the next
+    /// free ones (`clone3`'s `set_tid`).
+    ///
+    /// # Errors
+    /// `EAGAIN` when every number is in use, `EEXIST` when a wanted one is, `EINVAL` for one outside of the number space or that is not
+    /// the first of a new namespace, `ENOMEM` when the namespace's first process has ended.
+    pub fn allocate(namespace: &Arc<PidNamespace>, wanted: &[Pid]) -> Result<PidNumber> {
+        let level = namespace.level();
+        let wanted_at = |at: usize| wanted.get(level - at).copied();
+        let global = match wanted_at(0) {
+            Some(pid) => GlobalClaim::of(pid)?,
+            None => GlobalClaim::next()?,
+        };
+        let mut nested = Vec::with_capacity(level);
+        let mut numbers = Vec::with_capacity(level);
+        for (at, ancestor) in namespace.path().iter().enumerate().skip(1) {
+            let claim = LocalClaim::new(ancestor, global.0, wanted_at(at))?;
+            numbers.push(claim.number());
+            nested.push(claim);
+        }
+        let identity = Arc::new(Identity { global: global.0, namespace: namespace.clone(), nested: numbers });
+        let number = PidNumber(Arc::new(Registered { identity, _nested: nested, _global: global }));
+        number.edit(|e| e.identity = Arc::downgrade(number.identity()));
+        Ok(number)
     }
 
-    /// Returns the number.
+    /// The number in the first namespace.
     pub fn get(&self) -> Pid {
-        self.0
+        self.0.identity.global
+    }
+
+    /// Its numbers in all namespaces.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.0.identity
     }
 
     pub(super) fn publish_thread(&self, thread: &Arc<Thread>) {
@@ -97,11 +195,13 @@ impl PidNumber {
     pub(super) fn publish_process(&self, process: &Arc<Process>) {
         self.edit(|e| e.process.replace(process.clone()));
         PROCESSES.fetch_add(1, Relaxed);
+        pid_namespace::entered(process);
     }
 
     pub(super) fn retract_process(&self) {
         self.edit(|e| e.process.take());
         PROCESSES.fetch_sub(1, Relaxed);
+        pid_namespace::left(self.identity());
     }
 
     pub(super) fn publish_group(&self, group: &Arc<ProcessGroup>) {
@@ -114,32 +214,12 @@ impl PidNumber {
 
     /// Edits the entry; what the edit displaces is returned out of the lock before it is dropped.
     fn edit<R>(&self, f: impl FnOnce(&mut Entry) -> R) {
+        let pid = self.get();
         let displaced = {
-            let mut map = shard(self.0).write();
-            map.get_mut(&self.0).map(f)
+            let mut map = shard(pid).write();
+            map.get_mut(&pid).map(f)
         };
         drop(displaced);
-    }
-}
-
-impl Clone for PidNumber {
-    fn clone(&self) -> PidNumber {
-        self.edit(|e| e.holders += 1);
-        PidNumber(self.0)
-    }
-}
-
-impl Drop for PidNumber {
-    fn drop(&mut self) {
-        let dead = {
-            let mut map = shard(self.0).write();
-            let last = map.get_mut(&self.0).is_some_and(|e| {
-                e.holders -= 1;
-                e.holders == 0
-            });
-            if last { map.remove(&self.0) } else { None }
-        };
-        drop(dead);
     }
 }
 
@@ -199,4 +279,49 @@ pub fn process_count() -> usize {
 /// Returns the number given out last (`/proc/loadavg`).
 pub fn last_pid() -> Pid {
     LAST.load(Relaxed)
+}
+
+/// Looks a number up as the running thread knows it.
+fn seen<R>(number: Pid, look: impl FnOnce(Pid) -> Option<R>) -> Option<R> {
+    match try_current() {
+        Some(thread) => thread.process().pid_namespace().look(number, look),
+        None => look(number),
+    }
+}
+
+/// Returns the process that the running thread knows by the number `pid`, a zombie included.
+pub fn seen_process(pid: Pid) -> Option<Arc<Process>> {
+    seen(pid, lookup_pid)
+}
+
+/// Returns the thread that the running thread knows by the number `tid`.
+pub fn seen_thread(tid: Pid) -> Option<Arc<Thread>> {
+    seen(tid, lookup_tid)
+}
+
+/// Returns the process group that the running thread knows by the number `pgid`.
+pub fn seen_group(pgid: Pid) -> Option<Arc<ProcessGroup>> {
+    seen(pgid, process_group)
+}
+
+/// Returns the number in the first namespace of what the running thread knows by `number`; of nothing, a number that nothing has.
+pub fn number_meant(number: Pid) -> Pid {
+    const NOTHING: Pid = 0;
+    seen(number, Some).unwrap_or(NOTHING)
+}
+
+/// Returns the number by which the running thread knows what has the number `global` in the first namespace; 0 when it cannot see it,
+/// or in a nested namespace when that is gone.
+pub fn number_seen(global: Pid) -> Pid {
+    let Some(thread) = try_current() else { return global };
+    let namespace = thread.process().pid_namespace();
+    if namespace.level() == 0 || global <= 0 {
+        return global;
+    }
+    identity_of(global).map_or(0, |identity| identity.seen_from(namespace))
+}
+
+/// Returns who has the number `global` in the first namespace.
+pub fn identity_of(global: Pid) -> Option<Arc<Identity>> {
+    shard(global).read().get(&global)?.identity.upgrade()
 }

@@ -8,7 +8,7 @@ use alloc::sync::Arc;
 use core::fmt::Write;
 
 use super::process::Process;
-use super::thread::Thread;
+use super::thread::{Thread, current};
 use crate::fs::{File, FileOps};
 use crate::poll::{PollEvents, PollTable};
 use crate::{Errno, Result};
@@ -85,11 +85,15 @@ impl FileOps for PidFd {
     }
 
     fn fdinfo(&self, _file: &File, out: &mut dyn Write) -> core::fmt::Result {
-        let pid = match self {
-            PidFd::Process(process) if process.is_reaped() => -1,
-            PidFd::Process(process) => process.pid(),
-            PidFd::Thread(thread) => thread.tid(),
+        let identity = match self {
+            PidFd::Process(process) if process.is_reaped() => return writeln!(out, "Pid:\t-1\nNSpid:\t-1"),
+            PidFd::Process(process) => process.identity().clone(),
+            PidFd::Thread(thread) => thread.identity(),
         };
-        writeln!(out, "Pid:\t{pid}\nNSpid:\t{pid}")
+        let namespace = current().process().pid_namespace().clone();
+        write!(out, "Pid:\t{0}\nNSpid:\t{0}", identity.seen_from(&namespace))?;
+        // Then as those know it that are nested deeper.
+        identity.seen_below(&namespace).skip(1).try_for_each(|number| write!(out, "\t{number}"))?;
+        out.write_char('\n')
     }
 }

@@ -21,7 +21,8 @@ use ursa_hal::sync::{IrqLock, SpinLock, SpinLockGuard};
 
 use super::executable::Executable;
 use super::group::{ProcessGroup, Session};
-use super::pid::{Pid, PidNumber};
+use super::pid::{Identity, Pid, PidNumber};
+use super::pid_namespace::PidNamespace;
 use super::rlimit::Rlimits;
 use super::thread::{Slot, Thread};
 use super::usage::UsageTotals;
@@ -180,9 +181,34 @@ impl Process {
         }
     }
 
-    /// Returns the process's number, which is its leader thread's.
+    /// Returns the process's number, which is its leader thread's, in the first PID namespace.
     pub fn pid(&self) -> Pid {
         self.number.get()
+    }
+
+    /// Returns its numbers in all PID namespaces.
+    pub fn identity(&self) -> &Arc<Identity> {
+        self.number.identity()
+    }
+
+    /// Returns the PID namespace that it was born in.
+    pub fn pid_namespace(&self) -> &Arc<PidNamespace> {
+        self.identity().namespace()
+    }
+
+    /// Returns its number in a PID namespace, 0 where it cannot be seen.
+    pub fn seen_from(&self, namespace: &PidNamespace) -> Pid {
+        self.identity().seen_from(namespace)
+    }
+
+    /// Returns the number that the running thread knows it by, 0 when it cannot be seen.
+    pub fn seen_pid(&self) -> Pid {
+        self.identity().seen()
+    }
+
+    /// Returns whether it is the first process of its PID namespace.
+    pub fn is_first(&self) -> bool {
+        self.identity().own() == 1
     }
 
     pub(super) fn number(&self) -> &PidNumber {
@@ -197,6 +223,11 @@ impl Process {
     /// Returns the parent's number, 0 for the first process.
     pub fn parent_pid(&self) -> Pid {
         self.parent().map_or(0, |p| p.pid())
+    }
+
+    /// Returns the parent's number in a PID namespace, 0 where it cannot be seen.
+    pub fn parent_seen_from(&self, namespace: &PidNamespace) -> Pid {
+        self.parent().map_or(0, |parent| parent.seen_from(namespace))
     }
 
     /// Returns the children, zombies included.

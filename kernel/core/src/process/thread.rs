@@ -18,7 +18,7 @@ use ursa_hal::task::{self, Task};
 use super::cred::{Credentials, UserAccount};
 use super::dispatch::UserDispatch;
 use super::fork::{ThreadSlot, VforkDone};
-use super::pid::{Pid, PidNumber};
+use super::pid::{Identity, Pid, PidNumber};
 use super::process::Process;
 use super::rseq::Rseq;
 use super::usage::Usage;
@@ -60,6 +60,8 @@ pub struct Thread {
     this: Weak<Thread>,
     number: SpinLock<PidNumber>,
     tid: AtomicI32,
+    /// The number in its own PID namespace.
+    own_tid: AtomicI32,
     process: Arc<Process>,
     task: Once<Weak<Task>>,
     name: SpinLock<[u8; NAME_LEN]>,
@@ -132,6 +134,7 @@ impl Thread {
         Arc::new_cyclic(|this| Thread {
             this: this.clone(),
             tid: AtomicI32::new(parts.number.get()),
+            own_tid: AtomicI32::new(parts.number.identity().own()),
             number: SpinLock::new(parts.number),
             process: parts.process,
             task: Once::new(),
@@ -166,9 +169,24 @@ impl Thread {
         })
     }
 
-    /// Returns the thread's number. It changes once, when a thread that is not the leader executes a program.
+    /// Returns the thread's number in the first PID namespace. It changes once, when a thread that is not the leader executes a program.
     pub fn tid(&self) -> Pid {
         self.tid.load(Relaxed)
+    }
+
+    /// Returns its number in its own PID namespace: what it knows itself by.
+    pub fn own_tid(&self) -> Pid {
+        self.own_tid.load(Relaxed)
+    }
+
+    /// Returns its numbers in all PID namespaces.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.number.lock().identity().clone()
+    }
+
+    /// Returns the number that the running thread knows it by, 0 when it cannot be seen.
+    pub fn seen_tid(&self) -> Pid {
+        self.identity().seen()
     }
 
     /// Returns the process.
@@ -202,7 +220,9 @@ impl Thread {
         let mut theirs = leader.number.lock();
         core::mem::swap(&mut *mine, &mut *theirs);
         self.tid.store(mine.get(), Relaxed);
+        self.own_tid.store(mine.identity().own(), Relaxed);
         leader.tid.store(theirs.get(), Relaxed);
+        leader.own_tid.store(theirs.identity().own(), Relaxed);
         mine.publish_thread(self);
         theirs.publish_thread(leader);
     }

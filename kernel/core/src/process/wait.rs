@@ -46,9 +46,9 @@ bitflags! {
 pub enum Target {
     /// Every child.
     Any,
-    /// The child with this number.
+    /// The child with this number in the first PID namespace.
     Pid(Pid),
-    /// The children in this process group.
+    /// The children in the process group with this number in the first PID namespace.
     Group(Pid),
     /// The child behind a pidfd.
     Process(Arc<Process>),
@@ -70,7 +70,7 @@ pub enum ChildState {
 /// A report of one child.
 #[derive(Clone, Copy, Debug)]
 pub struct Event {
-    /// The child's number.
+    /// The child's number, as the waiting thread knows it.
     pub pid: Pid,
     /// Its real user.
     pub uid: u32,
@@ -186,7 +186,7 @@ fn report(parent: &Process, child: &Arc<Process>, options: WaitOptions) -> Optio
         let mut usage = child.usage();
         usage.add(&child.children_usage());
         let uid = child.leader().or_else(|| child.representative()).map_or(0, |t| t.with_cred(|c| c.uid));
-        Event { pid: child.pid(), uid, state, usage }
+        Event { pid: child.seen_pid(), uid, state, usage }
     };
     if child.is_zombie() {
         if !options.contains(WaitOptions::EXITED) || child.is_reaped() || ptrace::holds_zombie(child) {

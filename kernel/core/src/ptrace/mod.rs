@@ -287,15 +287,22 @@ fn tell_tracer(thread: &Thread, code: i32, status: u32) {
     const SA_NOCLDSTOP: u64 = linux_uapi::raw::general::SA_NOCLDSTOP as u64;
     if action.handler != linux_uapi::signal::SIG_IGN && action.flags & SA_NOCLDSTOP == 0 {
         let uid = thread.with_cred(|cred| cred.uid);
-        signal::send_to_process(&tracer, SigInfo::child(code, thread.tid(), uid, status as i32, 0, 0));
+        let pid = thread.identity().seen_from(tracer.pid_namespace());
+        signal::send_to_process(&tracer, SigInfo::child(code, pid, uid, status as i32, 0, 0));
     }
     tracer.child_wait.wake_all();
+}
+
+/// The number of the parent, as the thread knows it.
+fn parent_of(thread: &Thread) -> i32 {
+    let process = thread.process();
+    process.parent_seen_from(process.pid_namespace())
 }
 
 /// The information of a stop that no signal caused.
 fn trap_info(thread: &Thread, code: u32) -> SigInfo {
     let uid = thread.with_cred(|cred| cred.uid);
-    SigInfo::user(SIGTRAP, code as i32, thread.tid(), uid)
+    SigInfo::user(SIGTRAP, code as i32, thread.own_tid(), uid)
 }
 
 /// Whether an event or an interrupt is due.
@@ -347,7 +354,7 @@ pub(crate) fn signal_stop(thread: &Thread, context: &mut UserContext, info: SigI
         return Some(edited.unwrap_or(info));
     }
     let uid = thread.with_cred(|cred| cred.uid);
-    Some(SigInfo::user(resume.signal, linux_uapi::signal::SI_USER, thread.process().parent_pid(), uid))
+    Some(SigInfo::user(resume.signal, linux_uapi::signal::SI_USER, parent_of(thread), uid))
 }
 
 /// The process is stopped as a whole: a tracee stops for its tracer instead. False when the tracer wants it to stay stopped.
@@ -441,9 +448,6 @@ fn inject(thread: &Thread, resume: Resume, code: u32) {
     let signal = resume.signal;
     if signal != 0 && signal != code & 0x7f {
         let uid = thread.with_cred(|cred| cred.uid);
-        signal::send_to_thread(
-            thread,
-            SigInfo::user(signal, linux_uapi::signal::SI_USER, thread.process().parent_pid(), uid),
-        );
+        signal::send_to_thread(thread, SigInfo::user(signal, linux_uapi::signal::SI_USER, parent_of(thread), uid));
     }
 }

@@ -11,7 +11,7 @@ use ursa_hal::trap::UserContext;
 use super::{Kind, attach, detach, stop_with, tell_tracer, trap_info};
 use crate::process::fork::{CloneFlags, CloneRequest};
 use crate::process::wait::{ChildState, Event, Target, WaitOptions};
-use crate::process::{Process, Thread, exit};
+use crate::process::{PidNamespace, Process, Thread, exit, pid::Identity};
 use crate::sched::{self, Work};
 use crate::signal;
 
@@ -47,7 +47,7 @@ pub fn scan_tracees(thread: &Thread, target: &Target, options: WaitOptions) -> T
         if let Some(state) = take_news(&tracee, options) {
             let usage = tracee.usage.totals();
             let uid = tracee.with_cred(|cred| cred.uid);
-            return TraceeScan::Event(Event { pid: tracee.tid(), uid, state, usage });
+            return TraceeScan::Event(Event { pid: tracee.seen_tid(), uid, state, usage });
         }
     }
     result
@@ -78,9 +78,9 @@ fn take_news(tracee: &Arc<Thread>, options: WaitOptions) -> Option<ChildState> {
     Some(ChildState::Exited(status))
 }
 
-/// The tracer's process id for `/proc/PID/status`, 0 for none.
-pub fn tracer_id(thread: &Thread) -> i32 {
-    thread.signals.ptrace.tracer().map_or(0, |tracer| tracer.pid())
+/// The tracer's process id in a PID namespace for `/proc/PID/status`, 0 for none.
+pub fn tracer_id(thread: &Thread, namespace: &PidNamespace) -> i32 {
+    thread.signals.ptrace.tracer().map_or(0, |tracer| tracer.seen_from(namespace))
 }
 
 /// The event that a clone is, for a tracer that asked for it.
@@ -117,9 +117,10 @@ pub fn cloned(parent: &Thread, child: &Arc<Thread>, request: &CloneRequest) {
 }
 
 /// The child runs: its maker stops with the event, before it waits for a vfork.
-pub fn event_stop_of_clone(parent: &Thread, context: &UserContext, request: &CloneRequest, child: i32) {
+pub fn event_stop_of_clone(parent: &Thread, context: &UserContext, request: &CloneRequest, child: &Identity) {
     let Some(event) = clone_event(parent, request) else { return };
-    parent.signals.ptrace.state.lock().event_message = child as u64;
+    let pid = parent.signals.ptrace.tracer().map_or(0, |tracer| child.seen_from(tracer.pid_namespace()));
+    parent.signals.ptrace.state.lock().event_message = pid as u64;
     let code = SIGTRAP | event << 8;
     let mut registers = *context.regs();
     stop_with(parent, &mut registers, Kind::Event, code, trap_info(parent, code));
@@ -131,14 +132,15 @@ pub fn exec_event(thread: &Thread) {
     if !tracee.is_traced() {
         return;
     }
+    let tid = tracee.tracer().map_or(0, |tracer| thread.identity().seen_from(tracer.pid_namespace()));
     let mut state = tracee.state.lock();
     if state.options & uapi::PTRACE_O_TRACEEXEC != 0 {
-        state.event = Some((uapi::PTRACE_EVENT_EXEC, thread.tid() as u64));
+        state.event = Some((uapi::PTRACE_EVENT_EXEC, tid as u64));
         drop(state);
         sched::with_current(|ext| ext.add_work(Work::SIGNAL));
     } else if !state.seized {
         drop(state);
-        signal::send_to_thread(thread, SigInfo::user(SIGTRAP, SI_USER, thread.tid(), 0));
+        signal::send_to_thread(thread, SigInfo::user(SIGTRAP, SI_USER, thread.own_tid(), 0));
     }
 }
 

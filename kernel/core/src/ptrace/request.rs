@@ -12,7 +12,7 @@ use ursa_hal::trap::Regs;
 
 use super::regs::UserRegs;
 use super::{Kind, Mode, Resume, Stop, attach, check_access, detach};
-use crate::process::{Cap, Thread, lookup_tid};
+use crate::process::{Cap, Thread, seen_thread};
 use crate::sched::{self, SleepState, Work};
 use crate::signal;
 use crate::syscall::Cx;
@@ -48,7 +48,7 @@ pub fn sys_ptrace(cx: &mut Cx<'_>, request: u32, pid: i32, addr: u64, data: u64)
         }
         _ => {}
     }
-    let thread = lookup_tid(pid).ok_or(Errno::ESRCH)?;
+    let thread = seen_thread(pid).ok_or(Errno::ESRCH)?;
     let mine = thread.signals.ptrace.tracer().is_some_and(|tracer| Arc::ptr_eq(&tracer, cx.thread.process()));
     if !mine {
         return Err(Errno::ESRCH);
@@ -79,7 +79,7 @@ fn trace_me(cx: &Cx<'_>) -> Result<i64> {
 }
 
 fn attach_to(cx: &Cx<'_>, pid: i32, seize: Option<u32>) -> Result<i64> {
-    let thread = lookup_tid(pid).filter(|thread| !thread.is_dead()).ok_or(Errno::ESRCH)?;
+    let thread = seen_thread(pid).filter(|thread| !thread.is_dead()).ok_or(Errno::ESRCH)?;
     if Arc::ptr_eq(thread.process(), cx.thread.process()) {
         return Err(Errno::EPERM);
     }
@@ -87,7 +87,7 @@ fn attach_to(cx: &Cx<'_>, pid: i32, seize: Option<u32>) -> Result<i64> {
     let privileged = cx.thread.with_cred(|cred| cred.has_cap(Cap::SysPtrace));
     attach(&thread, cx.thread.process(), seize.unwrap_or(0), seize.is_some(), privileged)?;
     if seize.is_none() {
-        signal::send_to_thread(&thread, SigInfo::user(SIGSTOP, SI_USER, cx.thread.process().pid(), 0));
+        signal::send_to_thread(&thread, SigInfo::user(SIGSTOP, SI_USER, cx.thread.process().seen_pid(), 0));
     }
     // A thread that is stopped already stops anew, for its tracer.
     if let Some(task) = thread.task() {

@@ -51,7 +51,7 @@ fn find(cx: &Cx<'_>, tid: i32) -> Result<Arc<Thread>> {
     match tid {
         ..0 => Err(Errno::EINVAL),
         0 => Ok(cx.thread.arc()),
-        _ => process::lookup_tid(tid).filter(|thread| !thread.is_dead()).ok_or(Errno::ESRCH),
+        _ => process::seen_thread(tid).filter(|thread| !thread.is_dead()).ok_or(Errno::ESRCH),
     }
 }
 
@@ -283,14 +283,15 @@ pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, tid: i32, size: u32, mask: UserAdd
 /// The threads that `which` and `who` of getpriority(2) name.
 fn select(cx: &Cx<'_>, which: u32, who: i32) -> Result<Vec<Arc<Thread>>> {
     let threads: Vec<Arc<Thread>> = match which {
-        uapi::PRIO_PROCESS => Vec::from_iter(if who == 0 { Some(cx.thread.arc()) } else { process::lookup_tid(who) }),
+        uapi::PRIO_PROCESS => Vec::from_iter(if who == 0 { Some(cx.thread.arc()) } else { process::seen_thread(who) }),
         uapi::PRIO_PGRP => {
-            let group = if who == 0 { Some(cx.thread.process().group()) } else { process::process_group(who) };
+            let group = if who == 0 { Some(cx.thread.process().group()) } else { process::seen_group(who) };
             group.iter().flat_map(|group| group.members()).flat_map(|member| member.threads()).collect()
         }
         uapi::PRIO_USER => {
             let uid = if who == 0 { cx.thread.with_cred(|cred| cred.uid) } else { who as u32 };
-            let all = process::processes().into_iter().flat_map(|process| process.threads());
+            let seen = process::processes().into_iter().filter(|process| process.seen_pid() != 0);
+            let all = seen.flat_map(|process| process.threads());
             all.filter(|thread| thread.with_cred(|cred| cred.uid) == uid).collect()
         }
         _ => return Err(Errno::EINVAL),

@@ -89,9 +89,10 @@ pub(crate) fn deliver(thread: &Thread, context: &mut UserContext) {
         match action.handler {
             SIG_IGN => continue,
             SIG_DFL => {
-                if SigSet::DEFAULT_IGNORED.contains(signo) || send::is_init(process) && signo != SIGKILL {
+                if SigSet::DEFAULT_IGNORED.contains(signo) || process.is_first() && !send::UNSTOPPABLE.contains(&signo)
+                {
                     // init dies of its own faults only.
-                    if !(send::is_init(process) && SigSet::SYNCHRONOUS.contains(signo) && !info.is_from_user()) {
+                    if !(process.is_first() && SigSet::SYNCHRONOUS.contains(signo) && !info.is_from_user()) {
                         continue;
                     }
                 }

@@ -190,16 +190,17 @@ fn tell_parent(process: &Process, code: i32) {
     };
     let action = parent.signals.action(SIGCHLD);
     if action.handler != SIG_IGN && action.flags & SA_NOCLDSTOP == 0 {
-        super::send_to_process(&parent, child_info(process, code, status as i32));
+        super::send_to_process(&parent, child_info(process, &parent, code, status as i32));
     }
     parent.child_wait.wake_all();
 }
 
-/// The SIGCHLD information about a process.
-pub(super) fn child_info(process: &Process, code: i32, status: i32) -> SigInfo {
+/// The SIGCHLD information about a process, for its parent.
+pub(super) fn child_info(process: &Process, parent: &Process, code: i32, status: i32) -> SigInfo {
+    let pid = process.seen_from(parent.pid_namespace());
     const NS_PER_CLOCK_TICK: u64 = 10_000_000;
     let usage = process.usage();
     let uid = process.representative().map_or(0, |thread| thread.with_cred(|cred| cred.uid));
     let (user, system) = (usage.user_ns / NS_PER_CLOCK_TICK, usage.system_ns / NS_PER_CLOCK_TICK);
-    SigInfo::child(code, process.pid(), uid, status, user, system)
+    SigInfo::child(code, pid, uid, status, user, system)
 }

@@ -10,8 +10,8 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use linux_uapi::signal::{
-    CLD_DUMPED, CLD_EXITED, CLD_KILLED, SI_USER, SIG_DFL, SIG_IGN, SIGCHLD, SIGCONT, SIGKILL, SIGRTMIN, SIGSTOP,
-    SigInfo, SigSet,
+    CLD_DUMPED, CLD_EXITED, CLD_KILLED, SI_KERNEL, SI_USER, SIG_DFL, SIG_IGN, SIGCHLD, SIGCONT, SIGKILL, SIGRTMIN,
+    SIGSTOP, SigInfo, SigSet,
 };
 
 use super::pending::{Insert, Queued};
@@ -21,6 +21,10 @@ use crate::process::{Pid, Process, Thread, try_current};
 use crate::sched::{self, SleepState, Work};
 use crate::time::posix_timer::PosixTimer;
 use crate::{Errno, Result};
+
+/// What ends or stops even the first process of a nested PID namespace when it comes from above; everything else it gets only when it
+/// handles it. Nothing ends or stops the first process of all.
+pub(super) const UNSTOPPABLE: [u32; 2] = [SIGKILL, SIGSTOP];
 
 /// Sends a signal from the kernel to a process; any thread may take it.
 pub fn send_to_process(process: &Process, info: SigInfo) {
@@ -51,8 +55,12 @@ pub fn send_to_group(group: Pid, info: SigInfo) {
 ///
 /// # Errors
 /// `EAGAIN` when a real-time signal of sigqueue(3) cannot be queued.
-pub(super) fn send_from_user(process: &Process, target: Option<&Thread>, info: SigInfo) -> Result {
+pub(super) fn send_from_user(process: &Process, target: Option<&Thread>, mut info: SigInfo) -> Result {
     let signo = info.signo();
+    let from_outside = try_current().is_some_and(|t| t.process().seen_from(process.pid_namespace()) == 0);
+    if from_outside {
+        info.hide_sender();
+    }
     let receiver = match target {
         Some(thread) => Some(thread.arc()),
         None => process.representative(),
@@ -67,9 +75,9 @@ pub(super) fn send_from_user(process: &Process, target: Option<&Thread>, info: S
         if info.si_code != SI_USER {
             return Err(Errno::EAGAIN);
         }
-        return send_inner(process, target, signo, None);
+        return send_inner(process, target, signo, None, from_outside);
     }
-    send_inner(process, target, signo, Some(queued))
+    send_inner(process, target, signo, Some(queued), from_outside)
 }
 
 /// Sends a POSIX timer's signal. Returns whether it was queued; if not, it is ignored now or pending already.
@@ -79,7 +87,7 @@ pub(crate) fn send_from_timer(
     info: SigInfo,
     timer: Arc<PosixTimer>,
 ) -> bool {
-    if is_ignored(process, target, info.signo()) {
+    if is_ignored(process, target, info.signo(), false) {
         return false;
     }
     send(process, target, Queued::from_timer(info, timer)).is_ok()
@@ -96,10 +104,18 @@ pub(crate) fn forget_timer(process: &Process, timer: &PosixTimer) {
 }
 
 fn send(process: &Process, target: Option<&Thread>, queued: Queued) -> Result {
-    send_inner(process, target, queued.info.signo(), Some(queued))
+    let is_kernels = queued.info.si_code == SI_KERNEL;
+    send_inner(process, target, queued.info.signo(), Some(queued), is_kernels)
 }
 
-fn send_inner(process: &Process, target: Option<&Thread>, signo: u32, queued: Option<Queued>) -> Result {
+/// `from_above`: the sender is the kernel, or outside of the process's PID namespace.
+fn send_inner(
+    process: &Process,
+    target: Option<&Thread>,
+    signo: u32,
+    queued: Option<Queued>,
+    from_above: bool,
+) -> Result {
     if process.is_zombie() || process.is_dumping() && signo != SIGKILL {
         return Ok(());
     }
@@ -108,7 +124,7 @@ fn send_inner(process: &Process, target: Option<&Thread>, signo: u32, queued: Op
     } else if SigSet::STOP.contains(signo) {
         job::forget_continue(process);
     }
-    if is_ignored(process, target, signo) {
+    if is_ignored(process, target, signo, from_above) {
         return Ok(());
     }
     let from_timer = queued.as_ref().is_some_and(|queued| queued.timer.is_some());
@@ -142,7 +158,7 @@ fn send_inner(process: &Process, target: Option<&Thread>, signo: u32, queued: Op
 }
 
 /// Whether sending changes nothing: the signal is ignored and nobody could see it pending.
-fn is_ignored(process: &Process, target: Option<&Thread>, signo: u32) -> bool {
+fn is_ignored(process: &Process, target: Option<&Thread>, signo: u32, from_above: bool) -> bool {
     let blocked_or_traced = |thread: &Thread| {
         let held_back = thread.signals.blocked().union(SigSet(thread.signals.awaited.load(Ordering::SeqCst)));
         held_back.contains(signo) || thread.signals.ptrace.is_traced() && signo != SIGKILL
@@ -156,14 +172,10 @@ fn is_ignored(process: &Process, target: Option<&Thread>, signo: u32) -> bool {
     }
     match process.signals.action(signo).handler {
         SIG_IGN => true,
-        SIG_DFL => SigSet::DEFAULT_IGNORED.contains(signo) || is_init(process),
+        SIG_DFL if SigSet::DEFAULT_IGNORED.contains(signo) => true,
+        SIG_DFL if process.is_first() => process.pid() == 1 || !from_above || !UNSTOPPABLE.contains(&signo),
         _ => false,
     }
-}
-
-/// The first process gets only what it handles: nothing may end or stop it.
-pub(super) fn is_init(process: &Process) -> bool {
-    process.pid() == 1
 }
 
 fn wants(thread: &Thread, signo: u32) -> bool {
@@ -256,7 +268,7 @@ pub fn notify_parent_of_exit(child: &Process, parent: &Process) -> bool {
             signal if status & 0x80 != 0 => (CLD_DUMPED, signal),
             signal => (CLD_KILLED, signal),
         };
-        let mut info = job::child_info(child, code, value);
+        let mut info = job::child_info(child, parent, code, value);
         info.si_signo = signo as i32;
         send_to_process(parent, info);
     }

@@ -140,6 +140,11 @@ impl SigActions {
         self.0.lock()[signo as usize - 1].handler = SIG_DFL;
     }
 
+    /// Has a signal ignored.
+    pub(crate) fn ignore(&self, signo: u32) {
+        self.0.lock()[signo as usize - 1].handler = SIG_IGN;
+    }
+
     fn duplicate(&self) -> Self {
         SigActions(IrqLock::new(*self.0.lock()))
     }

@@ -275,7 +275,7 @@ pub(super) fn set_alt_stack(thread: &Thread, new: &SigAltStack, sp: u64, min_siz
 }
 
 fn own_info(thread: &Thread, signo: u32, code: i32) -> SigInfo {
-    SigInfo::user(signo, code, thread.process().pid(), thread.with_cred(|cred| cred.uid))
+    SigInfo::user(signo, code, thread.process().seen_pid(), thread.with_cred(|cred| cred.uid))
 }
 
 fn send_checked(sender: &Thread, target: &Process, thread: Option<&Thread>, signo: u32, info: SigInfo) -> Result {
@@ -290,21 +290,21 @@ pub fn sys_kill(cx: &mut Cx<'_>, pid: i32, signo: i32) -> Result {
     let info = own_info(sender, signo, SI_USER);
     match pid {
         1.. => {
-            let target = process::lookup_pid(pid).ok_or(Errno::ESRCH)?;
+            let target = process::seen_process(pid).ok_or(Errno::ESRCH)?;
             send_checked(sender, &target, None, signo, info)
         }
         0 => kill_group(sender, &sender.process().group(), signo, info),
         -1 => {
             let all_others = || {
                 let mut targets = process::processes();
-                targets.retain(|target| target.pid() > 1 && !Arc::ptr_eq(target, sender.process()));
+                targets.retain(|target| target.seen_pid() > 1 && !Arc::ptr_eq(target, sender.process()));
                 targets
             };
             kill_many(sender, all_others, signo, info)
         }
         i32::MIN => Err(Errno::ESRCH),
         _ => {
-            let group = process::process_group(-pid).ok_or(Errno::ESRCH)?;
+            let group = process::seen_group(-pid).ok_or(Errno::ESRCH)?;
             kill_group(sender, &group, signo, info)
         }
     }
@@ -337,9 +337,9 @@ fn find_thread(tgid: Option<Pid>, tid: Pid) -> Result<Arc<Thread>> {
     if tid <= 0 || tgid.is_some_and(|tgid| tgid <= 0) {
         return Err(Errno::EINVAL);
     }
-    let thread = process::lookup_tid(tid).filter(|thread| !thread.is_dead()).ok_or(Errno::ESRCH)?;
+    let thread = process::seen_thread(tid).filter(|thread| !thread.is_dead()).ok_or(Errno::ESRCH)?;
     match tgid {
-        Some(tgid) if thread.process().pid() != tgid => Err(Errno::ESRCH),
+        Some(tgid) if thread.process().seen_pid() != tgid => Err(Errno::ESRCH),
         _ => Ok(thread),
     }
 }
@@ -369,7 +369,7 @@ fn read_info(thread: &Thread, address: UserAddr, signo: u32, target: Pid) -> Res
     let (mut info, _) = SigInfo::read_from_prefix(&bytes).map_err(|_| Errno::EINVAL)?;
     info.si_signo = signo as i32;
     info.pad = 0;
-    if (info.si_code >= 0 || info.si_code == SI_TKILL) && thread.process().pid() != target {
+    if (info.si_code >= 0 || info.si_code == SI_TKILL) && thread.process().seen_pid() != target {
         return Err(Errno::EPERM);
     }
     Ok(info)
@@ -379,7 +379,7 @@ fn read_info(thread: &Thread, address: UserAddr, signo: u32, target: Pid) -> Res
 pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, pid: i32, signo: i32, info: UserAddr) -> Result {
     let number = decode_signal(signo)?;
     let info = read_info(cx.thread, info, number, pid)?;
-    let target = process::lookup_pid(pid).ok_or(Errno::ESRCH)?;
+    let target = process::seen_process(pid).ok_or(Errno::ESRCH)?;
     send_checked(cx.thread, &target, None, number, info)
 }
 
@@ -411,10 +411,14 @@ pub fn sys_pidfd_send_signal(cx: &mut Cx<'_>, pidfd: i32, signo: i32, info: User
     if process.is_reaped() {
         return Err(Errno::ESRCH);
     }
+    if process.seen_pid() == 0 {
+        // Nobody signals out of the PID namespace.
+        return Err(Errno::EINVAL);
+    }
     let info = if info.is_null() {
         own_info(cx.thread, number, if to_thread { SI_TKILL } else { SI_USER })
     } else {
-        let made_up = read_info(cx.thread, info.addr(), number, process.pid())?;
+        let made_up = read_info(cx.thread, info.addr(), number, process.seen_pid())?;
         // The program's own number for the signal must agree.
         let claimed = info.cast::<i32>().read()?;
         if claimed != signo { return Err(Errno::EINVAL) } else { made_up }

@@ -52,10 +52,10 @@ impl CpuClock {
         let which = |counts: &Counts| if *counts == Counts::User { 1 } else { SCHED };
         match self {
             CpuClock::Process(process, counts) => {
-                !process.upgrade().map_or(0, |process| process.pid()) << 3 | which(counts)
+                !process.upgrade().map_or(0, |process| process.seen_pid()) << 3 | which(counts)
             }
             CpuClock::Thread(thread, counts) => {
-                !thread.upgrade().map_or(0, |thread| thread.tid()) << 3 | PER_THREAD | which(counts)
+                !thread.upgrade().map_or(0, |thread| thread.seen_tid()) << 3 | PER_THREAD | which(counts)
             }
         }
     }
@@ -98,12 +98,12 @@ fn decode_dynamic(thread: &Thread, id: i32) -> Result<CpuClock> {
     };
     let number = !(id >> 3);
     if id & PER_THREAD != 0 {
-        let target = if number == 0 { Some(thread.arc()) } else { process::lookup_tid(number) };
+        let target = if number == 0 { Some(thread.arc()) } else { process::seen_thread(number) };
         // Only threads of one's own process.
         let target = target.filter(|target| Arc::ptr_eq(target.process(), thread.process())).ok_or(Errno::EINVAL)?;
         Ok(CpuClock::Thread(Arc::downgrade(&target), counts))
     } else {
-        let target = if number == 0 { Some(thread.process().clone()) } else { process::lookup_pid(number) };
+        let target = if number == 0 { Some(thread.process().clone()) } else { process::seen_process(number) };
         Ok(CpuClock::Process(Arc::downgrade(&target.ok_or(Errno::EINVAL)?), counts))
     }
 }

@@ -80,10 +80,10 @@ impl PosixTimer {
     /// A paragraph of `/proc/PID/timers` (proc_pid_timers(5)).
     pub(super) fn show(&self, process: &Process, out: &mut impl Write) -> Result {
         let (signo, kind, whose, id) = match &self.notify {
-            Notify::Nothing => (0, "none", "pid", process.pid()),
-            Notify::Process { signo } => (*signo, "signal", "pid", process.pid()),
+            Notify::Nothing => (0, "none", "pid", process.seen_pid()),
+            Notify::Process { signo } => (*signo, "signal", "pid", process.seen_pid()),
             Notify::Thread { signo, thread } => {
-                (*signo, "signal", "tid", thread.upgrade().map_or(0, |thread| thread.tid()))
+                (*signo, "signal", "tid", thread.upgrade().map_or(0, |thread| thread.seen_tid()))
             }
         };
         let clock = match &self.source {

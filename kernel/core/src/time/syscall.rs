@@ -19,7 +19,7 @@ use super::posix_timer::{Notify, PosixTimer, Source};
 use super::timer::{Deadline, SleepTimer};
 use super::timex;
 use crate::process::rlimit::Resource;
-use crate::process::{Cap, capable, lookup_tid};
+use crate::process::{Cap, capable, seen_thread};
 use crate::sched::{self, SleepState};
 use crate::syscall::Cx;
 use crate::user::UserPtr;
@@ -344,7 +344,7 @@ fn decode_event(cx: &Cx<'_>, event: &SigEvent) -> Result<Notify> {
         SIGEV_NONE => Ok(Notify::Nothing),
         SIGEV_SIGNAL | SIGEV_THREAD => Ok(Notify::Process { signo: signo? }),
         SIGEV_THREAD_ID | 5 => {
-            let thread = lookup_tid(event.tid).filter(|thread| Arc::ptr_eq(thread.process(), cx.thread.process()));
+            let thread = seen_thread(event.tid).filter(|thread| Arc::ptr_eq(thread.process(), cx.thread.process()));
             Ok(Notify::Thread { signo: signo?, thread: Arc::downgrade(&thread.ok_or(Errno::EINVAL)?) })
         }
         _ => Err(Errno::EINVAL),

@@ -10,7 +10,7 @@ use linux_uapi::signal::{SIG_IGN, SIGCONT, SIGHUP, SIGTTIN, SIGTTOU};
 
 use super::Tty;
 use crate::poll::PollEvents;
-use crate::process::{Cap, ControllingTerminal, Pid, Process, Session, capable, current, process_group};
+use crate::process::{Cap, ControllingTerminal, Pid, Process, ProcessGroup, Session, capable, current, seen_group};
 use crate::signal::{self, SigInfo};
 use crate::{Errno, Result};
 
@@ -130,7 +130,7 @@ impl Tty {
         if !from_master && !self.is_controlling() {
             return Err(Errno::ENOTTY);
         }
-        Ok(self.foreground().map_or(0, |g| g.id()))
+        Ok(self.foreground().map_or(0, |g| g.identity().seen()))
     }
 
     /// `TIOCSPGRP`.
@@ -150,7 +150,7 @@ impl Tty {
         if id < 0 {
             return Err(Errno::EINVAL);
         }
-        let group = process_group(id).ok_or(Errno::ESRCH)?;
+        let group = seen_group(id).ok_or(Errno::ESRCH)?;
         if !Arc::ptr_eq(group.session(), &session) {
             return Err(Errno::EPERM);
         }
@@ -166,7 +166,7 @@ impl Tty {
         if !from_master && !self.is_controlling() {
             return Err(Errno::ENOTTY);
         }
-        self.session().map(|s| s.id()).ok_or(Errno::ENOTTY)
+        self.session().map(|s| s.identity().seen()).ok_or(Errno::ENOTTY)
     }
 
     /// Hangs the terminal up: its open files are dead from now on, its session loses it, leader and foreground hear of it.
@@ -210,8 +210,8 @@ impl ControllingTerminal for Tty {
         crate::fs::dev::user_dev(self.dev)
     }
 
-    fn foreground_group(&self) -> Option<Pid> {
-        self.foreground().map(|g| g.id())
+    fn foreground_group(&self) -> Option<Arc<ProcessGroup>> {
+        self.foreground()
     }
 
     fn leader_exited(&self, session: &Session) {

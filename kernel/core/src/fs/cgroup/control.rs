@@ -221,13 +221,13 @@ fn show_procs(group: &Arc<Cgroup>, out: &mut Text) -> Result {
         return Err(Errno::EOPNOTSUPP);
     }
     for process in member::processes_of_domain(group) {
-        writeln!(out, "{}", process.pid())?;
+        writeln!(out, "{}", process.seen_pid())?;
     }
     Ok(())
 }
 
 fn show_threads(group: &Arc<Cgroup>, out: &mut Text) -> Result {
-    let mut tids: Vec<i32> = member::threads_in(group).iter().map(|thread| thread.tid()).collect();
+    let mut tids: Vec<i32> = member::threads_in(group).iter().map(|thread| thread.seen_tid()).collect();
     tids.sort_unstable();
     for tid in tids {
         writeln!(out, "{tid}")?;
@@ -239,7 +239,7 @@ fn show_threads(group: &Arc<Cgroup>, out: &mut Text) -> Result {
 fn parse_thread(text: &str) -> Result<Arc<Thread>> {
     match text.trim().parse::<i32>().map_err(|_| Errno::EINVAL)? {
         0 => Ok(process::current().arc()),
-        tid @ 1.. => process::lookup_tid(tid).ok_or(Errno::ESRCH),
+        tid @ 1.. => process::seen_thread(tid).ok_or(Errno::ESRCH),
         _ => Err(Errno::EINVAL),
     }
 }

@@ -21,6 +21,7 @@ use crate::{
         inode::{Entry, FileKind, Inode, InodeOps, inode_of},
     },
     namespace::{Kind, nsfs::Namespace},
+    process::{self, Thread},
 };
 
 /// `fd` (links) or `fdinfo` (texts).
@@ -145,7 +146,7 @@ impl Generator for FdInfo {
                     i + 1,
                     kind,
                     if lock.write { "WRITE" } else { "READ " },
-                    lock.pid,
+                    process::number_seen(lock.pid),
                     crate::fs::dev::major(inode.sb.dev),
                     crate::fs::dev::minor(inode.sb.dev),
                     inode.ino,
@@ -169,27 +170,31 @@ pub struct NsDir {
     pub target: Target,
 }
 
+/// Finds a namespace of a thread.
+type Whose = fn(&Thread, Kind) -> Result<Namespace>;
+
 /// The names, with the kinds of what they lead to.
-const NAMESPACES: [(&str, Kind); 10] = [
-    ("net", Kind::Net),
-    ("uts", Kind::Uts),
-    ("ipc", Kind::Ipc),
-    ("pid", Kind::Pid),
-    ("pid_for_children", Kind::Pid),
-    ("user", Kind::User),
-    ("mnt", Kind::Mnt),
-    ("cgroup", Kind::Cgroup),
-    ("time", Kind::Time),
-    ("time_for_children", Kind::Time),
+const NAMESPACES: [(&str, Kind, Whose); 10] = [
+    ("net", Kind::Net, Namespace::of),
+    ("uts", Kind::Uts, Namespace::of),
+    ("ipc", Kind::Ipc, Namespace::of),
+    ("pid", Kind::Pid, Namespace::of),
+    ("pid_for_children", Kind::Pid, Namespace::for_children),
+    ("user", Kind::User, Namespace::of),
+    ("mnt", Kind::Mnt, Namespace::of),
+    ("cgroup", Kind::Cgroup, Namespace::of),
+    ("time", Kind::Time, Namespace::of),
+    ("time_for_children", Kind::Time, Namespace::for_children),
 ];
 
 impl InodeOps for NsDir {
     fn lookup(&self, dir: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
-        let found = NAMESPACES.iter().position(|(n, _)| n.as_bytes() == name).ok_or(Errno::ENOENT)?;
+        let found = NAMESPACES.iter().position(|(n, ..)| n.as_bytes() == name).ok_or(Errno::ENOENT)?;
         let target = self.target.clone();
         let ops = Link(move || {
             target.may_inspect()?;
-            jump(Namespace::of(&*target.thread()?, NAMESPACES[found].1)?.path()?)
+            let (_, kind, whose) = NAMESPACES[found];
+            jump(whose(&*target.thread()?, kind)?.path()?)
         });
         let number = ino(self.target.id(), 0x1000 + found as u64);
         Ok(Entry::volatile(make_owned(&dir.sb, &self.target, number, uapi::S_IFLNK | 0o777, Box::new(ops))))
@@ -199,7 +204,7 @@ impl InodeOps for NsDir {
         self.target.may_inspect()?;
         Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let dir = inode_of(f)?.ops_as::<NsDir>().ok_or(Errno::EIO)?;
-            for (i, (name, _)) in NAMESPACES.iter().enumerate().skip((*pos - 2) as usize) {
+            for (i, (name, ..)) in NAMESPACES.iter().enumerate().skip((*pos - 2) as usize) {
                 let number = ino(dir.target.id(), 0x1000 + i as u64);
                 if !sink.emit(name.as_bytes(), number, FileKind::Symlink.dirent_type(), i as u64 + 3) {
                     break;

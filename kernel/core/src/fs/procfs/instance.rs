@@ -17,7 +17,7 @@ use crate::fs::inode::{
     SuperOps, inode_of,
 };
 use crate::fs::{DirSink, File, FileOps, Listing};
-use crate::process::current;
+use crate::process::{PidNamespace, current, pid_namespace, try_current};
 use crate::{Errno, Result};
 
 /// Directories of other users' processes cannot be entered.
@@ -34,6 +34,8 @@ pub(super) struct ProcSuper {
     /// Members see all.
     gid: AtomicU32,
     pid_only: AtomicBool,
+    /// Whose processes it shows, and by which numbers; `None` is the first.
+    namespace: Option<Arc<PidNamespace>>,
 }
 
 impl ProcSuper {
@@ -56,6 +58,11 @@ impl ProcSuper {
             }
         }
         Ok(())
+    }
+
+    /// The PID namespace that it shows.
+    pub(super) fn namespace(&self) -> &Arc<PidNamespace> {
+        self.namespace.as_ref().unwrap_or_else(|| pid_namespace::initial())
     }
 
     /// Whether only processes are shown (`subset=pid`).
@@ -118,9 +125,18 @@ impl SuperOps for ProcSuper {
 
 /// The options of the instance that `inode` is in.
 pub(super) fn options(inode: &Inode) -> &ProcSuper {
-    static NONE: ProcSuper =
-        ProcSuper { hide_pid: AtomicU8::new(0), gid: AtomicU32::new(0), pid_only: AtomicBool::new(false) };
+    static NONE: ProcSuper = ProcSuper {
+        hide_pid: AtomicU8::new(0),
+        gid: AtomicU32::new(0),
+        pid_only: AtomicBool::new(false),
+        namespace: None,
+    };
     inode.sb.ops_as::<ProcSuper>().unwrap_or(&NONE)
+}
+
+/// The PID namespace that an instance shows.
+pub(super) fn namespace(sb: &SuperBlock) -> &Arc<PidNamespace> {
+    sb.ops_as::<ProcSuper>().map_or_else(|| pid_namespace::initial(), ProcSuper::namespace)
 }
 
 /// A super block whose root has the entries of `fixed`.
@@ -140,7 +156,8 @@ pub(super) fn new_super(fixed: &Arc<FixedDir>, options: ProcSuper, flags: SbFlag
 /// `EINVAL` for options that are not known.
 pub(super) fn mount(flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>> {
     static FIRST_IS_SHOWN: AtomicBool = AtomicBool::new(false);
-    let options = ProcSuper::default();
+    let namespace = try_current().map(|thread| thread.process().pid_namespace().clone());
+    let options = ProcSuper { namespace, ..ProcSuper::default() };
     options.apply(data)?;
     let first = super::instance();
     if !FIRST_IS_SHOWN.swap(true, Relaxed) {

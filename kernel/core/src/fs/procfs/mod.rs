@@ -62,12 +62,19 @@ const PID_ONLY: [&[u8]; 2] = [b"self", b"thread-self"];
 impl InodeOps for Root {
     fn lookup(&self, dir: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
         let options = instance::options(dir);
+        let namespace = options.namespace();
         if let Some(inode) = self.fixed.get(name).filter(|_| !options.is_pid_only() || PID_ONLY.contains(&name)) {
-            return Ok(Entry::stable(instance::proxy(&dir.sb, inode)));
+            // Where the caller is found depends on the instance.
+            let is_link = PID_ONLY.contains(&name) && !Arc::ptr_eq(&inode.sb, &dir.sb);
+            let shown = match is_link {
+                true => self_link(&dir.sb, inode.ino, name == b"self"),
+                false => instance::proxy(&dir.sb, inode),
+            };
+            return Ok(Entry::stable(shown));
         }
         let id = parse_pid(name).ok_or(Errno::ENOENT)?;
-        let thread = process::lookup_tid(id).ok_or(Errno::ENOENT)?;
-        if !options.shows(&pid::Target::new(&thread, false)) {
+        let thread = namespace.look(id, process::lookup_tid).ok_or(Errno::ENOENT)?;
+        if !options.shows(&pid::Target::new(&thread, namespace, false)) {
             return Err(Errno::ENOENT);
         }
         // A thread that is not a leader is found by its number, but not listed, as on Linux.
@@ -87,14 +94,14 @@ impl InodeOps for Root {
                 *pos = PIDS_FROM;
             }
             let mut from = (*pos - PIDS_FROM) as Pid;
-            while let Some(process) = process::next_process(from) {
-                let id = process.pid();
+            let namespace = options.namespace();
+            while let Some((id, process)) = namespace.next_process(from) {
                 let next = PIDS_FROM + id as u64 + 1;
-                if process.representative().is_some_and(|t| !options.shows(&pid::Target::new(&t, false))) {
+                if process.representative().is_some_and(|t| !options.shows(&pid::Target::new(&t, namespace, false))) {
                     from = id + 1;
                     continue;
                 }
-                let ino = pid::ino(id, 0);
+                let ino = pid::ino(process.pid(), 0);
                 if !sink.emit(format!("{id}").as_bytes(), ino, FileKind::Directory.dirent_type(), next) {
                     return Ok(());
                 }
@@ -105,9 +112,23 @@ impl InodeOps for Root {
         })))
     }
 
-    fn fill_attr(&self, _inode: &Inode, attr: &mut super::inode::Attr) {
-        attr.nlink = (process::process_count() + 2) as u32;
+    fn fill_attr(&self, inode: &Inode, attr: &mut super::inode::Attr) {
+        attr.nlink = (instance::options(inode).namespace().process_count() + 2) as u32;
     }
+}
+
+/// `self`, or else `thread-self`: where the caller is found in the instance, if it is seen there.
+fn self_link(sb: &Arc<SuperBlock>, ino: u64, is_self: bool) -> Arc<Inode> {
+    let namespace = instance::namespace(sb).clone();
+    let target = move || {
+        let thread = current();
+        match (thread.process().seen_from(&namespace), is_self) {
+            (0, _) => Err(Errno::ENOENT),
+            (pid, true) => text_target(&format!("{pid}")),
+            (pid, false) => text_target(&format!("{pid}/task/{}", thread.identity().seen_from(&namespace))),
+        }
+    };
+    make(sb, ino, uapi::S_IFLNK | 0o777, Box::new(Link(target)))
 }
 
 /// A decimal number without leading zeroes.
@@ -246,14 +267,10 @@ pub fn unregister(path: &str) -> Result {
 /// # Errors
 /// As [`register`].
 pub fn init() -> Result {
-    let link = |name: &str, target: fn() -> Result<super::inode::LinkTarget>| {
-        register_inode(name, uapi::S_IFLNK | 0o777, Box::new(Link(target)))
-    };
-    link("self", || text_target(&format!("{}", current().process().pid())))?;
-    link("thread-self", || {
-        let thread = current();
-        text_target(&format!("{}/task/{}", thread.process().pid(), thread.tid()))
-    })?;
+    for name in PID_ONLY {
+        let name = core::str::from_utf8(name).map_err(|_| Errno::EINVAL)?;
+        with_parent(name, |dir, name, sb| dir.insert(name, self_link(sb, sb.next_ino(), name == "self")))?;
+    }
     register_link("mounts", "self/mounts")?;
     register_link("net", "self/net")?;
     system::init()?;

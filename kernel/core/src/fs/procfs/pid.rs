@@ -25,7 +25,7 @@ use crate::{
         inode::{Entry, FileKind, Inode, InodeOps, LinkTarget, NewInode, SuperBlock, inode_of},
         path::Path,
     },
-    process::{Cap, Pid, Process, Thread, current},
+    process::{Cap, Pid, PidNamespace, Process, Thread, current, lookup_tid, pid::Identity},
 };
 
 /// The thread that a directory is about; for `/proc/PID`, the process through its leader.
@@ -33,15 +33,23 @@ use crate::{
 pub struct Target {
     thread: Weak<Thread>,
     process: Weak<Process>,
-    tid: Pid,
+    identity: Arc<Identity>,
+    /// Of the instance: its numbers are shown.
+    namespace: Arc<PidNamespace>,
     /// `/proc/PID/task/TID`: one thread's own figures.
     pub is_task: bool,
 }
 
 impl Target {
-    /// About a thread, or the process that it leads.
-    pub fn new(thread: &Arc<Thread>, is_task: bool) -> Target {
-        Target { thread: Arc::downgrade(thread), process: Arc::downgrade(thread.process()), tid: thread.tid(), is_task }
+    /// About a thread, or the process that it leads, in an instance that shows `namespace`.
+    pub fn new(thread: &Arc<Thread>, namespace: &Arc<PidNamespace>, is_task: bool) -> Target {
+        Target {
+            thread: Arc::downgrade(thread),
+            process: Arc::downgrade(thread.process()),
+            identity: thread.identity(),
+            namespace: namespace.clone(),
+            is_task,
+        }
     }
 
     /// The process.
@@ -65,9 +73,19 @@ impl Target {
         }
     }
 
-    /// The number in the directory's name.
+    /// What inode numbers are made of.
     pub fn id(&self) -> Pid {
-        self.tid
+        self.identity.global()
+    }
+
+    /// The number in the directory's name.
+    pub fn shown_id(&self) -> Pid {
+        self.identity.seen_from(&self.namespace)
+    }
+
+    /// The PID namespace whose numbers are shown.
+    pub fn namespace(&self) -> &Arc<PidNamespace> {
+        &self.namespace
     }
 
     /// Checks that the caller may look into the process (`PTRACE_MODE_READ_FSCREDS`).
@@ -119,7 +137,7 @@ pub fn make_owned(sb: &Arc<SuperBlock>, target: &Target, ino: u64, mode: u32, op
 
 /// The directory of a thread, or of the process that it leads.
 pub fn directory(sb: &Arc<SuperBlock>, thread: &Arc<Thread>, is_task: bool) -> Arc<Inode> {
-    let target = Target::new(thread, is_task);
+    let target = Target::new(thread, super::instance::namespace(sb), is_task);
     let number = ino(target.id(), u64::from(is_task));
     make_owned(sb, &target, number, uapi::S_IFDIR | 0o555, Box::new(PidDir { target: target.clone() }))
 }
@@ -355,7 +373,8 @@ impl InodeOps for TaskDir {
     fn lookup(&self, dir: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
         let process = self.target.process().map_err(|_| Errno::ENOENT)?;
         let tid = super::parse_pid(name).ok_or(Errno::ENOENT)?;
-        let thread = process.find_thread(|t| (t.tid() == tid).then(|| t.clone())).ok_or(Errno::ENOENT)?;
+        let found = self.target.namespace.look(tid, lookup_tid);
+        let thread = found.filter(|thread| Arc::ptr_eq(thread.process(), &process)).ok_or(Errno::ENOENT)?;
         Ok(Entry::volatile(directory(&dir.sb, &thread, true)))
     }
 
@@ -363,7 +382,8 @@ impl InodeOps for TaskDir {
         Ok(Arc::new(Listing::new(|f: &File, pos: &mut u64, sink: &mut dyn DirSink| {
             let dir = inode_of(f)?.ops_as::<TaskDir>().ok_or(Errno::EIO)?;
             let process = dir.target.process().map_err(|_| Errno::ENOENT)?;
-            let mut tids: alloc::vec::Vec<Pid> = process.threads().iter().map(|t| t.tid()).collect();
+            let mut tids: alloc::vec::Vec<Pid> =
+                process.threads().iter().map(|t| t.identity().seen_from(&dir.target.namespace)).collect();
             tids.sort_unstable();
             for tid in tids {
                 // Positions are thread ids, so that ends and births between two reads do not repeat or skip others.

@@ -18,7 +18,7 @@ use crate::{
         inode::{Inode, InodeOps, LinkTarget},
         io::Sink,
     },
-    process::{self, Cap, Process, Resource, Thread, capable, usage::UsageTotals},
+    process::{self, Cap, Process, Resource, Thread, capable, pid::Identity, usage::UsageTotals},
     sched::{self, SleepState},
 };
 
@@ -66,9 +66,10 @@ pub fn stat(target: &Target, out: &mut Text) -> Result {
     let thread = target.thread()?;
     let (letter, _) = state(target, Some(&thread));
     let group = process.group();
+    let seen = |identity: &Identity| identity.seen_from(target.namespace());
     let terminal = process.terminal();
     let tty = terminal.as_ref().map_or(0, |t| t.device_number());
-    let tpgid = terminal.as_ref().and_then(|t| t.foreground_group()).unwrap_or(-1);
+    let tpgid = terminal.as_ref().and_then(|t| t.foreground_group()).map_or(-1, |group| seen(group.identity()));
     let used = usage(target, &process, &thread);
     let children = process.children_usage();
     let vm = process.try_vm();
@@ -90,12 +91,12 @@ pub fn stat(target: &Target, out: &mut Text) -> Result {
     write!(
         out,
         "{} ({}) {} {} {} {} {} {} {} ",
-        target.id(),
+        target.shown_id(),
         thread.name(),
         letter,
-        process.parent_pid(),
-        group.id(),
-        group.session().id(),
+        process.parent_seen_from(target.namespace()),
+        seen(group.identity()),
+        seen(group.session().identity()),
         tty,
         tpgid,
         // PF_FORKNOEXEC for a process that has not executed a program since its fork.
@@ -163,13 +164,14 @@ pub fn status(target: &Target, out: &mut Text) -> Result {
         writeln!(out, "Umask:\t{:04o}", thread.fs().umask())?;
     }
     writeln!(out, "State:\t{letter} ({word})")?;
-    let tracer = crate::ptrace::tracer_id(&thread);
+    let namespace = target.namespace();
+    let tracer = crate::ptrace::tracer_id(&thread, namespace);
     writeln!(
         out,
         "Tgid:\t{}\nNgid:\t0\nPid:\t{}\nPPid:\t{}\nTracerPid:\t{}",
-        process.pid(),
-        thread.tid(),
-        process.parent_pid(),
+        process.seen_from(namespace),
+        thread.identity().seen_from(namespace),
+        process.parent_seen_from(namespace),
         tracer
     )?;
     writeln!(out, "Uid:\t{}\t{}\t{}\t{}", cred.uid, cred.euid, cred.suid, cred.fsuid)?;
@@ -180,14 +182,20 @@ pub fn status(target: &Target, out: &mut Text) -> Result {
         write!(out, "{group} ")?;
     }
     let group = process.group();
-    writeln!(
-        out,
-        "\nNStgid:\t{}\nNSpid:\t{}\nNSpgid:\t{}\nNSsid:\t{}\nKthread:\t0",
-        process.pid(),
-        thread.tid(),
-        group.id(),
-        group.session().id()
-    )?;
+    out.push('\n');
+    let path = process.pid_namespace().path();
+    for (label, identity) in [
+        ("NStgid", process.identity()),
+        ("NSpid", &thread.identity()),
+        ("NSpgid", group.identity()),
+        ("NSsid", group.session().identity()),
+    ] {
+        write!(out, "{label}:")?;
+        let deeper = path.iter().skip(namespace.level());
+        deeper.map(|at| identity.seen_from(at)).try_for_each(|number| write!(out, "\t{number}"))?;
+        out.push('\n');
+    }
+    out.push_str("Kthread:\t0\n");
     if let Some(vm) = process.try_vm().filter(|_| !process.is_zombie()) {
         let m = vm.usage();
         for (label, pages) in [
@@ -426,7 +434,7 @@ pub fn set_comm(target: &Target, text: &str) -> Result {
 pub fn sched(target: &Target, out: &mut Text) -> Result {
     let process = target.process()?;
     let thread = target.thread()?;
-    writeln!(out, "{} ({}, #threads: {})", thread.name(), thread.tid(), process.live_threads())?;
+    writeln!(out, "{} ({}, #threads: {})", thread.name(), target.shown_id(), process.live_threads())?;
     out.push_str("-------------------------------------------------------------------\n");
     let t = thread.usage.totals();
     let runtime = thread.task().map_or(0, |task| sched::ext_of(&task).run_ns());
@@ -594,7 +602,7 @@ pub fn children(target: &Target, out: &mut Text) -> Result {
         return Ok(());
     }
     for child in process.children() {
-        write!(out, "{} ", child.pid())?;
+        write!(out, "{} ", child.seen_from(target.namespace()))?;
     }
     Ok(())
 }

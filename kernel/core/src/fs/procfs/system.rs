@@ -17,7 +17,7 @@ use crate::{
         sysfs::cpu::{Place, place},
     },
     mm,
-    process::{self, Cap, capable, syscall::system},
+    process::{self, Cap, capable, current, syscall::system},
     sched,
 };
 
@@ -393,7 +393,7 @@ fn loadavg(out: &mut Text) -> Result {
         write!(out, "{}.{:02} ", rounded >> 11, ((rounded & 0x7ff) * 100) >> 11)?;
     }
     let threads: u32 = process::processes().iter().map(|p| p.live_threads()).sum();
-    writeln!(out, "{}/{} {}", sched::runnable().max(1), threads, process::last_pid())?;
+    writeln!(out, "{}/{} {}", sched::runnable().max(1), threads, current().process().pid_namespace().last_pid())?;
     Ok(())
 }
 
@@ -488,7 +488,7 @@ fn locks(out: &mut Text) -> Result {
                     out,
                     "{number}: {kind} ADVISORY  {} {} {:02x}:{:02x}:{} {} ",
                     if lock.write { "WRITE" } else { "READ " },
-                    lock.pid,
+                    process::number_seen(lock.pid),
                     dev::major(id.0),
                     dev::minor(id.0),
                     id.1,

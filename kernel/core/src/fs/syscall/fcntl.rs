@@ -95,7 +95,7 @@ pub fn sys_fcntl(_cx: &mut Cx<'_>, fd: i32, cmd: u32, arg: u64) -> Result<i64> {
                         OwnerKind::Pid => 1,
                         OwnerKind::Pgrp => 2,
                     },
-                    pid: owner.id,
+                    pid: process::number_seen(owner.id),
                 },
                 None => FOwnerEx { kind: 1, pid: 0 },
             };
@@ -167,8 +167,8 @@ fn set_flags(file: &alloc::sync::Arc<File>, fd: i32, new: u32) -> Result {
 /// A file's owner as `F_GETOWN` tells it: a process, or a group as a negative number.
 pub fn owner_number(file: &File) -> i32 {
     match file.owner.get() {
-        Some(owner) if owner.kind == OwnerKind::Pgrp => -owner.id,
-        Some(owner) => owner.id,
+        Some(owner) if owner.kind == OwnerKind::Pgrp => -process::number_seen(owner.id),
+        Some(owner) => process::number_seen(owner.id),
         None => 0,
     }
 }
@@ -191,13 +191,13 @@ fn set_owner(file: &File, kind: OwnerKind, id: i32) -> Result {
     }
     let exists = id == 0
         || match kind {
-            OwnerKind::Tid => process::lookup_tid(id as Pid).is_some(),
-            OwnerKind::Pid => process::lookup_tid(id as Pid).is_some(),
-            OwnerKind::Pgrp => process::process_group(id as Pid).is_some(),
+            OwnerKind::Tid | OwnerKind::Pid => process::seen_thread(id as Pid).is_some(),
+            OwnerKind::Pgrp => process::seen_group(id as Pid).is_some(),
         };
     if !exists {
         return Err(Errno::ESRCH);
     }
+    let id = process::number_meant(id);
     let (uid, euid) = current().with_cred(|c| (c.uid, c.euid));
     file.owner.update(|owner| {
         owner.kind = kind;
@@ -258,7 +258,7 @@ fn get_lock(file: &File, arg: u64, owner: LockOwner) -> Result {
             flock.l_whence = uapi::SEEK_SET as i16;
             flock.l_start = found.start as i64;
             flock.l_len = if found.end == OFFSET_MAX { 0 } else { (found.end - found.start + 1) as i64 };
-            flock.l_pid = found.pid;
+            flock.l_pid = process::number_seen(found.pid);
         }
     }
     ptr.write(&flock)

@@ -238,9 +238,10 @@ impl Registration {
             Tell::Signal { signo, value } => {
                 let sender = current();
                 let uid = sender.with_cred(|cred| cred.uid);
-                let mut info = SigInfo::user(signo, SI_MESGQ, sender.process().pid(), uid);
-                info.set_value(value);
                 if let Some(process) = self.process.upgrade() {
+                    let pid = sender.process().seen_from(process.pid_namespace());
+                    let mut info = SigInfo::user(signo, SI_MESGQ, pid, uid);
+                    info.set_value(value);
                     crate::signal::send_to_process(&process, info);
                 }
             }
@@ -264,9 +265,9 @@ impl FileOps for Queue {
             let (kind, signo, pid) = match &state.registration {
                 None => (0, 0, 0),
                 Some(r) => match r.tell {
-                    Tell::Nothing => (1, 0, r.pid),
-                    Tell::Signal { signo, .. } => (0, signo, r.pid),
-                    Tell::Cookie { .. } => (2, 0, r.pid),
+                    Tell::Nothing => (1, 0, crate::process::number_seen(r.pid)),
+                    Tell::Signal { signo, .. } => (0, signo, crate::process::number_seen(r.pid)),
+                    Tell::Cookie { .. } => (2, 0, crate::process::number_seen(r.pid)),
                 },
             };
             let _ = writeln!(text, "QSIZE:{:<10} NOTIFY:{kind:<5} SIGNO:{signo:<5} NOTIFY_PID:{pid:<6}", state.bytes);

@@ -17,7 +17,7 @@ use ursa_hal::sync::SpinLock;
 
 use super::{Object, Perm, Table, command, now};
 use crate::ipc::namespace;
-use crate::process::{Cap, Pid, capable};
+use crate::process::{Cap, Pid, capable, number_seen};
 use crate::syscall::Cx;
 use crate::user::{self, UserAddr, UserPtr};
 use crate::wait::{Mutex, WaitQueue};
@@ -321,8 +321,8 @@ fn report(queue: &Queue) -> MsqidDs {
         cbytes: state.bytes,
         qnum: state.messages.len() as u64,
         qbytes: state.limit,
-        lspid: state.last_sender,
-        lrpid: state.last_receiver,
+        lspid: number_seen(state.last_sender),
+        lrpid: number_seen(state.last_receiver),
         ..MsqidDs::default()
     }
 }

@@ -20,7 +20,7 @@ use ursa_hal::sync::SpinLock;
 
 use super::{Object, Perm, Table, command, now};
 use crate::ipc::namespace;
-use crate::process::{Pid, Process};
+use crate::process::{Pid, Process, number_seen};
 use crate::syscall::Cx;
 use crate::time::Deadline;
 use crate::user::{self, UserPtr};
@@ -347,7 +347,7 @@ pub fn sys_semctl(cx: &mut Cx<'_>, id: i32, num: i32, cmd: u32, arg: u64) -> Res
             let semaphore = usize::try_from(num).ok().and_then(|num| state.semaphores.get(num)).ok_or(Errno::EINVAL)?;
             Ok(match cmd {
                 GETVAL => semaphore.value,
-                GETPID => semaphore.pid,
+                GETPID => number_seen(semaphore.pid),
                 GETNCNT => semaphore.growing as i32,
                 _ => semaphore.zero as i32,
             })

@@ -20,7 +20,7 @@ use super::{Object, Perm, Table, command, now};
 use crate::fs::{File, FileOps};
 use crate::ipc::namespace::{self, Namespace};
 use crate::mm::{Charge, MapBacking, MapFlags, MapRequest, MemoryObject, VmFlags};
-use crate::process::{Cap, capable, current};
+use crate::process::{Cap, capable, current, number_seen};
 use crate::syscall::Cx;
 use crate::user::{UserAddr, UserPtr};
 use crate::wait::Mutex;
@@ -77,8 +77,8 @@ impl Segment {
             atime: state.atime,
             dtime: state.dtime,
             ctime: state.ctime,
-            cpid: self.cpid,
-            lpid: state.lpid,
+            cpid: number_seen(self.cpid),
+            lpid: number_seen(state.lpid),
             nattch,
             ..ShmidDs::default()
         }

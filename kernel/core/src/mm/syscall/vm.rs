@@ -21,7 +21,7 @@ pub(super) fn target(cx: &Cx<'_>, pid: i32) -> Result<Arc<AddressSpace>> {
     if pid == 0 {
         return Ok(cx.thread.vm());
     }
-    let thread = process::lookup_tid(pid).ok_or(Errno::ESRCH)?;
+    let thread = process::seen_thread(pid).ok_or(Errno::ESRCH)?;
     ptrace::check_access(cx.thread, &thread)?;
     thread.process().try_vm().ok_or(Errno::ESRCH)
 }
@@ -60,7 +60,7 @@ fn transfer(
     if local.iter().all(|&(_, len)| len == 0) || remote.iter().all(|&(_, len)| len == 0) {
         return Ok(0);
     }
-    let thread = process::lookup_tid(pid).ok_or(Errno::ESRCH)?;
+    let thread = process::seen_thread(pid).ok_or(Errno::ESRCH)?;
     ptrace::check_access(cx.thread, &thread)?;
     let vm = thread.process().try_vm().ok_or(Errno::ESRCH)?;
 

@@ -33,12 +33,11 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use linux_uapi::netlink::{NlMsgHdr, SockAddrNl};
 use linux_uapi::raw::{net as uapi, netlink as nl};
-use linux_uapi::socket::Ucred;
 use linux_uapi::zerocopy::{FromBytes, IntoBytes};
 use ursa_hal::sync::SpinLock;
 
 use self::queue::{Offer, Queue};
-use super::message::sender_credentials;
+use super::message::{Sender, sender_credentials};
 use super::options::BUFFER_DEFAULT;
 use super::pending_error::PendingError;
 use super::{Incoming, Options, Outgoing, SocketOps};
@@ -149,11 +148,11 @@ struct Packet {
     port: u32,
     /// The group that it was sent to; 0 for one receiver.
     group: u32,
-    credentials: Ucred,
+    credentials: Sender,
 }
 
 /// Who the kernel is.
-const KERNEL: Ucred = Ucred { pid: 0, uid: 0, gid: 0 };
+const KERNEL: Sender = Sender { process: None, uid: 0, gid: 0 };
 
 #[derive(Default)]
 struct State {
@@ -247,7 +246,7 @@ impl Netlink {
 
     /// Takes a port; `None`: the process's number, or a free one.
     fn take_port(&self, wanted: Option<u32>) -> Result {
-        let pid = current().process().pid() as u32;
+        let pid = current().process().seen_pid() as u32;
         let mut table = self.protocol.table().lock();
         let is_free = |table: &Table, port: u32| !table.ports.contains_key(&port);
         let port = match wanted {
@@ -533,7 +532,7 @@ impl SocketOps for Netlink {
         data.try_reserve_exact(len).map_err(|_| Errno::ENOBUFS)?;
         data.resize(len, 0);
         message.data.take_all(&mut data)?;
-        let credentials = message.credentials.unwrap_or_else(sender_credentials);
+        let credentials = message.credentials.clone().unwrap_or_else(sender_credentials);
         let packet = Arc::new(Packet { data, port: self.port(), group, credentials });
         if group != 0 {
             self.protocol.multicast(&packet);
@@ -576,7 +575,7 @@ impl SocketOps for Netlink {
         }
         message.address = address(packet.port, group_bit(packet.group) as u32);
         if self.options.pass_credentials.load(Ordering::Relaxed) {
-            message.control.credentials = Some(packet.credentials);
+            message.control.credentials = Some(packet.credentials.clone());
         }
         if self.packet_info.load(Ordering::Relaxed) {
             message.control.packet_group = Some(packet.group);

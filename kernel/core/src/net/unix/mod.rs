@@ -34,6 +34,7 @@ pub use address::Address;
 use address::Binding;
 use queue::{Charge, Message, Received};
 
+use super::message::Sender;
 use super::options::BUFFER_DEFAULT;
 use super::pending_error::PendingError;
 use super::syscall::int;
@@ -41,7 +42,7 @@ use super::{Incoming, Options, Outgoing, SocketOps};
 use crate::fs::File;
 use crate::fs::owner::SharedOwner;
 use crate::poll::{PollEvents, PollTable};
-use crate::process::{Resource, current, lookup_pid, pidfd};
+use crate::process::{Resource, current, pidfd};
 use crate::user::UserPtr;
 use crate::wait::{Mutex, WaitQueue};
 use crate::{Errno, Result};
@@ -84,7 +85,7 @@ impl Kind {
 /// Who a process was when it connected or listened: `SO_PEERCRED` and its kin.
 #[derive(Clone)]
 struct Identity {
-    credentials: Ucred,
+    credentials: Sender,
     groups: Arc<[u32]>,
 }
 
@@ -92,7 +93,8 @@ impl Identity {
     fn of_caller() -> Identity {
         let thread = current();
         let cred = thread.cred();
-        let credentials = Ucred { pid: thread.process().pid(), uid: cred.euid, gid: cred.egid };
+        let process = Some(thread.process().identity().clone());
+        let credentials = Sender { process, uid: cred.euid, gid: cred.egid };
         Identity { credentials, groups: cred.groups.clone() }
     }
 }
@@ -572,7 +574,7 @@ impl SocketOps for Unix {
         match name {
             uapi::SO_PEERCRED => {
                 let nobody = Ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
-                let credentials = identity.map_or(nobody, |i| i.credentials);
+                let credentials = identity.map_or(nobody, |i| i.credentials.seen());
                 Ok(Vec::from(credentials.as_bytes()))
             }
             uapi::SO_PEERGROUPS => {
@@ -580,11 +582,11 @@ impl SocketOps for Unix {
                 Ok(Vec::from(groups.as_bytes()))
             }
             uapi::SO_PEERPIDFD => {
-                let pid = identity.ok_or(Errno::ENODATA)?.credentials.pid;
+                let peer = identity.ok_or(Errno::ENODATA)?.credentials.process;
                 if room < 4 {
                     return Err(Errno::EINVAL);
                 }
-                let process = lookup_pid(pid).ok_or(Errno::ESRCH)?;
+                let process = peer.and_then(|peer| peer.process()).ok_or(Errno::ESRCH)?;
                 let limit = current().process().rlimits.soft(Resource::Nofile);
                 let fd = current().files().install(pidfd::open_process(&process, 0), true, limit)?;
                 Ok(Vec::from(fd.to_ne_bytes()))

@@ -5,11 +5,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use linux_uapi::socket::Ucred;
 use ursa_hal::sync::SpinLock;
 
 use super::Address;
 use super::collect::InFlight;
+use crate::net::message::Sender;
 use crate::poll::PollEvents;
 use crate::wait::WaitQueue;
 
@@ -87,7 +87,7 @@ pub struct Message {
     /// Its bytes.
     pub data: Vec<u8>,
     /// Who sent it.
-    pub credentials: Ucred,
+    pub credentials: Sender,
     /// Descriptors that travel with it.
     pub files: SpinLock<Option<InFlight>>,
     /// The sender's name.
@@ -100,7 +100,7 @@ impl Message {
     /// Makes a message at the sender's expense.
     pub fn new(
         data: Vec<u8>,
-        credentials: Ucred,
+        credentials: Sender,
         files: Option<InFlight>,
         from: Option<Arc<Address>>,
         charge: &Arc<Charge>,

@@ -5,13 +5,12 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use linux_uapi::raw::net as uapi;
-use linux_uapi::socket::Ucred;
 
 use super::collect::{self, InFlight};
 use super::queue::{Front, Message, PIECE};
 use super::{Address, Kind, SHUT_RECEIVE, SHUT_SEND, Unix};
 use crate::fs::{Source, sigio};
-use crate::net::message::sender_credentials;
+use crate::net::message::{Sender, sender_credentials};
 use crate::net::{Incoming, Outgoing};
 use crate::poll::PollEvents;
 use crate::time::Deadline;
@@ -77,7 +76,7 @@ impl Unix {
         }
         let nonblocking = out.flags & uapi::MSG_DONTWAIT != 0;
         let deadline = self.options.send_deadline();
-        let credentials = out.credentials.unwrap_or_else(sender_credentials);
+        let credentials = out.credentials.clone().unwrap_or_else(sender_credentials);
         let mut files = InFlight::new(core::mem::take(&mut out.files))?;
         let name = self.state.lock().address.clone();
         let mut sent = 0;
@@ -99,7 +98,7 @@ impl Unix {
                 Err(error) => return partial(sent, error),
             };
             let Some(peer) = self.peer() else { return partial(sent, Errno::EPIPE) };
-            let message = Message::new(data, credentials, files.take(), name.clone(), &self.charge);
+            let message = Message::new(data, credentials.clone(), files.take(), name.clone(), &self.charge);
             if !peer.deliver(message, urgent) {
                 return partial(sent, Errno::EPIPE);
             }
@@ -169,7 +168,7 @@ impl Unix {
         if len > self.charge.limit().saturating_sub(32) {
             return Err(Errno::EMSGSIZE);
         }
-        let credentials = out.credentials.unwrap_or_else(sender_credentials);
+        let credentials = out.credentials.clone().unwrap_or_else(sender_credentials);
         let files = InFlight::new(core::mem::take(&mut out.files))?;
         self.wait_for_room(nonblocking, deadline)?;
         let mut data = take_bytes(out.data, len)?;
@@ -271,10 +270,10 @@ impl Unix {
     /// Hands over what travels with a message.
     fn take_extras(&self, message: &Message, into: &mut Incoming<'_, '_>) {
         if self.options.pass_credentials.load(Ordering::Relaxed) {
-            into.control.credentials = Some(message.credentials);
+            into.control.credentials = Some(message.credentials.clone());
         }
         if self.options.pass_pidfd.load(Ordering::Relaxed) {
-            into.control.pidfd = Some(message.credentials.pid);
+            into.control.pidfd = Some(message.credentials.clone());
         }
         let peek = into.flags & uapi::MSG_PEEK != 0;
         let files = if peek {
@@ -298,7 +297,7 @@ impl Unix {
         // While peeking, go on behind what was seen.
         let mut place = 0;
         let mut skip = if peek { self.peek_offset() } else { 0 };
-        let mut writer: Option<Ucred> = None;
+        let mut writer: Option<Sender> = None;
         let mut guard = self.read_lock.lock();
         loop {
             let mut removed = Vec::new();
@@ -325,7 +324,7 @@ impl Unix {
             };
             // Bytes of different senders, or with descriptors, are not mixed.
             let passes = self.options.pass_credentials.load(Ordering::Relaxed);
-            if copied > 0 && passes && writer.is_some_and(|w| w != message.credentials) {
+            if copied > 0 && passes && writer.as_ref().is_some_and(|w| *w != message.credentials) {
                 break;
             }
             let has_files = message.files.lock().is_some();
@@ -333,7 +332,7 @@ impl Unix {
                 break;
             }
             if copied == 0 {
-                writer = Some(message.credentials);
+                writer = Some(message.credentials.clone());
                 into.address = Address::encode(message.from.as_deref());
             }
             let rest = &message.data[offset..];

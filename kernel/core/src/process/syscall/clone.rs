@@ -1,5 +1,7 @@
 //! clone(2), clone3(2), fork(2), vfork(2), exit(2), exit_group(2).
 
+use alloc::vec::Vec;
+
 use linux_uapi::process::CloneArgs;
 
 use crate::fs::cgroup;
@@ -64,18 +66,7 @@ fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs, size: usize) -> Result<CloneRequ
     if (args.set_tid == 0) != (args.set_tid_size == 0) || args.set_tid_size > 32 {
         return Err(Errno::EINVAL);
     }
-    let set_tid = match args.set_tid_size {
-        0 => None,
-        // One number for each nested pid namespace; there is one.
-        1 => {
-            cx.thread
-                .with_cred(|c| c.has_cap(Cap::SysAdmin) || c.has_cap(Cap::CheckpointRestore))
-                .then_some(())
-                .ok_or(Errno::EPERM)?;
-            Some(UserPtr::<Pid>::new(args.set_tid).read()?)
-        }
-        _ => return Err(Errno::EINVAL),
-    };
+    let set_tid = read_set_tid(cx, args)?;
     let cgroup = if flags.contains(CloneFlags::INTO_CGROUP) {
         let fd = i32::try_from(args.cgroup).map_err(|_| Errno::EINVAL)?;
         // `O_PATH` is enough.
@@ -96,6 +87,24 @@ fn decode_clone3(cx: &Cx<'_>, args: &CloneArgs, size: usize) -> Result<CloneRequ
         set_tid,
         cgroup,
     })
+}
+
+/// The numbers that the child is to have, one for each PID namespace from its own outwards.
+fn read_set_tid(cx: &Cx<'_>, args: &CloneArgs) -> Result<Vec<Pid>> {
+    if args.set_tid_size == 0 {
+        return Ok(Vec::new());
+    }
+    let flags = CloneFlags::from_bits_truncate(args.flags);
+    let namespaces = cx.thread.namespaces().ok_or(Errno::ESRCH)?;
+    let depth = namespaces.pid_for_children.level() + 1 + usize::from(flags.contains(CloneFlags::NEWPID));
+    if args.set_tid_size as usize > depth {
+        return Err(Errno::EINVAL);
+    }
+    let numbers = user::read_slice(UserPtr::<Pid>::new(args.set_tid), args.set_tid_size as usize)?;
+    if !cx.thread.with_cred(|c| c.has_cap(Cap::SysAdmin) || c.has_cap(Cap::CheckpointRestore)) {
+        return Err(Errno::EPERM);
+    }
+    Ok(numbers)
 }
 
 /// Ends the thread.

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::*;
 use linux_uapi::process::{CapData, CapHeader};
 
 use crate::process::cred::{Credentials, NGROUPS_MAX, SecureBits, UserAccount};
-use crate::process::pid::lookup_tid;
+use crate::process::pid::seen_thread;
 use crate::process::rlimit::Resource;
 use crate::process::thread::Thread;
 use crate::process::{Cap, CapSet};
@@ -286,7 +286,7 @@ pub fn sys_capget(cx: &mut Cx<'_>, header: UserPtr<CapHeader>, data: UserPtr<Cap
     }
     let cred = match value.pid {
         0 => cx.thread.cred(),
-        pid => lookup_tid(pid).ok_or(Errno::ESRCH)?.cred(),
+        pid => seen_thread(pid).ok_or(Errno::ESRCH)?.cred(),
     };
     if data.is_null() {
         return Ok(());
@@ -306,7 +306,7 @@ pub fn sys_capget(cx: &mut Cx<'_>, header: UserPtr<CapHeader>, data: UserPtr<Cap
 pub fn sys_capset(cx: &mut Cx<'_>, header: UserPtr<CapHeader>, data: UserPtr<CapData>) -> Result {
     let (value, words) = cap_words(header)?;
     let words = words.ok_or(Errno::EINVAL)?;
-    if value.pid != 0 && value.pid != cx.thread.tid() {
+    if value.pid != 0 && value.pid != cx.thread.own_tid() {
         return Err(Errno::EPERM);
     }
     let halves = user::read_slice(data, words)?;

@@ -3,29 +3,30 @@
 use alloc::sync::Arc;
 
 use crate::process::group::{ProcessGroup, Session};
-use crate::process::pid::{Pid, lookup_pid, process_group};
+use crate::process::pid::{Pid, process_group, seen_group, seen_process, seen_thread};
 use crate::process::process::{Process, tree_lock};
 use crate::syscall::Cx;
 use crate::{Errno, Result};
 
 /// Returns the process's number.
 pub fn sys_getpid(cx: &mut Cx<'_>) -> Result<Pid> {
-    Ok(cx.thread.process().pid())
+    Ok(cx.thread.process().identity().own())
 }
 
 /// Returns the thread's number.
 pub fn sys_gettid(cx: &mut Cx<'_>) -> Result<Pid> {
-    Ok(cx.thread.tid())
+    Ok(cx.thread.own_tid())
 }
 
 /// Returns the parent's number.
 pub fn sys_getppid(cx: &mut Cx<'_>) -> Result<Pid> {
-    Ok(cx.thread.process().parent_pid())
+    let process = cx.thread.process();
+    Ok(process.parent_seen_from(process.pid_namespace()))
 }
 
 /// Returns the process group.
 pub fn sys_getpgrp(cx: &mut Cx<'_>) -> Result<Pid> {
-    Ok(cx.thread.process().group().id())
+    Ok(cx.thread.process().group().identity().seen())
 }
 
 fn process_or_self(cx: &Cx<'_>, pid: Pid) -> Result<Arc<Process>> {
@@ -37,32 +38,32 @@ fn process_or_self(cx: &Cx<'_>, pid: Pid) -> Result<Arc<Process>> {
 
 /// Finds the process that has a thread numbered `pid`, as Linux's `find_task_by_vpid` callers do.
 fn find_process(pid: Pid) -> Result<Arc<Process>> {
-    lookup_pid(pid)
-        .or_else(|| crate::process::lookup_tid(pid).map(|t| t.process().clone()))
+    seen_process(pid)
+        .or_else(|| seen_thread(pid).map(|t| t.process().clone()))
         .filter(|p| !p.is_reaped())
         .ok_or(Errno::ESRCH)
 }
 
 /// Returns the process group of `pid`.
 pub fn sys_getpgid(cx: &mut Cx<'_>, pid: Pid) -> Result<Pid> {
-    Ok(process_or_self(cx, pid)?.group().id())
+    Ok(process_or_self(cx, pid)?.group().identity().seen())
 }
 
 /// Returns the session of `pid`.
 pub fn sys_getsid(cx: &mut Cx<'_>, pid: Pid) -> Result<Pid> {
-    Ok(process_or_self(cx, pid)?.session().id())
+    Ok(process_or_self(cx, pid)?.session().identity().seen())
 }
 
 /// Moves a process into a process group.
 pub fn sys_setpgid(cx: &mut Cx<'_>, pid: Pid, pgid: Pid) -> Result {
     let me = cx.thread.process();
-    let pid = if pid == 0 { me.pid() } else { pid };
+    let pid = if pid == 0 { me.seen_pid() } else { pid };
     let pgid = if pgid == 0 { pid } else { pgid };
     if pgid < 0 {
         return Err(Errno::EINVAL);
     }
     let _tree = tree_lock();
-    let target = lookup_pid(pid).filter(|p| !p.is_reaped()).ok_or(Errno::ESRCH)?;
+    let target = seen_process(pid).filter(|p| !p.is_reaped()).ok_or(Errno::ESRCH)?;
     let is_child = target.parent().is_some_and(|p| Arc::ptr_eq(&p, me));
     if is_child {
         if target.session().id() != me.session().id() {
@@ -77,18 +78,18 @@ pub fn sys_setpgid(cx: &mut Cx<'_>, pid: Pid, pgid: Pid) -> Result {
     if target.is_session_leader() {
         return Err(Errno::EPERM);
     }
-    if target.group().id() == pgid {
+    if target.group().identity().seen() == pgid {
         return Ok(());
     }
     let session = target.session();
     let group = if pgid == pid {
         // The number is the process's own: its group may exist still, with other members.
-        match process_group(pgid) {
+        match seen_group(pgid) {
             Some(group) => group,
             None => ProcessGroup::new(target.number().clone(), session.clone()),
         }
     } else {
-        process_group(pgid).filter(|g| !g.members().is_empty()).ok_or(Errno::EPERM)?
+        seen_group(pgid).filter(|g| !g.members().is_empty()).ok_or(Errno::EPERM)?
     };
     if group.session().id() != session.id() {
         return Err(Errno::EPERM);
@@ -120,5 +121,5 @@ pub fn sys_setsid(cx: &mut Cx<'_>) -> Result<Pid> {
     process.links.lock().left_terminal = false;
     drop(tree);
     drop(former);
-    Ok(process.pid())
+    Ok(process.identity().own())
 }

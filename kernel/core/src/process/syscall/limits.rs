@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use linux_uapi::process::{Rlimit64, Rusage, Tms};
 use linux_uapi::time::Timeval;
 
-use crate::process::pid::{Pid, lookup_tid};
+use crate::process::pid::{Pid, seen_thread};
 use crate::process::rlimit::{Limit, Resource};
 use crate::process::thread::Thread;
 use crate::process::usage::UsageTotals;
@@ -58,7 +58,7 @@ pub fn sys_prlimit64(
     let process = if pid == 0 {
         cx.thread.process().clone()
     } else {
-        let target = lookup_tid(pid).ok_or(Errno::ESRCH)?;
+        let target = seen_thread(pid).ok_or(Errno::ESRCH)?;
         if !Arc::ptr_eq(target.process(), cx.thread.process()) {
             check_access(cx.thread, &target)?;
         }

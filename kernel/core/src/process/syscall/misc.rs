@@ -5,7 +5,7 @@ use core::cmp::Ordering as Cmp;
 use core::sync::atomic::{Ordering::*, fence};
 
 use crate::process::Cap;
-use crate::process::pid::{Pid, lookup_tid, process_group};
+use crate::process::pid::{Pid, seen_group, seen_thread};
 use crate::process::process::process_flags as flags;
 use crate::process::thread::Thread;
 use crate::syscall::Cx;
@@ -31,7 +31,7 @@ pub fn sys_vhangup(cx: &mut Cx<'_>) -> Result {
 
 /// Compares what two processes have: 0 same, 1 less, 2 greater, in an order of no meaning but consistency.
 pub fn sys_kcmp(cx: &mut Cx<'_>, pid1: Pid, pid2: Pid, kind: i32, idx1: u64, idx2: u64) -> Result<u32> {
-    let find = |pid| lookup_tid(pid).ok_or(Errno::ESRCH);
+    let find = |pid| seen_thread(pid).ok_or(Errno::ESRCH);
     let (a, b) = (find(pid1)?, find(pid2)?);
     crate::ptrace::check_access(cx.thread, &a)?;
     crate::ptrace::check_access(cx.thread, &b)?;
@@ -144,9 +144,9 @@ fn for_each_io_target(cx: &Cx<'_>, which: i32, who: i32, mut f: impl FnMut(&Thre
     };
     match which {
         IOPRIO_WHO_PROCESS if who == 0 => visit(cx.thread)?,
-        IOPRIO_WHO_PROCESS => visit(&*lookup_tid(who).ok_or(Errno::ESRCH)?)?,
+        IOPRIO_WHO_PROCESS => visit(&*seen_thread(who).ok_or(Errno::ESRCH)?)?,
         IOPRIO_WHO_PGRP => {
-            let group = if who == 0 { Some(cx.thread.process().group()) } else { process_group(who) };
+            let group = if who == 0 { Some(cx.thread.process().group()) } else { seen_group(who) };
             for process in group.ok_or(Errno::ESRCH)?.members() {
                 process.threads().iter().try_for_each(|t| visit(t))?;
             }

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use crate::process::pid::{Pid, lookup_pid, lookup_tid};
+use crate::process::pid::{Pid, seen_process, seen_thread};
 use crate::process::pidfd::{self, PIDFD_THREAD};
 use crate::process::rlimit::Resource;
 use crate::syscall::Cx;
@@ -16,12 +16,12 @@ pub fn sys_pidfd_open(cx: &mut Cx<'_>, pid: Pid, flags: u32) -> Result<i32> {
         return Err(Errno::EINVAL);
     }
     let file = if flags & PIDFD_THREAD != 0 {
-        let thread = lookup_tid(pid).filter(|t| !t.process().is_reaped()).ok_or(Errno::ESRCH)?;
+        let thread = seen_thread(pid).filter(|t| !t.process().is_reaped()).ok_or(Errno::ESRCH)?;
         pidfd::open_thread(&thread, flags & O_NONBLOCK)
     } else {
-        let process = lookup_pid(pid).filter(|p| !p.is_reaped());
+        let process = seen_process(pid).filter(|p| !p.is_reaped());
         // A number of a thread that is not a process's: the descriptor cannot stand for it.
-        let process = process.ok_or_else(|| if lookup_tid(pid).is_some() { Errno::ENOENT } else { Errno::ESRCH })?;
+        let process = process.ok_or_else(|| if seen_thread(pid).is_some() { Errno::ENOENT } else { Errno::ESRCH })?;
         pidfd::open_process(&process, flags)
     };
     let limit = cx.thread.process().rlimits.soft(Resource::Nofile);

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::*;
 
-use crate::process::pid::{Pid, lookup_tid};
+use crate::process::pid::{Pid, seen_thread};
 use crate::process::rseq;
 use crate::syscall::Cx;
 use crate::user::UserPtr;
@@ -20,7 +20,7 @@ const ARCH_SET_CPUID: i32 = 0x1012;
 /// Sets where the thread's end is announced; returns the thread's number.
 pub fn sys_set_tid_address(cx: &mut Cx<'_>, addr: u64) -> Result<Pid> {
     cx.thread.clear_child_tid.store(addr, Relaxed);
-    Ok(cx.thread.tid())
+    Ok(cx.thread.own_tid())
 }
 
 /// Registers the list of robust futexes.
@@ -37,7 +37,7 @@ pub fn sys_get_robust_list(cx: &mut Cx<'_>, pid: Pid, head: UserPtr<u64>, len: U
     let value = if pid == 0 {
         cx.thread.robust_list.load(Relaxed)
     } else {
-        let target = lookup_tid(pid).ok_or(Errno::ESRCH)?;
+        let target = seen_thread(pid).ok_or(Errno::ESRCH)?;
         crate::ptrace::check_access(cx.thread, &target)?;
         target.robust_list.load(Relaxed)
     };

@@ -3,7 +3,7 @@
 use linux_uapi::process::Rusage;
 use linux_uapi::signal::{SIGCHLD, SigInfo};
 
-use crate::process::pid::Pid;
+use crate::process::pid::{Pid, number_meant};
 use crate::process::pidfd;
 use crate::process::usage::UsageTotals;
 use crate::process::wait::{self, Event, Target, WaitOptions};
@@ -32,8 +32,8 @@ pub fn sys_wait4(
     let target = match pid {
         -1 => Target::Any,
         0 => Target::Group(cx.thread.process().group().id()),
-        ..0 => Target::Group(pid.checked_neg().ok_or(Errno::ESRCH)?),
-        _ => Target::Pid(pid),
+        ..0 => Target::Group(number_meant(pid.checked_neg().ok_or(Errno::ESRCH)?)),
+        _ => Target::Pid(number_meant(pid)),
     };
     let Some(event) = wait::wait(cx.thread, &target, options | W::EXITED)? else { return Ok(0) };
     status.write_if_given(&event.status())?;
@@ -58,8 +58,8 @@ pub fn sys_waitid(
     let mut nonblocking_fd = false;
     let target = match which {
         P_ALL => Target::Any,
-        P_PID if id > 0 => Target::Pid(id),
-        P_PGID if id > 0 => Target::Group(id),
+        P_PID if id > 0 => Target::Pid(number_meant(id)),
+        P_PGID if id > 0 => Target::Group(number_meant(id)),
         P_PGID if id == 0 => Target::Group(cx.thread.process().group().id()),
         P_PIDFD if id >= 0 => {
             let file = cx.thread.file(id)?;
