@@ -52,22 +52,30 @@ fn line(vmas: &Vmas<'_>, vma: &Vma, out: &mut Text) -> Result {
             out.push(' ');
         }
     };
-    if let Some(label) = vmas.label(vma) {
+    let mut name = Text::default();
+    name_of(vmas, vma, &mut name)?;
+    if !name.0.is_empty() {
         pad(out);
-        match label {
-            ("", name) => out.push_str(name),
-            (kind, name) => write!(out, "[{kind}:{name}]")?,
-        }
-    } else if let Some(file) = file {
-        pad(out);
-        let path = crate::fs::anon::path_of(file)?;
-        let text = path.display_link(&current().fs().root());
-        // A newline in a name would look like the next line.
-        for byte in text {
-            if byte == b'\n' { out.push_str("\\012") } else { out.push_bytes(&[byte]) }
-        }
+    }
+    // A newline in a name would look like the next line.
+    for byte in name.0 {
+        if byte == b'\n' { out.push_str("\\012") } else { out.push_bytes(&[byte]) }
     }
     out.push('\n');
+    Ok(())
+}
+
+/// The name of a mapping: of its file, or what it is for; nothing for a nameless one.
+pub(super) fn name_of(vmas: &Vmas<'_>, vma: &Vma, out: &mut Text) -> Result {
+    match (vmas.label(vma), vma.file()) {
+        (Some(("", name)), _) => out.push_str(name),
+        (Some((kind, name)), _) => write!(out, "[{kind}:{name}]")?,
+        (None, Some(file)) => {
+            let path = crate::fs::anon::path_of(file)?;
+            out.push_bytes(&path.display_link(&current().fs().root()));
+        }
+        (None, None) => {}
+    }
     Ok(())
 }
 

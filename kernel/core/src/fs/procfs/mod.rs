@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`node`] | directories, generated files, links |
 //! | `pid` | `/proc/PID` and `/proc/PID/task/TID`: a directory that is made anew at each look |
-//! | `status`, `maps`, `map_files`, `fds` | what it holds |
+//! | `status`, `maps`, `map_query`, `map_files`, `fds` | what it holds |
 //! | `system` | `/proc/meminfo`, `cpuinfo`, `stat` … |
 //! | `sysctl` | `/proc/sys` |
 //! | `mounts` | the mount tables |
@@ -19,6 +19,7 @@ mod fds;
 mod inside;
 mod instance;
 mod map_files;
+mod map_query;
 mod maps;
 pub(crate) mod mounts;
 pub mod node;

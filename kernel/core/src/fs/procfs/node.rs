@@ -72,6 +72,14 @@ pub trait Generator: Send + Sync {
         Ok(())
     }
 
+    /// ioctl(2) on the open file.
+    ///
+    /// # Errors
+    /// `ENOTTY` for what it does not know.
+    fn ioctl(&self, _cmd: u32, _arg: usize) -> Result<i64> {
+        Err(Errno::ENOTTY)
+    }
+
     /// A number that changes when a poller is to look again; files that never change have none.
     fn generation(&self) -> Option<u64> {
         None
@@ -145,6 +153,10 @@ impl FileOps for OpenText {
         let text = core::str::from_utf8(&data).map_err(|_| Errno::EINVAL)?;
         self.generator.store(text.trim_end_matches(['\n', '\0']))?;
         Ok(data.len())
+    }
+
+    fn ioctl(&self, _f: &File, cmd: u32, arg: usize) -> Result<i64> {
+        self.generator.ioctl(cmd, arg)
     }
 
     fn is_stream(&self) -> bool {

@@ -13,7 +13,7 @@ use alloc::{
 use linux_uapi::raw::general as uapi;
 
 use super::{
-    fds, inside, map_files, maps, mounts,
+    fds, inside, map_files, map_query, maps, mounts,
     node::{GeneratedFile, Generator, Text, make},
     status,
 };
@@ -196,7 +196,7 @@ static ITEMS: &[Item] = &[
     item("cmdline", 0o444, What::Text(status::cmdline)),
     item("stat", 0o444, What::Text(status::stat)),
     item("statm", 0o444, What::Text(status::statm)),
-    item("maps", 0o444, What::Private(maps::maps)),
+    item("maps", 0o444, What::Special(map_query::MapsFile::inode_ops)),
     item("mem", 0o600, What::Special(|t| Box::new(maps::MemFile { target: t }))),
     item("cwd", 0o777, What::Link(status::cwd)),
     item("root", 0o777, What::Link(status::root)),
