@@ -15,13 +15,14 @@ pub fn sys_pidfd_open(cx: &mut Cx<'_>, pid: Pid, flags: u32) -> Result<i32> {
     if flags & !(O_NONBLOCK | PIDFD_THREAD) != 0 || pid <= 0 {
         return Err(Errno::EINVAL);
     }
+    // The thread of a process that was reaped may not have left its stack yet.
+    let thread = seen_thread(pid).filter(|thread| !thread.process().is_reaped());
     let file = if flags & PIDFD_THREAD != 0 {
-        let thread = seen_thread(pid).filter(|t| !t.process().is_reaped()).ok_or(Errno::ESRCH)?;
-        pidfd::open_thread(&thread, flags & O_NONBLOCK)
+        pidfd::open_thread(&thread.ok_or(Errno::ESRCH)?, flags & O_NONBLOCK)
     } else {
-        let process = seen_process(pid).filter(|p| !p.is_reaped());
+        let process = seen_process(pid).filter(|process| !process.is_reaped());
         // A number of a thread that is not a process's: the descriptor cannot stand for it.
-        let process = process.ok_or_else(|| if seen_thread(pid).is_some() { Errno::ENOENT } else { Errno::ESRCH })?;
+        let process = process.ok_or_else(|| if thread.is_some() { Errno::ENOENT } else { Errno::ESRCH })?;
         pidfd::open_process(&process, flags)
     };
     let limit = cx.thread.process().rlimits.soft(Resource::Nofile);
