@@ -4,7 +4,7 @@
 //! boot counts only if the machine came up whole. The ISO is tried as CD and as disk. Bad starts must say what is wrong.
 //! The rescue shell is typed into, and takes the machine down and up again.
 
-use super::Tally;
+use super::{Tally, side_by_side};
 use crate::build::{self, Profile};
 use crate::image::cpio;
 use crate::image::tree::Tree;
@@ -224,11 +224,10 @@ const CASES: &[Case] = &[
 ];
 
 /// Runs them.
-pub fn run(filter: Option<&str>) -> Result<Tally> {
+pub fn run(filter: Option<&str>, jobs: usize) -> Result<Tally> {
     let chosen: Vec<&Case> = CASES.iter().filter(|c| filter.is_none_or(|f| c.name.contains(f))).collect();
-    let mut tally = Tally::default();
     if chosen.is_empty() {
-        return Ok(tally);
+        return Ok(Tally::default());
     }
     hosttools::ensure(hosttools::QEMU)?;
     let kernel = build::kernel(Profile::Kernel, build::Noise::Warnings)?;
@@ -247,10 +246,11 @@ pub fn run(filter: Option<&str>) -> Result<Tally> {
             iso::make(&files.kernel, archive, options, &files.disc(discs))?;
         }
     }
-    for case in chosen {
+    side_by_side(&chosen, jobs, |case| {
+        let mut tally = Tally::default();
         tally.report("boot", case.name, boot(case, &files));
-    }
-    Ok(tally)
+        Ok(tally)
+    })
 }
 
 /// What boots are made of.
@@ -266,9 +266,9 @@ impl Files {
         self.folder.join(name).with_extension("iso")
     }
 
-    /// The boot archive of a case.
-    fn archive(&self, archive: Archive) -> Result<Option<PathBuf>> {
-        let path = self.folder.join("boot.cpio");
+    /// The boot archive of a case, whose own files go into `folder`.
+    fn archive(&self, archive: Archive, folder: &Path) -> Result<Option<PathBuf>> {
+        let path = folder.join("boot.cpio");
         let mut tree = Tree::default();
         match archive {
             Archive::None => return Ok(None),
@@ -347,7 +347,8 @@ fn says_in_order(text: &str, parts: &[&str]) -> bool {
 }
 
 fn boot(case: &Case, files: &Files) -> Result<()> {
-    let log = files.folder.join("serial.log");
+    let own = tempfile::Builder::new().prefix("case-").tempdir_in(&files.folder)?;
+    let log = own.path().join("serial.log");
     let read_log = || fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let mut command = Command::new("qemu-system-x86_64");
     if !case.machine.contains("-icount") {
@@ -368,16 +369,16 @@ fn boot(case: &Case, files: &Files) -> Result<()> {
     }
     if let Some(append) = case.append {
         command.arg("-kernel").arg(&files.kernel).args(["-append", append]);
-        if let Some(archive) = files.archive(case.archive)? {
+        if let Some(archive) = files.archive(case.archive, own.path())? {
             command.arg("-initrd").arg(archive);
         }
     }
-    if let Some(disk) = case.root.make(&files.folder)? {
+    if let Some(disk) = case.root.make(own.path())? {
         command.arg("-drive").arg(format!("file={},if=none,id=root,format=raw", disk.display()));
         command.args(["-device", "virtio-blk-pci,drive=root,disable-legacy=on"]);
     }
     if case.uefi {
-        command.args(machine::uefi(&machine::uefi_variables(&files.folder)?));
+        command.args(machine::uefi(&machine::uefi_variables(own.path())?));
     }
     command.stdin(Stdio::piped()).stdout(File::create(&log)?).stderr(Stdio::null());
     let mut child = command.spawn().context("cannot start QEMU")?;

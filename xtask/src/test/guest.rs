@@ -1,10 +1,10 @@
 //! Runs guest tests: those of `tests/guest` through one machine a file, and those of this program itself.
 //!
-//! A machine is kept from case to case. When a case breaks it (panic, time limit without a kill, lost line), the next case
+//! Files run side by side, since most cases keep one CPU busy at a time. A machine is kept from case to case. When a case breaks it (panic, time limit without a kill, lost line), the next case
 //! gets a new one.
 
 use super::cases::{self, Case, File};
-use super::{Tally, deaths, power, unit};
+use super::{Tally, deaths, power, side_by_side, unit};
 use crate::build::{self, Noise};
 use crate::guest::{agent_of, show_log};
 use crate::machine::link::{Link, Outcome, Output, Request};
@@ -68,23 +68,25 @@ pub fn make_images_meanwhile(filter: Option<&str>, kernels: &[Kernel], missing: 
     Ok(())
 }
 
-/// Runs them.
-pub fn run(filter: Option<&str>, kernels: &[Kernel], missing: bool) -> Result<Tally> {
-    let mut tally = Tally::default();
+/// Runs them, with `jobs` machines at a time.
+pub fn run(filter: Option<&str>, kernels: &[Kernel], missing: bool, jobs: usize) -> Result<Tally> {
     let choice = Choice { filter, missing };
-    for file in cases::load()? {
-        for &kernel in kernels {
-            run_file(&file, kernel, &|case, name| choice.runs(case, name, kernel), &mut tally)?;
-            for case in file.cases.iter().filter(|case| !missing && case.runs_on(kernel)) {
-                let name = full_name(&file, case);
-                if Choice::lacks(case, kernel) && choice.fits(case, &name) {
-                    tally.skipped += 1;
-                    let lack = case.missing.as_deref().unwrap_or_default();
-                    println!("guest {} {name} ... skipped: {lack}", kernel.name());
-                }
+    let files = cases::load()?;
+    let runs: Vec<(&File, Kernel)> =
+        files.iter().flat_map(|file| kernels.iter().map(move |&kernel| (file, kernel))).collect();
+    let mut tally = side_by_side(&runs, jobs, |&(file, kernel)| {
+        let mut tally = Tally::default();
+        run_file(file, kernel, &|case, name| choice.runs(case, name, kernel), &mut tally)?;
+        for case in file.cases.iter().filter(|case| !missing && case.runs_on(kernel)) {
+            let name = full_name(file, case);
+            if Choice::lacks(case, kernel) && choice.fits(case, &name) {
+                tally.skipped += 1;
+                let lack = case.missing.as_deref().unwrap_or_default();
+                println!("guest {} {name} ... skipped: {lack}", kernel.name());
             }
         }
-    }
+        Ok(tally)
+    })?;
     if !missing {
         tally.add(run_own_tests(filter, kernels)?);
     }
