@@ -100,6 +100,8 @@ impl WaitQueue {
             return 0;
         }
         let mut woken = 0;
+        // The woken take the queue's lock to leave it.
+        let batch = sched::WakeBatch::begin();
         let entries = self.entries.lock();
         for entry in entries.iter() {
             let counts = match &entry.target {
@@ -110,6 +112,8 @@ impl WaitQueue {
             };
             woken += usize::from(counts);
         }
+        drop(entries);
+        drop(batch);
         woken
     }
 

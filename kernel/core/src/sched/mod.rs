@@ -28,7 +28,7 @@ mod tests;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use ursa_hal::fpu::FpuState;
 use ursa_hal::percpu::PerCpu;
@@ -63,6 +63,9 @@ struct CpuSched {
     /// The task that was just switched away from because it may not run here any more; see [`finish_switch`].
     leaving: IrqLock<Option<Arc<Task>>>,
     has_leaving: AtomicBool,
+    /// How many [`WakeBatch`]es this CPU is in, and the CPUs that the outermost will interrupt, as bits. This CPU's own.
+    batches: AtomicU32,
+    batched: AtomicU64,
 }
 
 static CPUS: Lazy<PerCpu<CpuSched>> = Lazy::new(|| {
@@ -76,6 +79,8 @@ static CPUS: Lazy<PerCpu<CpuSched>> = Lazy::new(|| {
         balance_at: AtomicU64::new(0),
         leaving: IrqLock::new(None),
         has_leaving: AtomicBool::new(false),
+        batches: AtomicU32::new(0),
+        batched: AtomicU64::new(0),
     })
 });
 
@@ -243,7 +248,52 @@ fn enqueue_on(cpu: usize, task: Arc<Task>, handoff: bool) {
         preempt
     };
     if preempt {
+        interrupt(cpu);
+    }
+}
+
+/// Makes a CPU look at its queue: at once, or at the end of the [`WakeBatch`] that this one is in. Interrupts are off.
+fn interrupt(cpu: usize) {
+    let this = CPUS.get();
+    if cpu == smp::current_cpu() || this.batches.load(Ordering::Relaxed) == 0 {
         task::set_need_resched(cpu);
+    } else {
+        this.batched.store(this.batched.load(Ordering::Relaxed) | 1 << cpu, Ordering::Relaxed);
+    }
+}
+
+/// While one lives, what this CPU wakes on others does not interrupt them: they are interrupted at its end, each once.
+///
+/// For wakers that hold a lock which the woken want first: an interrupt takes long to send, and the woken would spin for as long. It
+/// is made before the lock is taken and dropped after it is let go, and keeps interrupts off, so nobody sleeps in it.
+pub struct WakeBatch {
+    // Dropped after the interrupts are sent.
+    _irqs: IrqsOff,
+}
+
+impl WakeBatch {
+    /// Begins one; they nest.
+    pub fn begin() -> Self {
+        let irqs = IrqsOff::new();
+        let batches = &CPUS.get().batches;
+        batches.store(batches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        WakeBatch { _irqs: irqs }
+    }
+}
+
+impl Drop for WakeBatch {
+    fn drop(&mut self) {
+        let this = CPUS.get();
+        let outer = this.batches.load(Ordering::Relaxed) - 1;
+        this.batches.store(outer, Ordering::Relaxed);
+        if outer == 0 {
+            let mut cpus = this.batched.load(Ordering::Relaxed);
+            this.batched.store(0, Ordering::Relaxed);
+            while cpus != 0 {
+                task::set_need_resched(cpus.trailing_zeros() as usize);
+                cpus &= cpus - 1;
+            }
+        }
     }
 }
 

@@ -205,6 +205,32 @@ ktest! {
         wait_for(|| queue.is_empty());
     }
 
+    /// What is woken on every CPU within nested batches runs once the outermost has ended.
+    fn wake_batches_interrupt_at_their_end() {
+        let queue = Arc::new(WaitQueue::new());
+        let [entered, open, woken] = core::array::from_fn(|_| Arc::new(AtomicUsize::new(0)));
+        let online = super::online_cpus();
+        for cpu in (0..64).filter(|cpu| online >> cpu & 1 != 0) {
+            let (queue, entered, open, woken) = (queue.clone(), entered.clone(), open.clone(), woken.clone());
+            super::spawn_kernel("batched", move || {
+                super::set_affinity(&super::current_task(), 1 << cpu).expect("the CPU schedules");
+                entered.fetch_add(1, Ordering::Release);
+                queue.wait_until(|| (open.load(Ordering::Acquire) == 1).then_some(()));
+                woken.fetch_add(1, Ordering::Release);
+            });
+        }
+        let count = online.count_ones() as usize;
+        wait_for(|| entered.load(Ordering::Acquire) == count && !queue.is_empty());
+        let (outer, inner) = (super::WakeBatch::begin(), super::WakeBatch::begin());
+        open.store(1, Ordering::Release);
+        queue.wake_all();
+        drop(inner);
+        assert_eq!(super::CPUS.get().batches.load(Ordering::Relaxed), 1);
+        drop(outer);
+        assert_eq!(super::CPUS.get().batched.load(Ordering::Relaxed), 0);
+        wait_for(|| woken.load(Ordering::Acquire) == count);
+    }
+
     /// A task moves to the CPU that its mask names.
     fn affinity_moves_a_running_task() {
         let online = super::online_cpus();
