@@ -289,6 +289,8 @@ fn commit(thread: &Arc<Thread>, regs: &mut UserContext, new: Commit) {
     if let Some(own) = new.own_files {
         drop(thread.set_files(own));
     }
+    // Before descriptors are closed: who sees one go (a parent that reads a pipe) may count on it.
+    process.has_execed.store(true, Relaxed);
     thread.files().close_on_exec();
 
     // Signals.
@@ -314,7 +316,6 @@ fn commit(thread: &Arc<Thread>, regs: &mut UserContext, new: Commit) {
     thread.set_name(&new.name);
     thread.timer_slack_ns.store(thread.default_timer_slack_ns.load(Relaxed), Relaxed);
     process.flags.fetch_and(super::process::FLAGS_KEPT_ON_EXEC, Relaxed);
-    process.has_execed.store(true, Relaxed);
 
     // Registers.
     thread.dispatch.end();
