@@ -14,6 +14,7 @@ use super::connection::{Connection, Owner};
 use super::{CallOptions, Message, ReplySize};
 use crate::fs::{Sink, Source};
 use crate::sched;
+use crate::wait::WaitQueue;
 use crate::{Errno, Result};
 
 /// Counts what it hears.
@@ -78,16 +79,22 @@ fn ask(connection: &Arc<Connection>, body: &[u8], max: usize) -> Result<Vec<u8>>
 ktest! {
     fn an_answer_reaches_who_asked() {
         let (connection, heard) = connection();
-        serve(&connection, |connection, request| {
+        let (refused, told) = (Arc::new(AtomicUsize::new(0)), Arc::new(WaitQueue::new()));
+        let (refusals, tell) = (refused.clone(), told.clone());
+        serve(&connection, move |connection, request| {
             assert_eq!((request.opcode(), request.header.nodeid), (Some(Opcode::Ioctl), 3));
             let body: Vec<u8> = request.body.iter().map(|byte| byte + 1).collect();
             answer(connection, request.header.unique, 0, &body).expect("an open request");
             assert_eq!(answer(connection, request.header.unique, 0, &body), Err(Errno::ENOENT));
+            refusals.fetch_add(1, Ordering::Release);
+            tell.wake_all();
         });
         for round in 0..100u8 {
             assert_eq!(ask(&connection, &[round; 5], 5), Ok(vec![round + 1; 5]));
         }
         assert_eq!(connection.answered(), 100);
+        // The server may still be at its second answer to the last.
+        told.wait_until(|| (refused.load(Ordering::Acquire) == 100).then_some(()));
         connection.detach_server();
         assert_eq!(ask(&connection, b"x", 1), Err(Errno::ENOTCONN));
         assert_eq!(heard.load(Ordering::Relaxed), 1);
