@@ -65,6 +65,25 @@ int main(void)
     CHECK(chld_code == CLD_EXITED && chld_status == 7 && chld_pid == child);
     CHECK(waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 7);
 
+    /* whoever has reaped a child, however it learnt of the end, finds SIGCHLD pending */
+    sigset_t chld_set, old_set;
+    sigemptyset(&chld_set);
+    sigaddset(&chld_set, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &chld_set, &old_set);
+    int late = 0;
+    for (int i = 0; i < 200; i++) {
+        siginfo_t si;
+        struct timespec none = {0, 0};
+        child = fork();
+        if (child == 0)
+            _exit(0);
+        while (waitpid(child, &status, WNOHANG) == 0)
+            ;
+        late += sigtimedwait(&chld_set, &si, &none) != SIGCHLD || si.si_pid != child;
+    }
+    CHECK(late == 0);
+    sigprocmask(SIG_SETMASK, &old_set, 0);
+
     /* stop, continue, kill */
     chld = 0;
     child = fork();

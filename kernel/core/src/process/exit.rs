@@ -291,6 +291,8 @@ fn process_dies(thread: &Arc<Thread>) {
     ptrace::exited(thread, true);
     work.run();
     notify_parent(&process);
+    // Where nobody was to be told, too.
+    *process.announced.lock() = true;
     process.exit_wait.wake_all();
 }
 
@@ -300,7 +302,12 @@ pub(crate) fn notify_parent(process: &Arc<Process>) {
     if ptrace::holds_zombie(process) {
         return;
     }
+    let batch = sched::WakeBatch::begin();
+    let mut announced = process.announced.lock();
     let auto_reap = signal::notify_parent_of_exit(process, &parent);
+    *announced = true;
+    drop(announced);
+    drop(batch);
     if auto_reap && claim(process) {
         release(process);
     }

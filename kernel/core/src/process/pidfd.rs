@@ -71,7 +71,7 @@ impl FileOps for PidFd {
             pt.register(&process.exit_wait);
         }
         let ended = match self {
-            PidFd::Process(process) => process.is_zombie(),
+            PidFd::Process(process) => process.is_announced(),
             PidFd::Thread(thread) => thread.is_dead(),
         };
         let mut events = PollEvents::empty();

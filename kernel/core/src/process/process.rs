@@ -81,6 +81,10 @@ pub struct Process {
     /// A thread that executes a program waits here for the others to end.
     pub(super) exec_wait: WaitQueue,
     pub(super) zombie: AtomicBool,
+    /// The zombie's parent has been told: from now on wait(2) reports it and its pidfds are readable. Not before, so that who hears of
+    /// an end in these ways finds SIGCHLD pending already.
+    /// Held while the parent is told, so that who hears of it by the signal waits for the rest.
+    pub(super) announced: SpinLock<bool>,
     pub(super) reaped: AtomicBool,
     /// wait(2)'s status of a zombie.
     pub(super) exit_status: AtomicI32,
@@ -165,6 +169,7 @@ impl Process {
             exit_wait: Arc::new(WaitQueue::new()),
             exec_wait: WaitQueue::new(),
             zombie: AtomicBool::new(false),
+            announced: SpinLock::new(false),
             reaped: AtomicBool::new(false),
             exit_status: AtomicI32::new(0),
             dumping: AtomicBool::new(false),
@@ -329,6 +334,11 @@ impl Process {
     /// Returns whether wait(2) has consumed the process.
     pub fn is_reaped(&self) -> bool {
         self.reaped.load(Acquire)
+    }
+
+    /// Returns whether it is a zombie whose parent has been told.
+    pub fn is_announced(&self) -> bool {
+        self.is_zombie() && *self.announced.lock()
     }
 
     /// Returns wait(2)'s status of a zombie.

@@ -189,7 +189,8 @@ fn report(parent: &Process, child: &Arc<Process>, options: WaitOptions) -> Optio
         Event { pid: child.seen_pid(), uid, state, usage }
     };
     if child.is_zombie() {
-        if !options.contains(WaitOptions::EXITED) || child.is_reaped() || ptrace::holds_zombie(child) {
+        let is_ready = child.is_announced() && !child.is_reaped() && !ptrace::holds_zombie(child);
+        if !options.contains(WaitOptions::EXITED) || !is_ready {
             return None;
         }
         let report = event(ChildState::Exited(child.exit_status()));
