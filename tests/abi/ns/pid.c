@@ -8,6 +8,9 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/reboot.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -483,6 +486,84 @@ static void unprivileged(void)
     FAILS(EINVAL, syscall(SYS_clone, CLONE_NEWPID | CLONE_THREAD | CLONE_SIGHAND | CLONE_VM, 0, 0, 0, 0));
 }
 
+static int end_of_child(pid_t pid)
+{
+    int status = 0;
+    CHECK(waitpid(pid, &status, 0) == pid);
+    return status;
+}
+
+/* the first process is protected from signals, not from its own faults */
+static void faults(void)
+{
+    pid_t child = fork_with(CLONE_NEWPID);
+    if (child == 0) {
+        struct rlimit no_core = {0, 0};
+        setrlimit(RLIMIT_CORE, &no_core);
+        kill(getpid(), SIGTERM);
+        kill(getpid(), SIGSEGV);
+        *(volatile int *)8 = 1;
+        _exit(1);
+    }
+    int status = end_of_child(child);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    /* nor does an ignored SIGSEGV help */
+    child = fork_with(CLONE_NEWPID);
+    if (child == 0) {
+        struct rlimit no_core = {0, 0};
+        setrlimit(RLIMIT_CORE, &no_core);
+        signal(SIGSEGV, SIG_IGN);
+        *(volatile int *)8 = 1;
+        _exit(1);
+    }
+    status = end_of_child(child);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+}
+
+/* reboot(2) ends the namespace, not the machine */
+static void reboots(void)
+{
+    static const struct {
+        unsigned command;
+        int signal;
+    } kinds[] = {{RB_AUTOBOOT, SIGHUP}, {RB_POWER_OFF, SIGINT}, {RB_HALT_SYSTEM, SIGINT}};
+    for (unsigned i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        pid_t child = fork_with(CLONE_NEWPID);
+        if (child == 0) {
+            if (getpid() != 1)
+                _exit(1);
+            FAILS(EINVAL, reboot(RB_DISABLE_CAD));
+            FAILS(EINVAL, reboot(0x123));
+            if (check_failures)
+                done();
+            /* the call of any process there counts */
+            if (fork() == 0) {
+                reboot(kinds[i].command);
+                _exit(1);
+            }
+            for (;;)
+                pause();
+        }
+        int status = end_of_child(child);
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == kinds[i].signal);
+    }
+}
+
+/* a first process that traces does not wait for what waits for it */
+static void tracing_init(void)
+{
+    pid_t child = fork_with(CLONE_NEWPID);
+    if (child == 0) {
+        pid_t traced = fork();
+        if (traced == 0)
+            for (;;)
+                pause();
+        CHECK(ptrace(PTRACE_SEIZE, traced, 0, PTRACE_O_TRACEEXIT) == 0);
+        done();
+    }
+    reap(child);
+}
+
 int main(void)
 {
     check_in_child(numbers);
@@ -494,6 +575,9 @@ int main(void)
     check_in_child(pidfds);
     check_in_child(subreaper);
     check_in_child(depth);
+    check_in_child(faults);
+    check_in_child(reboots);
+    check_in_child(tracing_init);
     check_in_child(unprivileged);
     return check_done();
 }

@@ -77,9 +77,10 @@ struct Queue {
 /// Switches accounting on, to the file `name`, or off.
 ///
 /// # Errors
-/// `EPERM` without `CAP_SYS_PACCT`, those of open(2), `EACCES` for what is no regular file, `EINVAL` for one of procfs or sysfs.
-pub fn sys_acct(_cx: &mut Cx<'_>, name: UserAddr) -> Result {
-    if !capable(Cap::SysPacct) {
+/// `EPERM` without `CAP_SYS_PACCT` and in a nested PID namespace, those of open(2), `EACCES` for what is no regular file, `EINVAL` for one of procfs or sysfs.
+pub fn sys_acct(cx: &mut Cx<'_>, name: UserAddr) -> Result {
+    // There is one log, the system's.
+    if !capable(Cap::SysPacct) || cx.thread.process().pid_namespace().level() > 0 {
         return Err(Errno::EPERM);
     }
     let log = if name.as_u64() == 0 { None } else { Some(open_log(name)?) };

@@ -18,7 +18,7 @@ use ursa_hal::sync::Once;
 use ursa_hal::task;
 
 use super::group::ProcessGroup;
-use super::pid_namespace;
+use super::pid_namespace::{self, PidNamespace};
 use super::process::{Process, tree_lock};
 use super::thread::Thread;
 use crate::coredump::Gathering;
@@ -284,7 +284,8 @@ fn process_dies(thread: &Arc<Thread>) {
         work.check_orphaned(group, Some(&process));
     }
     retire(thread, true);
-    process.exit_status.store(process.group_exit_status().unwrap_or(0), Release);
+    let status = PidNamespace::reboot_of(&process).map(|signo| signo as i32);
+    process.exit_status.store(status.or(process.group_exit_status()).unwrap_or(0), Release);
     process.zombie.store(true, Release);
     drop(tree);
 

@@ -11,7 +11,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*};
 
 use linux_uapi::signal::{SIGCHLD, SIGKILL, SigInfo};
 use ursa_hal::sync::{Once, RwSpinLock, SpinLock};
@@ -20,7 +20,7 @@ use super::exit;
 use super::pid::{self, Identity, PID_MAX, Pid, RESERVED};
 use super::process::{Process, tree_lock};
 use crate::namespace::{Claim, Kind, Number};
-use crate::{Errno, Result, signal};
+use crate::{Errno, Result, ptrace, signal};
 
 /// How deep namespaces may be nested (`MAX_PID_NS_LEVEL`).
 const DEEPEST: usize = 32;
@@ -37,6 +37,8 @@ pub struct PidNamespace {
     reaper: SpinLock<Weak<Process>>,
     /// The first process has ended.
     ended: AtomicBool,
+    /// What the first process is said to have died of, once somebody in here has called reboot(2): SIGHUP or SIGINT; else 0.
+    reboot: AtomicU32,
     /// Processes in it and in those nested in it, zombies included.
     processes: AtomicUsize,
 }
@@ -65,6 +67,7 @@ impl PidNamespace {
             table: RwSpinLock::new(Table { global: BTreeMap::new(), next: 1, last: 0 }),
             reaper: SpinLock::new(Weak::new()),
             ended: AtomicBool::new(false),
+            reboot: AtomicU32::new(0),
             processes: AtomicUsize::new(0),
         }
     }
@@ -160,6 +163,21 @@ impl PidNamespace {
     /// Who inherits its orphans.
     pub(super) fn reaper(&self) -> Option<Arc<Process>> {
         if self.level == 0 { pid::lookup_pid(1) } else { self.reaper.lock().upgrade() }
+    }
+
+    /// Ends a nested namespace as reboot(2) says: its first process is killed, and seems to have died of `signal`.
+    pub(super) fn reboot(&self, signal: u32) {
+        self.reboot.store(signal, Release);
+        if let Some(first) = self.reaper() {
+            signal::send_to_process(&first, SigInfo::kernel(SIGKILL));
+        }
+    }
+
+    /// What `process` died of, if it was the first of a namespace that somebody in there has rebooted.
+    pub(super) fn reboot_of(process: &Process) -> Option<u32> {
+        let namespace = process.pid_namespace();
+        let signal = namespace.reboot.load(Acquire);
+        (signal != 0 && process.identity().own() == 1).then_some(signal)
     }
 
     /// Checks that a process may be born in it. Under the tree lock.
@@ -273,6 +291,8 @@ pub(super) fn end_of(process: &Arc<Process>) {
     if namespace.level == 0 || process.identity().own() != 1 {
         return;
     }
+    // What it traces must not wait for it.
+    ptrace::release_tracees(process);
     // Its children are reaped as they end.
     process.signals.actions().ignore(SIGCHLD);
     let others = {
@@ -288,7 +308,7 @@ pub(super) fn end_of(process: &Arc<Process>) {
     drop(others);
     process.child_wait.wait_until(|| {
         for child in process.children() {
-            if exit::claim(&child) {
+            if !ptrace::holds_zombie(&child) && exit::claim(&child) {
                 exit::release(&child);
             }
         }

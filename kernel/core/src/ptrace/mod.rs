@@ -39,7 +39,7 @@ use crate::signal;
 pub use access::{check_access, is_traced_by_unprivileged};
 pub use news::{
     TraceeScan, cloned, event_stop_of_clone, exec_event, exit_event, exited, holds_zombie, leader_replaced,
-    scan_tracees, tracer_id,
+    release_tracees, scan_tracees, tracer_id,
 };
 pub(crate) use regs::UserRegs;
 

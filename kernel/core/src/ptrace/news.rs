@@ -194,7 +194,7 @@ pub fn exited(thread: &Arc<Thread>, is_last: bool) {
 }
 
 /// A tracer ends: its tracees go on alone, or end with it.
-fn release_tracees(tracer: &Process) {
+pub fn release_tracees(tracer: &Process) {
     for tracee in tracees(tracer) {
         let kill = tracee.signals.ptrace.has_option(uapi::PTRACE_O_EXITKILL);
         let zombie = tracee.is_leader() && tracee.process().is_zombie();

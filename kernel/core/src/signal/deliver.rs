@@ -89,12 +89,9 @@ pub(crate) fn deliver(thread: &Thread, context: &mut UserContext) {
         match action.handler {
             SIG_IGN => continue,
             SIG_DFL => {
-                if SigSet::DEFAULT_IGNORED.contains(signo) || process.is_first() && !send::UNSTOPPABLE.contains(&signo)
-                {
-                    // init dies of its own faults only.
-                    if !(process.is_first() && SigSet::SYNCHRONOUS.contains(signo) && !info.is_from_user()) {
-                        continue;
-                    }
+                let is_protected = send::is_protected(process) && !send::UNSTOPPABLE.contains(&signo);
+                if SigSet::DEFAULT_IGNORED.contains(signo) || is_protected {
+                    continue;
                 }
                 if SigSet::STOP.contains(signo) && (signo == SIGSTOP || !send::stop_is_ignored(process, signo)) {
                     job::begin_stop(process, signo);
@@ -224,6 +221,9 @@ pub fn force_signal(thread: &Thread, info: SigInfo) {
             mask.remove(signo);
             super::set_blocked(thread, mask);
         }
+    }
+    if thread.process().signals.action(signo).handler == SIG_DFL {
+        thread.process().signals.exposed.store(true, Ordering::Release);
     }
     super::send_to_thread(thread, info);
 }

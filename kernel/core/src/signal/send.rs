@@ -157,6 +157,11 @@ fn send_inner(
     Ok(())
 }
 
+/// Whether signals that nobody handles do nothing to a process: the first of a PID namespace, unless it did what it cannot go on after.
+pub(super) fn is_protected(process: &Process) -> bool {
+    process.is_first() && !process.signals.exposed.load(Ordering::Acquire)
+}
+
 /// Whether sending changes nothing: the signal is ignored and nobody could see it pending.
 fn is_ignored(process: &Process, target: Option<&Thread>, signo: u32, from_above: bool) -> bool {
     let blocked_or_traced = |thread: &Thread| {
@@ -173,7 +178,7 @@ fn is_ignored(process: &Process, target: Option<&Thread>, signo: u32, from_above
     match process.signals.action(signo).handler {
         SIG_IGN => true,
         SIG_DFL if SigSet::DEFAULT_IGNORED.contains(signo) => true,
-        SIG_DFL if process.is_first() => process.pid() == 1 || !from_above || !UNSTOPPABLE.contains(&signo),
+        SIG_DFL if is_protected(process) => process.pid() == 1 || !from_above || !UNSTOPPABLE.contains(&signo),
         _ => false,
     }
 }
@@ -212,6 +217,7 @@ fn ends_process(process: &Process, thread: &Thread, signo: u32) -> bool {
         return true;
     }
     process.signals.action(signo).handler == SIG_DFL
+        && !is_protected(process)
         && !SigSet::DEFAULT_IGNORED.union(SigSet::STOP).union(SigSet::CORE_DUMP).contains(signo)
         && !thread.signals.ptrace.is_traced()
         && !process.signals.is_stopping()

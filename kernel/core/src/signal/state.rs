@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use linux_uapi::signal::{NSIG, SIG_DFL, SIG_IGN, SigAction, SigAltStack, SigInfo, SigSet};
 use ursa_hal::sync::{IrqLock, SpinLock};
@@ -178,6 +178,9 @@ pub struct ProcessSignals {
     pub(super) job: IrqLock<Job>,
     /// A fatal signal that ends the process; its threads look here once they see `Work::KILL`.
     pub(super) fatal: AtomicU32,
+    /// The first process of a PID namespace did what it cannot go on after: it is protected from signals no more
+    /// (Linux clears `SIGNAL_UNKILLABLE`).
+    pub(super) exposed: AtomicBool,
     /// Pollers of signalfds and threads in a signalfd read: woken by every signal to the process or one of its threads.
     pub signalfd_wait: Arc<WaitQueue>,
     /// Interval and POSIX timers.
@@ -198,6 +201,7 @@ impl ProcessSignals {
             shared: IrqLock::new(Pending::default()),
             job: IrqLock::new(Job::default()),
             fatal: AtomicU32::new(0),
+            exposed: AtomicBool::new(false),
             signalfd_wait: Arc::new(WaitQueue::new()),
             timers: ProcessTimers::default(),
             tracees: SpinLock::new(Vec::new()),

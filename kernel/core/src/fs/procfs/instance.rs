@@ -157,10 +157,11 @@ pub(super) fn new_super(fixed: &Arc<FixedDir>, options: ProcSuper, flags: SbFlag
 pub(super) fn mount(flags: SbFlags, data: &[u8]) -> Result<Arc<SuperBlock>> {
     static FIRST_IS_SHOWN: AtomicBool = AtomicBool::new(false);
     let namespace = try_current().map(|thread| thread.process().pid_namespace().clone());
+    let is_nested = namespace.as_ref().is_some_and(|namespace| namespace.level() > 0);
     let options = ProcSuper { namespace, ..ProcSuper::default() };
     options.apply(data)?;
     let first = super::instance();
-    if !FIRST_IS_SHOWN.swap(true, Relaxed) {
+    if !is_nested && !FIRST_IS_SHOWN.swap(true, Relaxed) {
         first.ops().remount(first, data)?;
         return Ok(first.clone());
     }

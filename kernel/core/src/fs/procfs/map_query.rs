@@ -10,6 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::maps::name_of;
 use super::{Text, pid::Target};
 use crate::fs::dev::{major, minor};
+use crate::fs::{FileKind, Inode};
 use crate::mm::{FileRef, VmFlags, Vma, Vmas};
 use crate::user::{self, UserAddr, UserPtr};
 use crate::{Errno, Result};
@@ -87,7 +88,8 @@ pub(super) fn query(target: &Target, at: UserAddr) -> Result<i64> {
         vma.file().cloned()
     };
     // Nothing is read from a file while its mapping is locked.
-    let build_id = if query.build_id_size != 0 { file.as_ref().and_then(build_id) } else { None }.unwrap_or_default();
+    let file = file.filter(|file| query.build_id_size != 0 && has_contents(file));
+    let build_id = file.as_ref().and_then(build_id).unwrap_or_default();
     if build_id.len() > query.build_id_size as usize {
         return Err(Errno::ENAMETOOLONG);
     }
@@ -169,6 +171,12 @@ fn build_id(file: &FileRef) -> Option<Vec<u8>> {
     None
 }
 
+/// Whether reading a file tells of nothing but what it holds: no device's, and none that is made as it is read.
+fn has_contents(file: &FileRef) -> bool {
+    let is_kept = |inode: &Arc<Inode>| inode.kind == FileKind::Regular && !matches!(inode.sb.fs_name, "proc" | "sysfs");
+    file.inode().is_some_and(is_kept)
+}
+
 /// Reads the beginning of a file; how much there was.
 fn read_start(file: &FileRef, into: &mut [u8]) -> usize {
     let mut sink = crate::fs::Sink::kernel(into);
@@ -201,7 +209,11 @@ impl super::Generator for MapsFile {
 
     fn ioctl(&self, cmd: u32, arg: usize) -> Result<i64> {
         match cmd {
-            PROCMAP_QUERY => query(&self.target, UserAddr::new(arg as u64)),
+            PROCMAP_QUERY => {
+                // The process may have become somebody else's since the file was opened.
+                self.target.may_inspect()?;
+                query(&self.target, UserAddr::new(arg as u64))
+            }
             _ => Err(Errno::ENOTTY),
         }
     }

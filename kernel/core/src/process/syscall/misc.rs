@@ -153,7 +153,7 @@ fn for_each_io_target(cx: &Cx<'_>, which: i32, who: i32, mut f: impl FnMut(&Thre
         }
         IOPRIO_WHO_USER => {
             let uid = if who == 0 { cx.thread.with_cred(|c| c.uid) } else { who as u32 };
-            for process in crate::process::processes() {
+            for process in crate::process::processes().into_iter().filter(|process| process.seen_pid() != 0) {
                 for thread in process.threads() {
                     if thread.with_cred(|c| c.uid) == uid {
                         visit(&thread)?;

@@ -1,12 +1,14 @@
 //! The system as a whole: uname(2), sethostname(2), sysinfo(2), getrandom(2), reboot(2).
 
 use linux_uapi::process::{Sysinfo, UTS_LEN, Utsname};
+use linux_uapi::signal::{SIGHUP, SIGINT};
 
 use crate::namespace::uts;
 use crate::process::pid::Pid;
 use crate::process::{Cap, fork, rng};
 use crate::syscall::Cx;
 use crate::user::{self, UserAddr, UserPtr};
+use crate::wait::WaitQueue;
 use crate::{Errno, Result};
 
 /// The Linux release whose interfaces these are: programs compare it with what they need.
@@ -142,11 +144,22 @@ const REBOOT_POWER_OFF: u32 = 0x4321_fedc;
 const REBOOT_CAD_ON: u32 = 0x89ab_cdef;
 const REBOOT_CAD_OFF: u32 = 0;
 
-/// Restarts or powers off the machine. Nothing is synchronised here: that is init's work before.
+/// Restarts or powers off the machine. Nothing is synchronised here: that is init's work before. In a nested PID namespace it ends that
+/// one: its first process seems to have died of SIGHUP (restart) or SIGINT (halt, power off).
 pub fn sys_reboot(cx: &mut Cx<'_>, magic1: u32, magic2: u32, command: u32, arg: UserAddr) -> Result<Pid> {
     cx.thread.cred().require(Cap::SysBoot)?;
     if magic1 != REBOOT_MAGIC1 || !REBOOT_MAGIC2.contains(&magic2) {
         return Err(Errno::EINVAL);
+    }
+    let namespace = cx.thread.process().pid_namespace();
+    if namespace.level() > 0 {
+        namespace.reboot(match command {
+            REBOOT_RESTART | REBOOT_RESTART2 => SIGHUP,
+            REBOOT_HALT | REBOOT_POWER_OFF => SIGINT,
+            _ => return Err(Errno::EINVAL),
+        });
+        // The caller is killed with all the others.
+        return WaitQueue::new().wait_killable(|| None);
     }
     match command {
         REBOOT_CAD_ON | REBOOT_CAD_OFF => Ok(0),
