@@ -9,7 +9,7 @@ use crate::build::{self, Noise};
 use crate::guest::{agent_of, show_log};
 use crate::machine::link::{Link, Outcome, Output, Request};
 use crate::machine::qmp::Qmp;
-use crate::machine::{self, Boot, Event, Kernel, Machine, Options, Root, screens};
+use crate::machine::{self, Boot, Event, Gpu, Kernel, Machine, Options, Root, screens};
 use crate::toolchain::host_cargo;
 use crate::vm::film::Film;
 use crate::vm::{input, screen};
@@ -213,8 +213,15 @@ fn run_batch(
         if let (None, true, Some(disk)) = (&problem, case.powers_off, &options.root_file) {
             problem = power::is_clean(disk).err().map(|problem| format!("{problem:#}"));
         }
-        if !usable && problem.is_some() {
-            show_log(&machine.console());
+        if let Some(problem) = &mut problem {
+            if !usable {
+                show_log(&machine.console());
+            }
+            if file.gpu != Gpu::None
+                && let Some(shown) = save_screen_of(folder.path(), &file.name, case)
+            {
+                *problem += &format!("\n      the screen then: {}", shown.display());
+            }
         }
         report(case, problem, start.elapsed());
         if !usable {
@@ -222,6 +229,15 @@ fn run_batch(
         }
     }
     Ok(cases.len())
+}
+
+/// Saves what the screen shows when a case has failed: the picture's place, if the machine still has a screen.
+fn save_screen_of(folder: &Path, file: &str, case: &Case) -> Option<PathBuf> {
+    let to = picture(&format!("failed-{file}-{}", case.name));
+    fs::create_dir_all(to.parent()?).ok()?;
+    let mut qmp = Qmp::connect(&folder.join("qmp.sock")).ok()?;
+    screen::save(&mut qmp, folder, 0, &to).ok()?;
+    Some(to)
 }
 
 /// Does one action of a case's input: what is wrong, and whether the machine can take another.
