@@ -303,12 +303,12 @@ pub(crate) fn notify_parent(process: &Arc<Process>) {
     if ptrace::holds_zombie(process) {
         return;
     }
-    let batch = sched::WakeBatch::begin();
-    let mut announced = process.announced.lock();
-    let auto_reap = signal::notify_parent_of_exit(process, &parent);
-    *announced = true;
-    drop(announced);
-    drop(batch);
+    let auto_reap = {
+        let mut announced = process.announced.lock();
+        let auto_reap = signal::notify_parent_of_exit(process, &parent);
+        *announced = true;
+        auto_reap
+    };
     if auto_reap && claim(process) {
         release(process);
     }

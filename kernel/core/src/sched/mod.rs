@@ -265,7 +265,7 @@ fn interrupt(cpu: usize) {
 /// While one lives, what this CPU wakes on others does not interrupt them: they are interrupted at its end, each once.
 ///
 /// For wakers that hold a lock which the woken want first: an interrupt takes long to send, and the woken would spin for as long. It
-/// is made before the lock is taken and dropped after it is let go, and keeps interrupts off, so nobody sleeps in it.
+/// is made before the lock is taken and dropped after it is let go, and keeps interrupts off: nobody sleeps in it or takes a `SpinLock`.
 pub struct WakeBatch {
     // Dropped after the interrupts are sent.
     _irqs: IrqsOff,
