@@ -1,7 +1,7 @@
 //! Runs guest tests: those of `tests/guest` through one machine a file, and those of this program itself.
 //!
-//! Files run side by side, since most cases keep one CPU busy at a time. A machine is kept from case to case. When a case breaks it (panic, time limit without a kill, lost line), the next case
-//! gets a new one.
+//! Files run side by side, since most cases keep one CPU busy at a time. A machine is kept from case to case. When a case breaks it
+//! (panic, time limit without a kill, lost line), the next case gets a new one.
 
 use super::cases::{self, Case, File};
 use super::{Tally, deaths, power, side_by_side, unit};
@@ -218,7 +218,7 @@ fn run_batch(
                 show_log(&machine.console());
             }
             if file.gpu != Gpu::None
-                && let Some(shown) = save_screen_of(folder.path(), &file.name, case)
+                && let Ok(shown) = save_screen(folder.path(), 0, &format!("failed-{}-{}", file.name, case.name))
             {
                 *problem += &format!("\n      the screen then: {}", shown.display());
             }
@@ -231,13 +231,12 @@ fn run_batch(
     Ok(cases.len())
 }
 
-/// Saves what the screen shows when a case has failed: the picture's place, if the machine still has a screen.
-fn save_screen_of(folder: &Path, file: &str, case: &Case) -> Option<PathBuf> {
-    let to = picture(&format!("failed-{file}-{}", case.name));
-    fs::create_dir_all(to.parent()?).ok()?;
-    let mut qmp = Qmp::connect(&folder.join("qmp.sock")).ok()?;
-    screen::save(&mut qmp, folder, 0, &to).ok()?;
-    Some(to)
+/// Saves what a screen shows, and says where.
+fn save_screen(folder: &Path, head: u32, name: &str) -> Result<PathBuf> {
+    let to = picture(name);
+    fs::create_dir_all(to.parent().context("no folder for pictures")?)?;
+    screen::save(&mut Qmp::connect(&folder.join("qmp.sock"))?, folder, head, &to)?;
+    Ok(to)
 }
 
 /// Does one action of a case's input: what is wrong, and whether the machine can take another.
@@ -273,16 +272,14 @@ fn act(
         })?;
         return Ok((problem.map(|problem| format!("{action:?}: {problem}")), true));
     }
+    if let Some(name) = action.strip_prefix("picture ") {
+        let (name, head) = name.split_once(' ').unwrap_or((name, "0"));
+        save_screen(folder, head.parse()?, name)?;
+        return Ok((None, true));
+    }
     let mut qmp = Qmp::connect(&folder.join("qmp.sock"))?;
     if let Some((command, arguments)) = action.strip_prefix("qmp ").map(|a| a.split_once(' ').unwrap_or((a, "{}"))) {
         qmp.execute(command, serde_json::from_str(arguments)?)?;
-        return Ok((None, true));
-    }
-    if let Some(name) = action.strip_prefix("picture ") {
-        let (name, head) = name.split_once(' ').unwrap_or((name, "0"));
-        let file = picture(name);
-        fs::create_dir_all(file.parent().context("no folder for pictures")?)?;
-        screen::save(&mut qmp, folder, head.parse()?, &file)?;
         return Ok((None, true));
     }
     if let Some(arguments) = action.strip_prefix("plug ") {
