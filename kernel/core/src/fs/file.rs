@@ -430,12 +430,11 @@ impl File {
         self.ops.write(self, src, pos)
     }
 
-    /// Reads exactly `buf.len()` bytes at `pos`, for kernel users such as the ELF loader.
+    /// Reads what there is at `pos`, `buf.len()` bytes at most, for kernel users; returns how many.
     ///
     /// # Errors
-    /// `EIO` at an early end of file, and the object's own.
-    pub fn read_exact_at(&self, buf: &mut [u8], pos: u64) -> Result {
-        let len = buf.len();
+    /// The object's own.
+    pub fn fill_at(&self, buf: &mut [u8], pos: u64) -> Result<usize> {
         let mut dst = Sink::kernel(buf);
         while dst.remaining() > 0 {
             let at = pos + dst.done() as u64;
@@ -443,7 +442,15 @@ impl File {
                 break;
             }
         }
-        if dst.done() == len { Ok(()) } else { Err(Errno::EIO) }
+        Ok(dst.done())
+    }
+
+    /// Reads exactly `buf.len()` bytes at `pos`, for kernel users such as the ELF loader.
+    ///
+    /// # Errors
+    /// `EIO` at an early end of file, and the object's own.
+    pub fn read_exact_at(&self, buf: &mut [u8], pos: u64) -> Result {
+        if self.fill_at(buf, pos)? == buf.len() { Ok(()) } else { Err(Errno::EIO) }
     }
 }
 

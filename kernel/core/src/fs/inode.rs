@@ -734,6 +734,11 @@ pub struct SuperBlockParams {
 static NEXT_ANON_DEV: AtomicU32 = AtomicU32::new(1);
 
 impl SuperBlock {
+    /// Returns whether its files are made as they are read (procfs, sysfs).
+    pub fn is_generated(&self) -> bool {
+        matches!(self.fs_name, "proc" | "sysfs")
+    }
+
     /// Makes a super block on an anonymous device number; its root is set with [`SuperBlock::set_root`].
     pub fn new(params: SuperBlockParams, ops: Box<dyn SuperOps>) -> Arc<SuperBlock> {
         let dev = super::dev::make_dev(0, NEXT_ANON_DEV.fetch_add(1, Ordering::Relaxed));

@@ -77,7 +77,8 @@ struct Queue {
 /// Switches accounting on, to the file `name`, or off.
 ///
 /// # Errors
-/// `EPERM` without `CAP_SYS_PACCT` and in a nested PID namespace, those of open(2), `EACCES` for what is no regular file, `EINVAL` for one of procfs or sysfs.
+/// `EPERM` without `CAP_SYS_PACCT` and in a nested PID namespace, those of open(2), `EACCES` for what is no regular file, `EINVAL` for one
+/// of procfs or sysfs.
 pub fn sys_acct(cx: &mut Cx<'_>, name: UserAddr) -> Result {
     // There is one log, the system's.
     if !capable(Cap::SysPacct) || cx.thread.process().pid_namespace().level() > 0 {
@@ -103,7 +104,7 @@ fn open_log(name: UserAddr) -> Result<Arc<Log>> {
     if inode.kind != FileKind::Regular {
         return Err(Errno::EACCES);
     }
-    if matches!(inode.sb.fs_name, "proc" | "sysfs") {
+    if inode.sb.is_generated() {
         return Err(Errno::EINVAL);
     }
     let sb = inode.sb.clone();

@@ -11,7 +11,7 @@ use linux_uapi::raw::general::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, O_R
 use super::thread::Thread;
 use crate::fs::path::{self, LookupFlags};
 use crate::fs::permission::{self, MAY_EXEC};
-use crate::fs::{File, FileKind, FileMode, Inode, Path, Sink};
+use crate::fs::{File, FileKind, FileMode, Inode, Path};
 use crate::{Errno, Result};
 
 /// Bytes of a file that decide how it is executed (`BINPRM_BUF_SIZE`).
@@ -60,14 +60,7 @@ impl Executable {
     /// What reading reports.
     pub fn head(&self) -> Result<([u8; HEAD_LEN], usize)> {
         let mut head = [0; HEAD_LEN];
-        let mut sink = Sink::kernel(&mut head);
-        while sink.remaining() > 0 {
-            let at = sink.done() as u64;
-            if self.file.file_ops().read(&self.file, &mut sink, at)? == 0 {
-                break;
-            }
-        }
-        let len = sink.done();
+        let len = self.file.fill_at(&mut head, 0)?;
         Ok((head, len))
     }
 }

@@ -177,7 +177,7 @@ impl PidNamespace {
     pub(super) fn reboot_of(process: &Process) -> Option<u32> {
         let namespace = process.pid_namespace();
         let signal = namespace.reboot.load(Acquire);
-        (signal != 0 && process.identity().own() == 1).then_some(signal)
+        (signal != 0 && process.is_first()).then_some(signal)
     }
 
     /// Checks that a process may be born in it. Under the tree lock.
@@ -288,7 +288,7 @@ pub(super) fn left(identity: &Identity) {
 /// One whose parent is outside is waited for until that one has reaped it, as on Linux.
 pub(super) fn end_of(process: &Arc<Process>) {
     let namespace = process.pid_namespace();
-    if namespace.level == 0 || process.identity().own() != 1 {
+    if namespace.level == 0 || !process.is_first() {
         return;
     }
     // What it traces must not wait for it.

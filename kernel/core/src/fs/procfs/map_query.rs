@@ -9,8 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::maps::name_of;
 use super::{Text, pid::Target};
+use crate::fs::FileKind;
 use crate::fs::dev::{major, minor};
-use crate::fs::{FileKind, Inode};
 use crate::mm::{FileRef, VmFlags, Vma, Vmas};
 use crate::user::{self, UserAddr, UserPtr};
 use crate::{Errno, Result};
@@ -145,7 +145,7 @@ fn build_id(file: &FileRef) -> Option<Vec<u8>> {
     const BUILD_ID_MAX: usize = 20;
     const SEGMENT: usize = 56;
     let mut page = alloc::vec![0; 4096];
-    let len = read_start(file, &mut page);
+    let len = file.fill_at(&mut page, 0).ok()?;
     let page = page.get(..len)?;
     let (table, count) = elf_image::Header::parse(page).ok().map(|header| (header.table().0, header.table_count()))?;
     let word = |at: usize| Some(u32::from_le_bytes(*page.get(at..)?.first_chunk()?));
@@ -173,21 +173,7 @@ fn build_id(file: &FileRef) -> Option<Vec<u8>> {
 
 /// Whether reading a file tells of nothing but what it holds: no device's, and none that is made as it is read.
 fn has_contents(file: &FileRef) -> bool {
-    let is_kept = |inode: &Arc<Inode>| inode.kind == FileKind::Regular && !matches!(inode.sb.fs_name, "proc" | "sysfs");
-    file.inode().is_some_and(is_kept)
-}
-
-/// Reads the beginning of a file; how much there was.
-fn read_start(file: &FileRef, into: &mut [u8]) -> usize {
-    let mut sink = crate::fs::Sink::kernel(into);
-    while sink.remaining() > 0 {
-        let at = sink.done() as u64;
-        match file.file_ops().read(file, &mut sink, at) {
-            Ok(1..) => {}
-            _ => break,
-        }
-    }
-    sink.done()
+    file.inode().is_some_and(|inode| inode.kind == FileKind::Regular && !inode.sb.is_generated())
 }
 
 /// `/proc/PID/maps` as a file: its text, and the query.
