@@ -103,6 +103,11 @@ impl Process {
         self.exec_wait.wait_killable(cond)
     }
 
+    /// Returns whether all other threads than `thread` have ended.
+    fn is_alone(&self, thread: &Arc<Thread>) -> bool {
+        self.threads.lock().list.iter().all(|other| other.is_dead() || Arc::ptr_eq(other, thread))
+    }
+
     /// Lets [`Process::wait_for_threads`] look again.
     pub(crate) fn threads_changed(&self) {
         self.exec_wait.wake_all();
@@ -223,6 +228,7 @@ fn retire(thread: &Arc<Thread>, keep_listed: bool) {
 /// A thread that others survive. A leader stays as the face of its process; the others vanish at once.
 fn thread_dies(thread: &Arc<Thread>) {
     let process = thread.process();
+    leave_cgroup(thread);
     {
         let _tree = tree_lock();
         let heir = process.find_thread(|t| (!t.is_dead() && !Arc::ptr_eq(t, thread)).then(|| t.tid()));
@@ -233,12 +239,17 @@ fn thread_dies(thread: &Arc<Thread>) {
             signal::send_to_process(&child, SigInfo::kernel(signo));
         }
     }
+    ptrace::exited(thread, false);
+    process.exec_wait.wake_all();
+}
+
+/// Takes a thread out of its group, while it is still listed: whoever moves its process counts the threads that are.
+fn leave_cgroup(thread: &Arc<Thread>) {
     cgroup::leave(thread);
+    // A leader counts as a task until its process is reaped.
     if !thread.is_leader() {
         cgroup::gone(thread);
     }
-    ptrace::exited(thread, false);
-    process.exec_wait.wake_all();
 }
 
 /// Children stay with the process when the thread that made them ends; those that asked for it are told.
@@ -267,10 +278,9 @@ fn collect_death_signals(child: &Arc<Process>, told: &mut Vec<(Arc<Process>, u32
 /// The last thread: the process becomes a zombie.
 fn process_dies(thread: &Arc<Thread>) {
     let process = thread.process().clone();
-    cgroup::leave(thread);
-    if !thread.is_leader() {
-        cgroup::gone(thread);
-    }
+    // Who reaps the process may count on the whole of it being gone: files, locks, places in groups.
+    process.exec_wait.wait_until(|| process.is_alone(thread).then_some(()));
+    leave_cgroup(thread);
     pid_namespace::end_of(&process);
     let mut work = AfterTree::default();
     let tree = tree_lock();
