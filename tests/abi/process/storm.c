@@ -3,11 +3,13 @@
 #define _GNU_SOURCE
 #include "../check.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -92,6 +94,50 @@ static void threads_die_together(int how, int want)
     }
 }
 
+/* A process that was reaped holds nothing any more: its last descriptor of a pipe is closed, its lock is released. */
+static void reaped_is_gone(void)
+{
+    char path[] = "/tmp/reaped-XXXXXX";
+    int file = mkstemp(path);
+    CHECK(file >= 0 && unlink(path) == 0);
+    int held = 0, locked = 0;
+    for (int round = 0; round < 200; round++) {
+        int ends[2], ready[2], status;
+        char byte;
+        CHECK(pipe2(ends, O_NONBLOCK) == 0 && pipe(ready) == 0);
+        pid_t pid = fork();
+        if (pid == 0) {
+            /* A description of its own, so that the lock is its own. */
+            char own[32];
+            snprintf(own, sizeof own, "/proc/self/fd/%d", file);
+            int lock = open(own, O_RDWR);
+            if (lock < 0 || flock(lock, LOCK_EX) != 0)
+                _exit(1);
+            pthread_t t;
+            for (int i = 0; i < 4; i++)
+                pthread_create(&t, 0, i % 2 ? spin : nap, 0);
+            if (write(ready[1], "", 1) != 1)
+                _exit(1);
+            usleep(1000 * (round % 3));
+            if (round % 2)
+                pthread_create(&t, 0, leave, (void *)7L), pause();
+            _exit(7);
+        }
+        close(ends[1]);
+        close(ready[1]);
+        CHECK(read(ready[0], &byte, 1) == 1);
+        CHECK(waitpid(pid, &status, 0) == pid && status == 7 << 8);
+        held += read(ends[0], &byte, 1) != 0;
+        locked += flock(file, LOCK_EX | LOCK_NB) != 0;
+        flock(file, LOCK_UN);
+        close(ends[0]);
+        close(ready[0]);
+    }
+    CHECK(held == 0);
+    CHECK(locked == 0);
+    close(file);
+}
+
 static void fork_bomb(void)
 {
     pid_t pid = fork();
@@ -129,6 +175,8 @@ int main(void)
     threads_die_together(2, SIGKILL);
     printf("exit_group after the leader's end\n");
     threads_die_together(3, 6 << 8);
+    printf("nothing is held after the end\n");
+    reaped_is_gone();
     printf("fork bomb\n");
     if (getuid() == 0)
         for (int round = 0; round < 10; round++)
