@@ -307,7 +307,7 @@ impl CpuSched {
 /// Sees to it that a thread looks at its [`Work`] flags soon: wakes it from `states`, or interrupts its CPU.
 pub fn kick(task: &Arc<Task>, states: SleepState) {
     if !wake(task, states) && task.is_on_cpu() {
-        task::set_need_resched(ext_of(task).cpu());
+        task::set_need_look(ext_of(task).cpu());
     }
 }
 
@@ -332,7 +332,7 @@ pub fn schedule() {
 /// Lets another task run if one should. For long loops in the kernel.
 #[inline]
 pub fn cond_resched() {
-    if task::need_resched() {
+    if task::need_resched() && !task::take_need_look() {
         switch(Why::Preempt);
     }
 }

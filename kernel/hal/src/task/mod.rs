@@ -503,19 +503,42 @@ pub fn is_idle() -> bool {
     l.current.get() == l.idle.get()
 }
 
+/// In `need_resched`: the running task has something to look at before it next enters user mode; the scheduler has not.
+const LOOK: u32 = 1;
+/// In `need_resched`: the scheduler is to look.
+const RESCHEDULE: u32 = 2;
+
 /// Asks `cpu` to look at its scheduler before it next enters user mode. A CPU other than this one is interrupted.
 #[inline]
 pub fn set_need_resched(cpu: usize) {
     if cpu == percpu::cpu_id() {
-        local().need_resched.store(1, Ordering::Relaxed);
+        local().need_resched.store(RESCHEDULE, Ordering::Relaxed);
     } else if let Some(l) = percpu::local_of(cpu)
-        && l.need_resched.swap(1, Ordering::SeqCst) == 0
+        && l.need_resched.swap(RESCHEDULE, Ordering::SeqCst) == 0
     {
         crate::smp::send_ipi(CpuSet::single(cpu), crate::smp::Ipi::Reschedule);
     }
 }
 
-/// Whether this CPU was asked to look at its scheduler.
+/// As [`set_need_resched`], where the running task alone has something to look at: no other is chosen because of it.
+#[inline]
+pub fn set_need_look(cpu: usize) {
+    if let Some(l) = percpu::local_of(cpu)
+        && l.need_resched.compare_exchange(0, LOOK, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        && cpu != percpu::cpu_id()
+    {
+        crate::smp::send_ipi(CpuSet::single(cpu), crate::smp::Ipi::Reschedule);
+    }
+}
+
+/// Takes the request of [`set_need_look`] back, if it is all that this CPU was asked for. What there is to look at was there before
+/// the request, so who calls this looks afterwards.
+#[inline]
+pub fn take_need_look() -> bool {
+    local().need_resched.compare_exchange(LOOK, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+}
+
+/// Whether this CPU was asked to look at its scheduler or at what its task has to do.
 #[inline(always)]
 pub fn need_resched() -> bool {
     local().need_resched.load(Ordering::Relaxed) != 0
