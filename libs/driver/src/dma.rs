@@ -60,6 +60,10 @@ pub trait DmaBackend: Send + Sync {
     fn unmap(&self, mapped: &Mapped);
     /// Whether addresses are translated by an IOMMU.
     fn translated(&self) -> bool;
+    /// The iommufd and the number of the address space in it, where there is one.
+    fn space(&self) -> Option<(BorrowedFd<'_>, u32)> {
+        None
+    }
 }
 
 /// A device's address space.
@@ -103,6 +107,17 @@ impl Dma {
         let shared = Shared::map(&fd, 0, len)?;
         let mapping = self.map(fd.as_fd(), len)?;
         Ok(DmaBuffer { mapping, shared, fd })
+    }
+
+    /// The iommufd and the number of the address space in it, where there is one.
+    pub(crate) fn space(&self) -> Option<(BorrowedFd<'_>, u32)> {
+        self.backend.space()
+    }
+
+    /// A buffer that this address space holds already, mapped for the caller.
+    pub(crate) fn take_over(&self, fd: OwnedFd, len: usize, mapped: Mapped) -> io::Result<DmaBuffer> {
+        let shared = Shared::map(&fd, 0, len)?;
+        Ok(DmaBuffer { mapping: DmaMapping { mapped, backend: self.backend.clone() }, shared, fd })
     }
 
     /// Lets the device reach `len` bytes of a dma-buf (with an IOMMU: or memfd) that somebody else made.
@@ -169,6 +184,9 @@ impl DmaBuffer {
     pub fn segments(&self) -> &[Segment] {
         self.mapping.segments()
     }
+    pub(crate) fn mapped(&self) -> &Mapped {
+        &self.mapping.mapped
+    }
     /// The address of the first byte; of the whole buffer when it is contiguous.
     #[must_use]
     pub fn address(&self) -> u64 {
@@ -226,7 +244,11 @@ impl Ioas {
     pub(crate) fn new(iommufd: OwnedFd) -> io::Result<Self> {
         let mut alloc = IoasAlloc { size: size_of::<IoasAlloc>() as u32, ..Default::default() };
         sys::ioctl(&iommufd, iommufd::IOAS_ALLOC, &mut alloc)?;
-        let id = alloc.out_ioas_id;
+        Self::existing(iommufd, alloc.out_ioas_id)
+    }
+
+    /// The address space `id` that a predecessor made.
+    pub(crate) fn existing(iommufd: OwnedFd, id: u32) -> io::Result<Self> {
         // With no room for ranges the kernel says EMSGSIZE, having told how many there are; without translation EOPNOTSUPP.
         let mut ranges = IovaRanges { size: size_of::<IovaRanges>() as u32, ioas_id: id, ..Default::default() };
         let translated = match sys::ioctl(&iommufd, iommufd::IOAS_IOVA_RANGES, &mut ranges) {
@@ -319,5 +341,9 @@ impl DmaBackend for Ioas {
 
     fn translated(&self) -> bool {
         self.translated
+    }
+
+    fn space(&self) -> Option<(BorrowedFd<'_>, u32)> {
+        Some((self.iommufd(), self.id))
     }
 }

@@ -1,7 +1,7 @@
 //! What a user-space driver is made of: its device's configuration space, registers, interrupts and DMA memory.
 //!
 //! A driver is a process. The kernel gives it one device file (VFIO's) and one I/O address space (iommufd's), and takes
-//! interrupts and bus mastering away when these are closed, however the process ends. This crate is the thin layer over those
+//! interrupts and bus mastering away when these are closed, however the process ends ([`handover`] is the exception). This crate is the thin layer over those
 //! files: every access is bounds-checked, so that a driver above it needs no `unsafe`.
 //!
 //! Key types: [`PciDevice`], [`PlatformDevice`]; [`Mmio`], mapped registers; [`Irq`], an interrupt as an eventfd; [`Dma`],
@@ -16,6 +16,7 @@
 #![deny(unsafe_code)]
 
 mod dma;
+pub mod handover;
 mod irq;
 mod mmio;
 #[cfg(feature = "mock")]
@@ -30,6 +31,7 @@ mod vfio;
 mod volatile;
 
 pub use dma::{Contiguity, Dma, DmaBackend, DmaBuffer, DmaMapping, Mapped, Segment, system_buffer};
+pub use handover::Handover;
 pub use irq::Irq;
 pub use mmio::{Mmio, Registers};
 pub use pci::{Bar, BarKind, PciDevice};

@@ -90,6 +90,11 @@ impl PciDevice {
         Ok(device)
     }
 
+    /// The device file, where there is one.
+    pub(crate) fn file(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.backend.file()
+    }
+
     /// Addresses of all functions with these ids.
     #[must_use]
     pub fn find(vendor: u16, device: u16) -> Vec<String> {

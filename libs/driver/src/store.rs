@@ -1,7 +1,7 @@
 //! The service manager's descriptor store: what outlives a driver's process and is passed to its successor.
 //!
 //! For files that the driver itself has opened and whose end others would notice, such as the input device that it made of
-//! its hardware. The hardware's own files are never stored: their last close is what stops the hardware.
+//! its hardware. The hardware's own files are stored by [`crate::handover`] only: their last close is what stops the hardware.
 //!
 //! Reference: sd_notify(3), `FDSTORE=1`.
 

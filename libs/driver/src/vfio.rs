@@ -72,6 +72,10 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// `ENOTTY` when it cannot be reset.
     fn reset(&self) -> io::Result<()>;
+    /// The device file, where there is one.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// An open VFIO device, bound to an iommufd.
@@ -90,6 +94,11 @@ impl VfioDevice {
         let mut bind =
             BindIommufd { argsz: size_of::<BindIommufd>() as u32, iommufd: iommufd.as_raw_fd(), ..Default::default() };
         sys::ioctl(&file, vfio::DEVICE_BIND_IOMMUFD, &mut bind)?;
+        Self::bound(file)
+    }
+
+    /// A device file that is bound already.
+    pub(crate) fn bound(file: File) -> io::Result<Self> {
         let mut info = DeviceInfo { argsz: size_of::<DeviceInfo>() as u32, ..Default::default() };
         sys::ioctl(&file, vfio::DEVICE_GET_INFO, &mut info)?;
         Ok(Self { file, info })
@@ -176,6 +185,10 @@ impl Backend for VfioDevice {
 
     fn reset(&self) -> io::Result<()> {
         sys::bare(&self.file, vfio::DEVICE_RESET).map(drop)
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 }
 

@@ -138,7 +138,7 @@ impl Device {
     /// # Errors
     /// It is no device, or it is gone.
     pub fn resume(fd: OwnedFd, blueprint: &Blueprint) -> io::Result<Device> {
-        let device = Device { fd };
+        let device = Device::adopt(fd);
         let mut packets = Packets::default();
         for code in blueprint.codes_of(EV_KEY) {
             packets.push(EV_KEY, *code, 0);
@@ -152,6 +152,20 @@ impl Device {
         packets.sync();
         device.send(&mut packets)?;
         Ok(device)
+    }
+
+    /// Takes over a device that an earlier process of the same driver made, as it is: for a driver whose hardware went on
+    /// reporting meanwhile.
+    pub fn adopt(fd: OwnedFd) -> Device {
+        Device { fd }
+    }
+
+    /// How many events the device has been given in all, modulo 2³²: whether a predecessor's last write was done.
+    ///
+    /// # Errors
+    /// `EINVAL` on Linux, which does not tell; the device is gone.
+    pub fn written(&self) -> io::Result<u32> {
+        sys::written(self.fd.as_fd())
     }
 
     /// Writes what was collected, in one call.

@@ -8,7 +8,7 @@ use std::{
     ptr,
 };
 
-use linux_uapi::input::{UI_ABS_SETUP, UI_DEV_SETUP, UinputAbsSetup, UinputSetup};
+use linux_uapi::input::{UI_ABS_SETUP, UI_DEV_SETUP, UI_URSA_GET_WRITTEN, UinputAbsSetup, UinputSetup};
 use rustix::ioctl::{self, IoctlOutput, Opcode};
 
 /// One ioctl: its number and its argument, an address or a plain value.
@@ -17,10 +17,11 @@ struct Call {
     argument: *mut c_void,
 }
 
-// SAFETY: the argument is passed on as it is; whether it is right for the number is for the functions below.
+// SAFETY: the argument is passed on as it is; whether it is right for the number is for the functions below. One of them has the
+// kernel write to it, so the call is declared as mutating.
 unsafe impl ioctl::Ioctl for Call {
     type Output = ();
-    const IS_MUTATING: bool = false;
+    const IS_MUTATING: bool = true;
 
     fn opcode(&self) -> Opcode {
         self.number as Opcode
@@ -61,4 +62,13 @@ pub fn abs_setup(fd: BorrowedFd<'_>, mut setup: UinputAbsSetup) -> io::Result<()
     let argument = (&raw mut setup).cast();
     // SAFETY: the number is made from the structure's size, and the kernel only reads it.
     Ok(unsafe { ioctl::ioctl(fd, Call { number: UI_ABS_SETUP, argument }) }?)
+}
+
+/// `UI_URSA_GET_WRITTEN`.
+pub fn written(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut count = 0_u32;
+    let argument = (&raw mut count).cast();
+    // SAFETY: the kernel writes the four bytes that the number names, which are there; nothing else uses them meanwhile.
+    unsafe { ioctl::ioctl(fd, Call { number: UI_URSA_GET_WRITTEN, argument }) }?;
+    Ok(count)
 }

@@ -1,6 +1,6 @@
 //! Bringing a device up.
 
-use crate::{DmaAllocator, Error, Features, Result, Status, Transport, Virtqueue};
+use crate::{Buffer, DmaAllocator, Error, Features, Result, Status, Transport, Virtqueue};
 
 /// A virtio device on its way from reset to `DRIVER_OK`, and after.
 ///
@@ -43,6 +43,27 @@ impl<T: Transport> Device<T> {
         Ok(device)
     }
 
+    /// Takes over a device that runs: one that a predecessor brought up and that was not reset since. Its queues are taken over
+    /// by [`Device::resume_filled`] and [`Device::resume_idle`], in the order in which they were set up and from the same memory.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when it does not run (any more).
+    pub fn resume(mut transport: T) -> Result<Self> {
+        let running = Status::ACKNOWLEDGE | Status::DRIVER | Status::FEATURES_OK | Status::DRIVER_OK;
+        if transport.status() != running {
+            return Err(Error::Broken("the device does not run"));
+        }
+        let features = transport.driver_features();
+        let mut required = Features::VERSION_1;
+        if transport.is_translated() {
+            required |= Features::ACCESS_PLATFORM;
+        }
+        if !features.contains(required) {
+            return Err(Error::Broken("the device runs without the features that were agreed on"));
+        }
+        Ok(Device { transport, features })
+    }
+
     /// What was agreed on.
     pub fn features(&self) -> Features {
         self.features
@@ -50,15 +71,55 @@ impl<T: Transport> Device<T> {
 
     /// Sets up a queue of at most `max_size` entries.
     pub fn queue<A: DmaAllocator, K>(&mut self, dma: &A, queue: u16, max_size: u16) -> Result<Virtqueue<A::Memory, K>> {
+        let (size, event_idx) = self.shape(queue, max_size)?;
+        let made = Virtqueue::new(dma, queue, size, event_idx)?;
+        self.transport.enable_queue(queue, &made.setup())?;
+        Ok(made)
+    }
+
+    /// A queue's entries, and whether it has event indices.
+    fn shape(&mut self, queue: u16, max_size: u16) -> Result<(u16, bool)> {
         if queue >= self.transport.queue_count() {
             return Err(Error::NoQueue(queue));
         }
         // Split queues have a power of two of entries; a device that names another number gets the next smaller one.
         let size = self.transport.queue_max_size(queue).min(max_size).min(32768);
         let size = if size == 0 { return Err(Error::NoQueue(queue)) } else { 1 << size.ilog2() };
-        let made = Virtqueue::new(dma, queue, size, self.features.contains(Features::EVENT_IDX))?;
-        self.transport.enable_queue(queue, &made.setup())?;
-        Ok(made)
+        Ok((size, self.features.contains(Features::EVENT_IDX)))
+    }
+
+    /// Takes over a queue that [`Virtqueue::fill`] filled, of which the predecessor was done with `taken` used entries in all.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when it is not as the predecessor left it.
+    pub fn resume_filled<A: DmaAllocator>(
+        &mut self,
+        dma: &A,
+        queue: u16,
+        max_size: u16,
+        taken: u16,
+        buffer: impl Fn(u16) -> Buffer,
+    ) -> Result<Virtqueue<A::Memory, u16>> {
+        let (size, event_idx) = self.shape(queue, max_size)?;
+        let found = Virtqueue::resume_filled(dma, queue, size, event_idx, taken, buffer)?;
+        self.transport.resume_queue(queue, &found.setup())?;
+        Ok(found)
+    }
+
+    /// Takes over a queue that has room again once the device is done with what is in it.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] when it is not as the predecessor left it.
+    pub fn resume_idle<A: DmaAllocator, K>(
+        &mut self,
+        dma: &A,
+        queue: u16,
+        max_size: u16,
+    ) -> Result<Virtqueue<A::Memory, K>> {
+        let (size, event_idx) = self.shape(queue, max_size)?;
+        let found = Virtqueue::resume_idle(dma, queue, size, event_idx)?;
+        self.transport.resume_queue(queue, &found.setup())?;
+        Ok(found)
     }
 
     /// Lets the device run.

@@ -19,6 +19,7 @@
 //! References: Virtual I/O Device (VIRTIO) Version 1.2, chapters 2 (facilities), 3 (initialization), 4.1 (PCI).
 #![deny(unsafe_code)]
 
+mod arena;
 mod device;
 mod features;
 mod memory;
@@ -28,6 +29,7 @@ pub mod pci;
 mod queue;
 mod transport;
 
+pub use arena::{Arena, Part};
 pub use device::Device;
 pub use features::Features;
 pub use memory::{DmaAllocator, DmaMemory, Segment, VecSegments};

@@ -420,6 +420,10 @@ impl<D: Model> Transport for MockTransport<D> {
         state.accepted = features;
     }
 
+    fn driver_features(&mut self) -> Features {
+        self.0.accepted()
+    }
+
     fn queue_count(&self) -> u16 {
         self.0.0.borrow().sizes.len() as u16
     }
@@ -434,6 +438,13 @@ impl<D: Model> Transport for MockTransport<D> {
         assert!(!state.status.contains(Status::DRIVER_OK), "queues come before DRIVER_OK");
         state.queues[usize::from(queue)] = Some(QueueState { setup: *setup, seen: 0, used: 0, held: VecDeque::new() });
         Ok(())
+    }
+
+    fn resume_queue(&mut self, queue: u16, setup: &QueueSetup) -> Result<()> {
+        match &self.0.0.borrow().queues[usize::from(queue)] {
+            Some(there) if there.setup == *setup => Ok(()),
+            _ => Err(Error::Broken("the device has its queue elsewhere")),
+        }
     }
 
     fn notify(&self, queue: u16) {

@@ -203,6 +203,14 @@ impl<P: PciFunction> PciTransport<P> {
         self.common().read16(self.common.offset + field)
     }
 
+    fn read32(&self, field: usize) -> u32 {
+        self.common().read32(self.common.offset + field)
+    }
+
+    fn read64(&self, field: usize) -> u64 {
+        u64::from(self.read32(field)) | u64::from(self.read32(field + 4)) << 32
+    }
+
     fn write16(&self, field: usize, value: u16) {
         self.common().write16(self.common.offset + field, value);
     }
@@ -214,6 +222,38 @@ impl<P: PciFunction> PciTransport<P> {
     fn write64(&self, field: usize, value: u64) {
         self.write32(field, value as u32);
         self.write32(field + 4, (value >> 32) as u32);
+    }
+
+    /// Both halves of a set of features.
+    fn features(&self, select: usize, field: usize) -> Features {
+        let half = |number| {
+            self.write32(select, number);
+            u64::from(self.read32(field))
+        };
+        Features::from_bits_retain(half(0) | half(1) << 32)
+    }
+
+    /// Selects a queue; where its doorbell lies.
+    fn doorbell(&self, queue: u16) -> Result<usize> {
+        if queue >= self.queues {
+            return Err(Error::NoQueue(queue));
+        }
+        self.select_queue(queue);
+        let doorbell = u64::from(self.read16(common::QUEUE_NOTIFY_OFF)) * u64::from(self.notify_multiplier);
+        if doorbell + 2 > self.notify.len as u64 || !(self.notify.offset as u64 + doorbell).is_multiple_of(2) {
+            return Err(Error::Transport("a queue's doorbell lies outside its window or at an odd address"));
+        }
+        Ok(self.notify.offset + doorbell as usize)
+    }
+
+    /// Ties the selected queue's interrupt.
+    fn tie_vector(&self, queue: u16) -> Result<()> {
+        let vector = match self.interrupts {
+            Interrupts::Msix { shared: true, .. } => 1,
+            Interrupts::Msix { .. } => queue + 1,
+            Interrupts::Intx(_) => NO_VECTOR,
+        };
+        self.set_vector(common::QUEUE_MSIX_VECTOR, vector)
     }
 
     fn select_queue(&self, queue: u16) {
@@ -299,11 +339,11 @@ impl<P: PciFunction> Transport for PciTransport<P> {
     }
 
     fn device_features(&mut self) -> Features {
-        let half = |select| {
-            self.write32(common::DEVICE_FEATURE_SELECT, select);
-            u64::from(self.common().read32(self.common.offset + common::DEVICE_FEATURE))
-        };
-        Features::from_bits_retain(half(0) | half(1) << 32)
+        self.features(common::DEVICE_FEATURE_SELECT, common::DEVICE_FEATURE)
+    }
+
+    fn driver_features(&mut self) -> Features {
+        self.features(common::DRIVER_FEATURE_SELECT, common::DRIVER_FEATURE)
     }
 
     fn set_driver_features(&mut self, features: Features) {
@@ -323,26 +363,30 @@ impl<P: PciFunction> Transport for PciTransport<P> {
     }
 
     fn enable_queue(&mut self, queue: u16, setup: &QueueSetup) -> Result<()> {
-        if queue >= self.queues {
-            return Err(Error::NoQueue(queue));
-        }
-        self.select_queue(queue);
-        let doorbell = u64::from(self.read16(common::QUEUE_NOTIFY_OFF)) * u64::from(self.notify_multiplier);
-        if doorbell + 2 > self.notify.len as u64 || !(self.notify.offset as u64 + doorbell).is_multiple_of(2) {
-            return Err(Error::Transport("a queue's doorbell lies outside its window or at an odd address"));
-        }
+        let doorbell = self.doorbell(queue)?;
         self.write16(common::QUEUE_SIZE, setup.size);
         self.write64(common::QUEUE_DESC, setup.descriptors);
         self.write64(common::QUEUE_DRIVER, setup.available);
         self.write64(common::QUEUE_DEVICE, setup.used);
-        match self.interrupts {
-            Interrupts::Msix { shared, .. } => {
-                self.set_vector(common::QUEUE_MSIX_VECTOR, if shared { 1 } else { queue + 1 })?;
-            }
-            Interrupts::Intx(_) => self.set_vector(common::QUEUE_MSIX_VECTOR, NO_VECTOR)?,
-        }
+        self.tie_vector(queue)?;
         self.write16(common::QUEUE_ENABLE, 1);
-        self.doorbells[usize::from(queue)] = Some(self.notify.offset + doorbell as usize);
+        self.doorbells[usize::from(queue)] = Some(doorbell);
+        Ok(())
+    }
+
+    fn resume_queue(&mut self, queue: u16, setup: &QueueSetup) -> Result<()> {
+        let doorbell = self.doorbell(queue)?;
+        let found = QueueSetup {
+            size: self.read16(common::QUEUE_SIZE),
+            descriptors: self.read64(common::QUEUE_DESC),
+            available: self.read64(common::QUEUE_DRIVER),
+            used: self.read64(common::QUEUE_DEVICE),
+        };
+        if self.read16(common::QUEUE_ENABLE) != 1 || found != *setup {
+            return Err(Error::Broken("the device has its queue elsewhere"));
+        }
+        self.tie_vector(queue)?;
+        self.doorbells[usize::from(queue)] = Some(doorbell);
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 //!
 //! References: VIRTIO 1.2, 2.7 (split virtqueues), 2.7.7 to 2.7.10 (suppression of notifications).
 
+use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
 
 use crate::{DmaAllocator, DmaMemory, Error, QueueSetup, Result};
@@ -78,35 +79,48 @@ pub struct Virtqueue<M: DmaMemory, K> {
     last_used: u16,
     wants_interrupts: bool,
     batched: bool,
+    /// Chains that the device is done with and that wait for [`Virtqueue::give_back`], by their heads.
+    held: VecDeque<(u16, InFlight<K>)>,
+    /// Taken over while the device had chains that nobody remembers: nothing is added until it is done with them.
+    settling: bool,
 }
 
 impl<M: DmaMemory, K> Virtqueue<M, K> {
     pub(crate) fn new<A: DmaAllocator<Memory = M>>(dma: &A, index: u16, size: u16, event_idx: bool) -> Result<Self> {
+        let memory = Self::allocate(dma, size)?;
+        memory.write(0, &vec![0; Self::bytes(size)]);
+        Ok(Self::empty(memory, index, size, event_idx))
+    }
+
+    fn allocate<A: DmaAllocator<Memory = M>>(dma: &A, size: u16) -> Result<M> {
         assert!(size.is_power_of_two() && size <= 32768, "queue sizes are powers of two");
         let memory = dma.alloc_contiguous(Self::bytes(size))?;
         match memory.segments()[..] {
-            [segment] if segment.len >= Self::bytes(size) as u64 && segment.address.is_multiple_of(16) => {}
-            _ => return Err(Error::Transport("the queue's memory is not contiguous or not aligned")),
+            [segment] if segment.len >= Self::bytes(size) as u64 && segment.address.is_multiple_of(16) => Ok(memory),
+            _ => Err(Error::Transport("the queue's memory is not contiguous or not aligned")),
         }
-        memory.write(0, &vec![0; Self::bytes(size)]);
-        let next = (0..size).map(|descriptor| descriptor.wrapping_add(1)).collect();
-        let in_flight = std::iter::repeat_with(|| None).take(size.into()).collect();
-        Ok(Virtqueue {
+    }
+
+    /// The driver's own record of a queue that has nothing in it.
+    fn empty(memory: M, index: u16, size: u16, event_idx: bool) -> Self {
+        Virtqueue {
             memory,
             index,
             size,
             event_idx,
-            next,
+            next: (0..size).map(|descriptor| descriptor.wrapping_add(1)).collect(),
             free_head: 0,
             free: size,
-            in_flight,
+            in_flight: std::iter::repeat_with(|| None).take(size.into()).collect(),
             chains: 0,
             available: 0,
             kicked: 0,
             last_used: 0,
             wants_interrupts: true,
             batched: false,
-        })
+            held: VecDeque::new(),
+            settling: false,
+        }
     }
 
     fn available_offset(size: u16) -> usize {
@@ -144,7 +158,7 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
 
     /// Free descriptors.
     pub fn free(&self) -> u16 {
-        self.free
+        if self.settling { 0 } else { self.free }
     }
 
     /// Chains that the device has.
@@ -167,7 +181,7 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
         if count == 0 || count > self.size || !in_order || buffers.iter().any(|buffer| buffer.len == 0) {
             return Err(Error::BadChain);
         }
-        if count > self.free {
+        if count > self.free() {
             return Err(Error::QueueFull);
         }
         let head = self.free_head;
@@ -176,28 +190,52 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
         for (place, buffer) in buffers.iter().enumerate() {
             let follows = place + 1 < buffers.len();
             let next = self.next[usize::from(descriptor)];
-            let mut bytes = [0; DESC_SIZE];
-            bytes[0..8].copy_from_slice(&buffer.address.to_le_bytes());
-            bytes[8..12].copy_from_slice(&buffer.len.to_le_bytes());
-            let flags = if follows { DESC_NEXT } else { 0 } | if buffer.writable { DESC_WRITE } else { 0 };
-            bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-            bytes[14..16].copy_from_slice(&(if follows { next } else { 0 }).to_le_bytes());
-            self.memory.write(usize::from(descriptor) * DESC_SIZE, &bytes);
+            self.describe(descriptor, buffer, follows.then_some(next));
             last = descriptor;
             descriptor = next;
         }
         self.free_head = descriptor;
         self.free -= count;
+        self.publish(head, InFlight { token, count, last, writable });
+        Ok(())
+    }
+
+    /// Writes a descriptor.
+    fn describe(&self, descriptor: u16, buffer: &Buffer, next: Option<u16>) {
+        let mut bytes = [0; DESC_SIZE];
+        bytes[0..8].copy_from_slice(&buffer.address.to_le_bytes());
+        bytes[8..12].copy_from_slice(&buffer.len.to_le_bytes());
+        let flags = next.map_or(0, |_| DESC_NEXT) | if buffer.writable { DESC_WRITE } else { 0 };
+        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+        bytes[14..16].copy_from_slice(&next.unwrap_or(0).to_le_bytes());
+        self.memory.write(usize::from(descriptor) * DESC_SIZE, &bytes);
+    }
+
+    /// Gives the device the chain that starts at `head`.
+    fn publish(&mut self, head: u16, chain: InFlight<K>) {
         self.chains += 1;
-        self.in_flight[usize::from(head)] = Some(InFlight { token, count, last, writable });
-        let slot = usize::from(self.available & (self.size - 1));
-        self.memory.write_u16(Self::available_offset(self.size) + 4 + 2 * slot, head);
+        self.in_flight[usize::from(head)] = Some(chain);
+        self.memory.write_u16(self.available_entry(self.available), head);
         self.available = self.available.wrapping_add(1);
         self.tell_used_event();
         // The chain is written before the index that gives it away.
         fence(Ordering::Release);
         self.memory.write_u16(Self::available_offset(self.size) + 2, self.available);
-        Ok(())
+    }
+
+    /// Where entry `index` of the available ring lies.
+    fn available_entry(&self, index: u16) -> usize {
+        Self::available_offset(self.size) + 4 + 2 * usize::from(index & (self.size - 1))
+    }
+
+    /// Where entry `index` of the used ring lies.
+    fn used_entry(&self, index: u16) -> usize {
+        Self::used_offset(self.size) + 4 + 8 * usize::from(index & (self.size - 1))
+    }
+
+    /// The device's index of the used ring.
+    fn used(&self) -> u16 {
+        self.memory.read_u16(Self::used_offset(self.size) + 2)
     }
 
     /// Whether the device wants to be told of what was added since the last time this said so.
@@ -222,8 +260,19 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
     /// # Errors
     /// [`Error::Broken`] when the device returns what it does not have.
     pub fn pop(&mut self) -> Result<Option<Used<K>>> {
-        let used = self.memory.read_u16(Self::used_offset(self.size) + 2);
-        let waiting = used.wrapping_sub(self.last_used);
+        if self.settling && !self.settle()? {
+            return Ok(None);
+        }
+        let Some((head, chain, written)) = self.take_used()? else { return Ok(None) };
+        self.next[usize::from(chain.last)] = self.free_head;
+        self.free_head = head;
+        self.free += chain.count;
+        Ok(Some(Used { token: chain.token, written }))
+    }
+
+    /// Takes the next entry of the used ring: head, chain, bytes written.
+    fn take_used(&mut self) -> Result<Option<(u16, InFlight<K>, u32)>> {
+        let waiting = self.used().wrapping_sub(self.last_used);
         if waiting == 0 {
             return Ok(None);
         }
@@ -232,22 +281,19 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
         }
         // The entry is read after the index that promised it.
         fence(Ordering::Acquire);
-        let entry = Self::used_offset(self.size) + 4 + 8 * usize::from(self.last_used & (self.size - 1));
+        let entry = self.used_entry(self.last_used);
         let head = self.memory.read_u32(entry);
         let written = self.memory.read_u32(entry + 4);
         let Some(chain) = usize::try_from(head).ok().and_then(|head| self.in_flight.get_mut(head)?.take()) else {
             return Err(Error::Broken("a buffer used that the device does not have"));
         };
-        let head = head as u16;
-        self.next[usize::from(chain.last)] = self.free_head;
-        self.free_head = head;
-        self.free += chain.count;
         self.chains -= 1;
         self.last_used = self.last_used.wrapping_add(1);
         self.tell_used_event();
         fence(Ordering::SeqCst);
         // Lengths beyond the chain are a device's lie or an old bug; the driver must not read what nobody wrote.
-        Ok(Some(Used { token: chain.token, written: written.min(chain.writable) }))
+        let written = written.min(chain.writable);
+        Ok(Some((head as u16, chain, written)))
     }
 
     /// With `true` one interrupt tells of all chains that the device has, not of the first one: for queues whose device works
@@ -289,7 +335,7 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
             self.memory.write_u16(Self::available_offset(self.size), 0);
         }
         fence(Ordering::SeqCst);
-        self.memory.read_u16(Self::used_offset(self.size) + 2) != self.last_used
+        self.used() != self.last_used
     }
 
     /// Takes back what the device still has. Only after a reset of the device.
@@ -297,6 +343,8 @@ impl<M: DmaMemory, K> Virtqueue<M, K> {
         self.in_flight.iter_mut().filter_map(|slot| slot.take().map(|chain| chain.token))
     }
 }
+
+mod handover;
 
 #[cfg(test)]
 mod tests;

@@ -70,12 +70,19 @@ pub trait Transport {
     fn device_features(&mut self) -> Features;
     /// What the driver accepts.
     fn set_driver_features(&mut self, features: Features);
+    /// What the driver, or its predecessor, has accepted.
+    fn driver_features(&mut self) -> Features;
     /// How many queues the device has.
     fn queue_count(&self) -> u16;
     /// The largest size of a queue, 0 if it does not exist.
     fn queue_max_size(&mut self, queue: u16) -> u16;
     /// Tells the device where the queue is, ties its interrupt, and enables it.
     fn enable_queue(&mut self, queue: u16, setup: &QueueSetup) -> Result<()>;
+    /// Finds a queue that a predecessor enabled, and ties its interrupt to this transport's.
+    ///
+    /// # Errors
+    /// [`crate::Error::Broken`] when the device has it elsewhere or not at all.
+    fn resume_queue(&mut self, queue: u16, setup: &QueueSetup) -> Result<()>;
     /// Tells the device that a queue has new buffers.
     fn notify(&self, queue: u16);
     /// Changes whenever the configuration space changes.

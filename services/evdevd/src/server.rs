@@ -45,6 +45,8 @@ pub(crate) struct Published {
     minor: u32,
     /// The open file of `/dev/uinput` that it belongs to; `None` once that let go of it.
     pub(crate) driver: Option<u64>,
+    /// How many events its driver has written: where a successor of the driver goes on.
+    pub(crate) written: u32,
 }
 
 /// One open file.
@@ -209,7 +211,7 @@ impl Server {
         }
         self.next_device += 1;
         self.touched.devices.insert(id);
-        self.devices.insert(id, Published { device, minor, driver: Some(driver) });
+        self.devices.insert(id, Published { device, minor, driver: Some(driver), written: 0 });
         Ok(id)
     }
 
@@ -361,7 +363,7 @@ impl DeviceServer for Server {
             File::Event(id) => *id,
         };
         let from_driver = matches!(file, File::Uinput(_));
-        let device = &mut self.devices.get_mut(&id).ok_or(Errno::NODEV)?.device;
+        let Published { device, written, .. } = self.devices.get_mut(&id).ok_or(Errno::NODEV)?;
         if !from_driver && !device.is_alive(ClientId(fh)) {
             return Err(Errno::NODEV.into());
         }
@@ -382,6 +384,7 @@ impl DeviceServer for Server {
             }
             if from_driver {
                 device.report(event.kind, event.code, event.value, &*self.clock);
+                *written = written.wrapping_add(1);
             } else {
                 device.event(event.kind, event.code, event.value, &*self.clock);
             }

@@ -215,6 +215,28 @@ fn what_a_driver_writes_a_reader_reads_and_back() {
 }
 
 #[test]
+fn a_driver_can_ask_what_it_has_written() {
+    let mut f = Fixture::new();
+    let unmade = f.driver.open(&mut f.server, UINPUT, 2).unwrap();
+    let mut written = 0_u32;
+    assert_eq!(f.driver.ioctl(&mut f.server, unmade, UI_URSA_GET_WRITTEN, &mut written), Err(Errno::NODEV));
+    let driver = f.keyboard();
+    let reader = f.reader.open(&mut f.server, EVENT0, 2).unwrap();
+    let mut expected = 0;
+    for round in 0..20 {
+        assert_eq!(f.driver.ioctl(&mut f.server, driver, UI_URSA_GET_WRITTEN, &mut written), Ok(0));
+        // What changes nothing counts as well, and what a reader writes does not.
+        assert_eq!(written, expected);
+        f.send(driver, &[(EV_KEY, KEY_A, round % 2), (EV_KEY, KEY_A, round % 2)]).unwrap();
+        f.reader.write(&mut f.server, reader, InputEvent::new(EV_LED, LED_CAPSL, 1).as_bytes()).unwrap();
+        expected += 3;
+        if round % 5 == 0 {
+            f.restart();
+        }
+    }
+}
+
+#[test]
 fn two_hundred_keys_arrive_in_order() {
     let mut f = Fixture::new();
     let driver = f.keyboard();

@@ -17,8 +17,8 @@ use linux_uapi::{
         AbsInfo, FF_MAX, InputEvent, UI_ABS_SETUP, UI_BEGIN_FF_ERASE, UI_BEGIN_FF_UPLOAD, UI_DEV_CREATE,
         UI_DEV_DESTROY, UI_DEV_SETUP, UI_END_FF_ERASE, UI_END_FF_UPLOAD, UI_GET_SYSNAME, UI_GET_VERSION, UI_SET_ABSBIT,
         UI_SET_EVBIT, UI_SET_FFBIT, UI_SET_KEYBIT, UI_SET_LEDBIT, UI_SET_MSCBIT, UI_SET_PHYS, UI_SET_PROPBIT,
-        UI_SET_RELBIT, UI_SET_SNDBIT, UI_SET_SWBIT, UI_URSA_SET_PARENT, UI_URSA_SET_UNIQ, UINPUT_VERSION,
-        UinputAbsSetup, UinputFfErase, UinputFfUpload, UinputSetup, UinputUserDev,
+        UI_SET_RELBIT, UI_SET_SNDBIT, UI_SET_SWBIT, UI_URSA_GET_WRITTEN, UI_URSA_SET_PARENT, UI_URSA_SET_UNIQ,
+        UINPUT_VERSION, UinputAbsSetup, UinputFfErase, UinputFfUpload, UinputSetup, UinputUserDev,
         codes::{ABS_MAX, EV_FF, EV_MAX, INPUT_PROP_MAX, KEY_MAX, LED_MAX, MSC_MAX, REL_MAX, SND_MAX, SW_MAX},
     },
     zerocopy::{FromBytes, FromZeros, IntoBytes},
@@ -108,6 +108,11 @@ impl Uinput {
     pub(crate) fn ioctl(&mut self, server: &mut Server, cx: &Cx<'_>, call: &Ioctl<'_>) -> Reply<IoctlReply> {
         match call.cmd {
             UI_GET_VERSION => return Ok(Answer::Now(IoctlReply::value(&UINPUT_VERSION))),
+            UI_URSA_GET_WRITTEN => {
+                let id = self.created().ok_or(Errno::NODEV)?;
+                let written = server.devices.get(&id).ok_or(Errno::NODEV)?.written;
+                return Ok(Answer::Now(IoctlReply::value(&written)));
+            }
             UI_DEV_CREATE => self.create(server, call.fh)?,
             UI_DEV_DESTROY => {
                 if let Some(id) = std::mem::take(self).created() {

@@ -2,8 +2,8 @@
 //!
 //! A driver opens none of these itself: what its file lists is what it gets, under the names of sd_listen_fds(3) that
 //! `libs/scheme` and `libs/driver` look for (`scheme`, `iommufd`, `dma_heap:system`, `vduse`, `tap`, `vfio:0000:00:02.0`). The connection of
-//! a resumable scheme or file system is kept, so that a successor goes on with it; all else is opened anew at each start, and
-//! goes when the driver's process does.
+//! a resumable scheme or file system is kept, so that a successor goes on with it, and so is a device that its driver hands over;
+//! all else is opened anew at each start, and goes when the driver's process does.
 
 use std::{
     collections::BTreeMap,
@@ -41,17 +41,23 @@ pub struct Grants {
 /// The standard input of a unit, among what is passed.
 pub const STDIN: &str = "stdin";
 
+/// What a driver stores its device file as when it hands its device over (`libs/driver`, `handover`).
+const DEVICE: &str = "device";
+const IOMMUFD: &str = "iommufd";
+
 impl Grants {
     /// Takes the texts of `scheme.toml` files in.
     pub fn learn(&mut self, schemes: BTreeMap<PathBuf, String>) {
         self.schemes.extend(schemes);
     }
 
-    /// Opens what `unit` is to be given.
+    /// Opens what `unit` is to be given, besides what it has `stored` itself: a device that its predecessor handed over is
+    /// that one, still open.
     ///
     /// # Errors
     /// Names the grant that could not be made.
-    pub fn open(&mut self, name: &str, unit: &Unit) -> Result<Passed> {
+    pub fn open(&mut self, name: &str, unit: &Unit, stored: &[(String, OwnedFd)]) -> Result<Passed> {
+        let has = |name| stored.iter().any(|(stored, _)| stored == name);
         let mut passed = Passed::new();
         if let Some(path) = &unit.scheme {
             let fd = self.connection(name, path).with_context(|| format!("scheme {}", path.display()))?;
@@ -65,8 +71,8 @@ impl Grants {
             passed.push(("fuse".to_owned(), self.mount_connection(name)?));
         }
         // A device is bound to an iommufd, also one that does no DMA.
-        if unit.dma || unit.device.is_some() {
-            passed.push(("iommufd".to_owned(), open(Path::new("dev/iommu"))?.into()));
+        if (unit.dma || unit.device.is_some()) && !has(IOMMUFD) {
+            passed.push((IOMMUFD.to_owned(), open(Path::new("dev/iommu"))?.into()));
         }
         for path in &unit.files {
             let file = path.file_name().and_then(|file| file.to_str()).context("files: not a file's path")?;
@@ -88,8 +94,17 @@ impl Grants {
             if unit.tap {
                 passed.push(("tap".to_owned(), self.tap(name, address).context("tap")?));
             }
-            let node = device_node(Path::new("sys"), bus, address)?;
-            passed.push((format!("vfio:{address}"), open(&node)?.into()));
+            if !has(DEVICE) {
+                let node = device_node(Path::new("sys"), bus, address)?;
+                passed.push((format!("vfio:{address}"), open(&node)?.into()));
+            }
+        }
+        for (stored, fd) in stored {
+            let name = match unit.device.as_ref().and_then(|device| device.split_once(':')) {
+                Some((_, address)) if stored == DEVICE => format!("vfio:{address}"),
+                _ => stored.clone(),
+            };
+            passed.push((name, fd.try_clone()?));
         }
         Ok(passed)
     }
@@ -216,7 +231,7 @@ mod tests {
     #[test]
     fn what_cannot_be_opened_is_named() {
         let unit = Unit::parse("exec = ['/x']\nfiles = ['/nowhere/at/all']").unwrap();
-        let error = Grants::default().open("x", &unit).unwrap_err();
+        let error = Grants::default().open("x", &unit, &[]).unwrap_err();
         assert!(format!("{error:#}").contains("nowhere/at/all"), "{error:#}");
     }
 }

@@ -144,12 +144,7 @@ impl Supervisor {
             self.wait();
             self.take_signals();
             self.reap();
-            while let Some(message) = notify::receive(&self.notify) {
-                if let Some(request) = message.store {
-                    self.store(message.pid, request);
-                }
-                self.feed(Event::Notify(message.pid, message.notice));
-            }
+            self.take_messages();
             while let Ok((stream, _)) = self.control.accept() {
                 if let Some(request) = control::read_request(&stream) {
                     let answer = self.request(request);
@@ -210,6 +205,15 @@ impl Supervisor {
         }
     }
 
+    fn take_messages(&mut self) {
+        while let Some(message) = notify::receive(&self.notify) {
+            if let Some(request) = message.store {
+                self.store(message.pid, request);
+            }
+            self.feed(Event::Notify(message.pid, message.notice));
+        }
+    }
+
     /// Reaps every child that has ended, services and orphans alike. With rustix's call, since nix's loses a child that a
     /// real-time signal ended.
     fn reap(&mut self) {
@@ -233,6 +237,8 @@ impl Supervisor {
                 self.helped(task, answer);
                 continue;
             }
+            // What it had to say is there by now, and is said before it is gone: what it forgets is not passed on.
+            self.take_messages();
             // What the service left behind in its process group goes with it.
             if self.manager.service_of(pid).is_some() {
                 let _ = killpg(unistd::Pid::from_raw(pid), Signal::SIGKILL);
@@ -277,10 +283,8 @@ impl Supervisor {
         if unit.condition_option.as_ref().is_some_and(|word| !crate::system::has_option(word)) {
             return Ok(Spawned::PassedOver);
         }
-        let mut passed = self.grants.open(name, unit)?;
-        for (fd_name, fd) in self.stores.get(name).into_iter().flatten() {
-            passed.push((fd_name.clone(), fd.try_clone()?));
-        }
+        let stored = self.stores.get(name).map_or(&[][..], Vec::as_slice);
+        let passed = self.grants.open(name, unit, stored)?;
         let jail = match unit.confined {
             true => Some(self.jails.assign(name, unit).context("its jail")?),
             false => None,

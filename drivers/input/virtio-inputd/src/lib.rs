@@ -3,6 +3,10 @@
 //! Such a device is a stream of evdev events already. Its configuration says what it is ([`describe`]); its event queue
 //! brings events, eight bytes each, which [`Input`] collects into packets; its status queue takes LEDs.
 //!
+//! A driver may be killed at any moment, and no event is lost or doubled by that: the device goes on filling its queue, and the
+//! successor takes it over ([`Input::resume`]). An event's buffer goes back to the device only when the event's whole packet is
+//! with uinput and [`Progress`] says so; the successor begins there, and passes over what uinput tells it to have already.
+//!
 //! The device is not trusted: a buffer that it returns is looked up in our own record, and what it claims to be is cut to
 //! what evdev has.
 //!
@@ -12,14 +16,16 @@
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::BorrowedFd;
+use std::{os::fd::BorrowedFd, rc::Rc};
 
 use linux_uapi::input::{
     AbsInfo, BUS_VIRTUAL, InputEvent, InputId,
-    codes::{ABS_CNT, EV_ABS, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP, EV_SND, EV_SW},
+    codes::{ABS_CNT, EV_ABS, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP, EV_SND, EV_SW, EV_SYN, SYN_REPORT},
 };
 use uinput::{Blueprint, Packets};
-use virtio::{Buffer, Device, DmaAllocator, DmaMemory, Error, Features, Result, Transport, Virtqueue};
+use virtio::{
+    Arena, Buffer, Device, DmaAllocator, DmaMemory, Error, Features, Part, Result, Transport, Used, Virtqueue,
+};
 
 /// Virtio device type.
 pub const DEVICE_TYPE: u16 = 18;
@@ -137,68 +143,146 @@ pub fn describe<T: Transport>(device: &mut Device<T>, address: &str, parent: &st
     })
 }
 
-/// A running device.
-pub struct Input<T: Transport, A: DmaAllocator> {
-    // Dropped first, which resets the device: then nothing writes to the memory below any more.
-    device: Device<T>,
-    events: Virtqueue<A::Memory, u16>,
-    status: Virtqueue<A::Memory, u16>,
-    event_memory: A::Memory,
-    status_memory: A::Memory,
-    free_status: Vec<u16>,
+/// Bytes of memory that the device and its driver share: two queues, two arrays of events.
+pub const MEMORY_LEN: usize = 8192;
+
+/// How far a driver is with its device's reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Entries of the event queue that are done with, modulo 2³².
+    taken: u32,
+    /// Events that uinput had been given by then, modulo 2³².
+    written: u32,
 }
 
-/// One buffer of a memory that is an array of events.
-fn buffer<M: DmaMemory>(memory: &M, slot: u16) -> Result<u64> {
-    match memory.segments()[..] {
-        [segment] if segment.len >= u64::from(EVENTS) * EVENT_SIZE as u64 => {
-            Ok(segment.address + u64::from(slot) * EVENT_SIZE as u64)
-        }
-        _ => Err(Error::Transport("the events' memory is not contiguous")),
+impl Progress {
+    /// As one number, for a record that is written with one store.
+    pub fn pack(self) -> u64 {
+        u64::from(self.taken) << 32 | u64::from(self.written)
+    }
+
+    /// From that number.
+    pub fn unpack(packed: u64) -> Self {
+        Progress { taken: (packed >> 32) as u32, written: packed as u32 }
     }
 }
 
-impl<T: Transport, A: DmaAllocator> Input<T, A> {
-    /// Brings the device up and asks it what it is; it reports nothing before [`Input::start`].
+/// A running device.
+pub struct Input<T: Transport, M: DmaMemory> {
+    // Dropped first, which resets the device: then nothing writes to the memory below any more.
+    device: Device<T>,
+    events: Virtqueue<Part<M>, u16>,
+    status: Virtqueue<Part<M>, u16>,
+    event_memory: Part<M>,
+    status_memory: Part<M>,
+    free_status: Vec<u16>,
+    /// Up to where the buffers are the device's again.
+    done: Progress,
+    /// Up to where packets are complete.
+    complete: Progress,
+    /// Up to where the queue was read.
+    seen: Progress,
+    /// Events that a predecessor has written and that are read again.
+    skip: u32,
+}
+
+/// One buffer of a memory that is an array of events: a number below [`EVENTS`].
+fn address<M: DmaMemory>(memory: &M, slot: u16) -> u64 {
+    memory.segments()[0].address + u64::from(slot) * EVENT_SIZE as u64
+}
+
+fn event_buffer<M: DmaMemory>(memory: &M, slot: u16) -> Buffer {
+    Buffer::writable(address(memory, slot), EVENT_SIZE as u32)
+}
+
+/// The memory of the events in both directions, which is the arena's first.
+fn event_memories<M: DmaMemory>(arena: &Arena<M>) -> Result<(Part<M>, Part<M>)> {
+    let bytes = usize::from(EVENTS) * EVENT_SIZE;
+    Ok((arena.alloc_contiguous(bytes)?, arena.alloc_contiguous(bytes)?))
+}
+
+impl<T: Transport, M: DmaMemory> Input<T, M> {
+    /// Brings the device up and asks it what it is; it reports nothing before [`Input::start`]. `memory` has at least
+    /// [`MEMORY_LEN`] bytes in one segment.
     ///
     /// # Errors
     /// It is no input device, or breaks the protocol.
-    pub fn new(transport: T, dma: &A, address: &str, parent: &str) -> Result<(Self, Blueprint)> {
+    pub fn new(transport: T, memory: Rc<M>, address: &str, parent: &str) -> Result<(Self, Blueprint)> {
         if transport.device_type() != DEVICE_TYPE {
             return Err(Error::Transport("not an input device"));
         }
         let mut device = Device::negotiate(transport, Features::empty(), Features::empty())?;
         let blueprint = describe(&mut device, address, parent)?;
-        let events = device.queue(dma, EVENT_QUEUE, EVENTS)?;
-        let status = device.queue(dma, STATUS_QUEUE, EVENTS)?;
-        let bytes = usize::from(EVENTS) * EVENT_SIZE;
-        let input = Input {
-            device,
-            events,
-            status,
-            event_memory: dma.alloc_contiguous(bytes)?,
-            status_memory: dma.alloc_contiguous(bytes)?,
-            free_status: (0..EVENTS).collect(),
-        };
-        Ok((input, blueprint))
+        let arena = Arena::new(memory);
+        let (event_memory, status_memory) = event_memories(&arena)?;
+        let events = device.queue(&arena, EVENT_QUEUE, EVENTS)?;
+        let status = device.queue(&arena, STATUS_QUEUE, EVENTS)?;
+        Ok((Self::with(device, events, status, event_memory, status_memory), blueprint))
     }
 
-    /// Lets the device report.
+    fn with(
+        device: Device<T>,
+        events: Virtqueue<Part<M>, u16>,
+        status: Virtqueue<Part<M>, u16>,
+        event_memory: Part<M>,
+        status_memory: Part<M>,
+    ) -> Self {
+        Input {
+            device,
+            free_status: (0..status.size()).collect(),
+            events,
+            status,
+            event_memory,
+            status_memory,
+            done: Progress::default(),
+            complete: Progress::default(),
+            seen: Progress::default(),
+            skip: 0,
+        }
+    }
+
+    /// Takes over a device that runs, and the memory that it runs with. `progress` is what the predecessor recorded last, and
+    /// `written` how many events uinput has really been given.
+    ///
+    /// # Errors
+    /// It does not run any more, or not as the predecessor left it.
+    pub fn resume(transport: T, memory: Rc<M>, progress: Progress, written: u32) -> Result<Self> {
+        if transport.device_type() != DEVICE_TYPE {
+            return Err(Error::Transport("not an input device"));
+        }
+        let mut device = Device::resume(transport)?;
+        let arena = Arena::new(memory);
+        let (event_memory, status_memory) = event_memories(&arena)?;
+        let buffer = |slot| event_buffer(&event_memory, slot);
+        let events = device.resume_filled(&arena, EVENT_QUEUE, EVENTS, progress.taken as u16, buffer)?;
+        let status = device.resume_idle(&arena, STATUS_QUEUE, EVENTS)?;
+        let mut input = Self::with(device, events, status, event_memory, status_memory);
+        (input.done, input.complete, input.seen) = (progress, progress, progress);
+        // Fewer than recorded: of a packet longer than the queue, whose beginning is lost.
+        let ahead = written.wrapping_sub(progress.written) as i32;
+        input.skip = ahead.max(0).cast_unsigned();
+        input.device.kick(&mut input.events);
+        input.device.kick(&mut input.status);
+        Ok(input)
+    }
+
+    /// Lets the device report; `written` is how many events uinput has been given already.
     ///
     /// # Errors
     /// It breaks the protocol.
-    pub fn start(&mut self) -> Result<()> {
-        for slot in 0..self.events.size().min(EVENTS) {
-            self.offer(slot)?;
-        }
+    pub fn start(&mut self, written: u32) -> Result<Progress> {
+        let memory = &self.event_memory;
+        self.events.fill(|slot| event_buffer(memory, slot))?;
+        self.done.written = written;
+        (self.complete, self.seen) = (self.done, self.done);
         self.device.start()?;
         self.device.kick(&mut self.events);
-        Ok(())
+        Ok(self.done)
     }
 
-    fn offer(&mut self, slot: u16) -> Result<()> {
-        let address = buffer(&self.event_memory, slot)?;
-        self.events.add(&[Buffer::writable(address, EVENT_SIZE as u32)], slot)
+    /// The device's transport.
+    pub fn transport(&self) -> &T {
+        self.device.transport()
     }
 
     /// The descriptors to wait for.
@@ -218,28 +302,66 @@ impl<T: Transport, A: DmaAllocator> Input<T, A> {
         self.take(packets)
     }
 
-    /// Takes what the device has reported and the LEDs it has set.
+    /// Takes what the device has reported and the LEDs it has set. The complete packets are to be sent, and then
+    /// [`Input::delivered`] is to be called.
     ///
     /// # Errors
     /// It breaks the protocol.
     pub fn take(&mut self, packets: &mut Packets) -> Result<()> {
+        self.take_status()?;
+        while let Some(used) = self.events.hold()? {
+            self.seen.taken = self.seen.taken.wrapping_add(1);
+            self.collect(&used, packets);
+            // A packet that is longer than the queue goes on only when its beginning is given back.
+            if self.events.held() == usize::from(self.events.size()) {
+                self.complete = self.seen;
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self, used: &Used<u16>, packets: &mut Packets) {
+        let mut event = [0; EVENT_SIZE];
+        self.event_memory.read(usize::from(used.token) * EVENT_SIZE, &mut event);
+        if used.written < EVENT_SIZE as u32 {
+            return;
+        }
+        let [k0, k1, c0, c1, value @ ..] = event;
+        let (kind, code) = (u16::from_le_bytes([k0, k1]), u16::from_le_bytes([c0, c1]));
+        self.seen.written = self.seen.written.wrapping_add(1);
+        match self.skip.checked_sub(1) {
+            Some(left) => self.skip = left,
+            None => packets.push(kind, code, i32::from_le_bytes(value)),
+        }
+        let mut ends = kind == EV_SYN && code == SYN_REPORT;
+        if packets.len() > PACKET_MAX {
+            packets.sync();
+            self.seen.written = self.seen.written.wrapping_add(1);
+            ends = true;
+        }
+        if ends {
+            self.complete = self.seen;
+        }
+    }
+
+    /// The complete packets are with uinput: gives their buffers back, once `record` has recorded the progress where a
+    /// successor finds it.
+    pub fn delivered(&mut self, record: impl FnOnce(Progress)) {
+        if self.complete == self.done {
+            return;
+        }
+        record(self.complete);
+        for _ in 0..self.complete.taken.wrapping_sub(self.done.taken) {
+            self.events.give_back();
+        }
+        self.done = self.complete;
+        self.device.kick(&mut self.events);
+    }
+
+    fn take_status(&mut self) -> Result<()> {
         while let Some(used) = self.status.pop()? {
             self.free_status.push(used.token);
         }
-        while let Some(used) = self.events.pop()? {
-            let mut event = [0; EVENT_SIZE];
-            self.event_memory.read(usize::from(used.token) * EVENT_SIZE, &mut event);
-            self.offer(used.token)?;
-            if used.written < EVENT_SIZE as u32 {
-                continue;
-            }
-            let [k0, k1, c0, c1, value @ ..] = event;
-            packets.push(u16::from_le_bytes([k0, k1]), u16::from_le_bytes([c0, c1]), i32::from_le_bytes(value));
-            if packets.len() > PACKET_MAX {
-                packets.sync();
-            }
-        }
-        self.device.kick(&mut self.events);
         Ok(())
     }
 
@@ -248,9 +370,7 @@ impl<T: Transport, A: DmaAllocator> Input<T, A> {
     /// # Errors
     /// It breaks the protocol.
     pub fn send(&mut self, event: &InputEvent) -> Result<bool> {
-        while let Some(used) = self.status.pop()? {
-            self.free_status.push(used.token);
-        }
+        self.take_status()?;
         if self.status.free() == 0 {
             return Ok(false);
         }
@@ -260,8 +380,8 @@ impl<T: Transport, A: DmaAllocator> Input<T, A> {
         bytes[2..4].copy_from_slice(&event.code.to_le_bytes());
         bytes[4..].copy_from_slice(&event.value.to_le_bytes());
         self.status_memory.write(usize::from(slot) * EVENT_SIZE, &bytes);
-        let address = buffer(&self.status_memory, slot)?;
-        self.status.add(&[Buffer::readable(address, EVENT_SIZE as u32)], slot)?;
+        let buffer = Buffer::readable(address(&self.status_memory, slot), EVENT_SIZE as u32);
+        self.status.add(&[buffer], slot)?;
         self.device.kick(&mut self.status);
         Ok(true)
     }

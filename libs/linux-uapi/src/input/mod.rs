@@ -237,6 +237,8 @@ pub const UI_END_FF_ERASE: u32 = ioc(1, b'U', 203, 12);
 pub const UI_URSA_SET_PARENT: u32 = ioc(1, b'U', 0xf0, 8);
 /// Ursa's: sets the unique identifier: a string.
 pub const UI_URSA_SET_UNIQ: u32 = ioc(1, b'U', 0xf1, 8);
+/// Ursa's: how many events the device has taken from write(2), modulo 2³². `ENODEV` before it is made.
+pub const UI_URSA_GET_WRITTEN: u32 = ioc(2, b'U', 0xf2, 4);
 
 #[cfg(test)]
 mod tests {
