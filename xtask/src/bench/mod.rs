@@ -3,7 +3,7 @@
 //! Two kinds of measures, because the host is an emulator's and never quiet:
 //! - [`micro`]: instructions per operation. With `-icount shift=0,sleep=off` a nanosecond of guest time is an instruction,
 //!   so the figures are the same on any host at any load.
-//! - [`whole`]: whole programs and the boot, in CPU seconds of the QEMU process, the median of several interleaved runs.
+//! - [`whole`]: whole programs, the boot, and Plasma's sessions ([`desktop`]), in CPU seconds of the QEMU process, the median of several interleaved runs.
 //!
 //! Linux is measured with `mitigations=off` (the ratio is to this one, the harder to beat) and as Debian ships it. Each
 //! measure also goes to `target/bench/NAME.json`.
@@ -17,6 +17,7 @@ use serde::Serialize;
 use std::fs;
 use std::process::ExitCode;
 
+mod desktop;
 mod micro;
 mod whole;
 

@@ -2,7 +2,7 @@
 //!
 //! The kernels take turns, so that a change of the host's load meets all of them.
 
-use super::{Measure, Subject};
+use super::{Measure, Subject, desktop};
 use crate::build::Profile;
 use crate::guest::agent_of;
 use crate::machine::link::{Outcome, Output, Request};
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-const CPU_SECONDS: &str = "QEMU CPU seconds";
+pub const CPU_SECONDS: &str = "QEMU CPU seconds";
 
 const TIME_LIMIT: Duration = Duration::from_secs(600);
 
@@ -93,7 +93,7 @@ const EGL: &str = "export XDG_RUNTIME_DIR=/run/user/1000 WAYLAND_DISPLAY=wayland
      until [ $(frames) -ge 600 ]; do sleep 0.5; kill -0 $! || exit 1; done; frames; kill -INT $!; wait $!; true";
 
 /// Results of all runs: for each measure and kernel.
-type Runs = BTreeMap<(&'static str, Subject), Vec<f64>>;
+pub type Runs = BTreeMap<(&'static str, Subject), Vec<f64>>;
 
 /// Measures on all kernels.
 pub fn run(names: &[String], times: usize, profile: Profile) -> Result<Vec<Measure>> {
@@ -109,6 +109,10 @@ pub fn run(names: &[String], times: usize, profile: Profile) -> Result<Vec<Measu
         let units = [(WESTON, CPU_SECONDS), (MEMORY, "MiB"), (FRAMES, CPU_SECONDS)];
         measures
             .extend(units.into_iter().filter(|(name, _)| wanted(name)).map(|(name, unit)| summary(name, unit, &runs)));
+    }
+    if desktop::MEASURES.iter().any(|(name, _)| wanted(name)) {
+        take_turns("Plasma", times, &SESSION_SUBJECTS, |subject| desktop::one_run(subject, profile, &mut runs));
+        measures.extend(desktop::measures(&runs, wanted));
     }
     if !on_disk.is_empty() {
         take_turns("a root on a disk", times, &SESSION_SUBJECTS, |subject| {
@@ -207,7 +211,7 @@ fn one_run(
     Ok(())
 }
 
-fn summary(name: &'static str, unit: &'static str, runs: &Runs) -> Measure {
+pub fn summary(name: &'static str, unit: &'static str, runs: &Runs) -> Measure {
     let of = |subject| runs.get(&(name, subject)).map(|values| sorted(values)).unwrap_or_default();
     let [ursa, linux, shipped] = Subject::ALL.map(of);
     let spread = |values: &[f64]| values.first().copied().zip(values.last().copied());
