@@ -30,8 +30,35 @@ static char *anon(size_t pages)
     return mmap(0, pages * P, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
+/* Pages on both sides of a page table's end (2 MiB) all arrive, by whatever distance they are moved down or up: some tables
+ * lose their last page and get others in one move. */
+static void keeps_pages_across_tables(void)
+{
+    const size_t table = 512, near = 16;
+    size_t size = 6 * table * P;
+    char *space = mmap(0, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(space != MAP_FAILED);
+    char *aligned = (char *)(((unsigned long)space + table * P - 1) & ~(table * P - 1));
+    char *from = aligned + (2 * table - near) * P;
+    long shifts[] = {-33, -(long)table + 8, -(long)table, -(long)table - 8, 33, (long)table - 8, (long)table, (long)table + 8};
+    for (size_t n = 0; n < sizeof(shifts) / sizeof(*shifts); n++) {
+        CHECK(mmap(from, 2 * near * P, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == from);
+        for (size_t i = 0; i < 2 * near; i++)
+            from[i * P] = (char)(i + 1);
+        char *to = from + shifts[n] * (long)P;
+        CHECK(mremap(from, 2 * near * P, 2 * near * P, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
+        int wrong = 0;
+        for (size_t i = 0; i < 2 * near; i++)
+            wrong += to[i * P] != (char)(i + 1);
+        CHECK(wrong == 0);
+        munmap(to, 2 * near * P);
+    }
+    munmap(space, size);
+}
+
 int main(void)
 {
+    keeps_pages_across_tables();
     signal(SIGSEGV, on_fault);
     signal(SIGBUS, on_fault);
     char *space = mmap(0, 64 * P, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

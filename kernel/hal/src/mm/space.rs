@@ -911,8 +911,13 @@ impl UserSpace {
                         }
                         va += PAGE;
                     }
-                    self.prune(stop - PAGE, leaf, &mut gather);
                     va = stop;
+                }
+                // Only now: a table that lost its pages early may have been the one that others came to since.
+                let mut va = from.start.0;
+                while let Some((at, leaf)) = self.next_leaf(va, from.end.0) {
+                    self.prune(at, leaf, &mut gather);
+                    va = (at & !(LEAF_SPAN - 1)) + LEAF_SPAN;
                 }
             }
             result

@@ -346,6 +346,22 @@ ktest! {
         });
     }
 
+    /// A table that loses its last page to the one below and gets those of the one above, in one move, stays.
+    fn ranges_move_by_a_table() {
+        no_leak(|| {
+            let s = space();
+            let at = |i: u64| VirtAddr(0x12_4000_0000 + i * PAGE_SIZE as u64);
+            for i in 1000..1048 {
+                s.map(at(i), page(i), Prot::RW, CacheMode::WriteBack).unwrap();
+            }
+            s.move_range(at(1000), at(488), 48 * PAGE_SIZE as u64).unwrap();
+            assert_eq!(s.count(at(0)..at(2048)), 48);
+            for i in 1000..1048 {
+                assert_eq!(word(&s.query(at(i - 512)).unwrap().frame.unwrap()), i);
+            }
+        });
+    }
+
     /// The CPU's accessed and dirty bits are reported and cleared, through the TLB.
     fn dirty_pages_are_harvested() {
         no_leak(|| {
