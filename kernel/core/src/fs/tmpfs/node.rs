@@ -15,7 +15,7 @@ use crate::{
         io::{Sink, Source},
         permission,
     },
-    mm::{MapBacking, MapRequest, MemoryObject},
+    mm::{MapBacking, MapRequest, MemoryObject, Seals},
 };
 
 /// What Linux's tmpfs counts for each entry in a directory's size.
@@ -213,6 +213,13 @@ impl InodeOps for TmpNode {
     }
 
     fn setattr(&self, inode: &Arc<Inode>, change: &SetAttr) -> Result {
+        // `F_SEAL_EXEC`: who may execute a sealed file stays as it is.
+        if change.mode.is_some_and(|mode| (mode ^ inode.mode()) & 0o111 != 0)
+            && let Data::Regular { file, .. } = &self.data
+            && file.get().is_some_and(|file| file.object.seals().contains(Seals::EXEC))
+        {
+            return Err(Errno::EPERM);
+        }
         if let Some(size) = change.size {
             let file = self.file().ok_or(Errno::EINVAL)?;
             if file.object.size() != size {
