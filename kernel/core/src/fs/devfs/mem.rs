@@ -84,6 +84,10 @@ impl FileOps for Null {
         Ok(src.skip(src.remaining()))
     }
 
+    fn can_poll(&self) -> bool {
+        false
+    }
+
     fn is_seekable(&self) -> bool {
         true
     }
@@ -125,6 +129,10 @@ impl FileOps for Zero {
         Ok(src.skip(src.remaining()))
     }
 
+    fn can_poll(&self) -> bool {
+        false
+    }
+
     fn is_seekable(&self) -> bool {
         true
     }
@@ -148,6 +156,10 @@ impl FileOps for Full {
 
     fn write(&self, _f: &File, src: &mut Source<'_>, _pos: u64) -> Result<usize> {
         if src.remaining() == 0 { Ok(0) } else { Err(Errno::ENOSPC) }
+    }
+
+    fn can_poll(&self) -> bool {
+        false
     }
 
     fn is_seekable(&self) -> bool {
