@@ -137,7 +137,7 @@ impl Desktop<'_> {
                 input::move_to(&mut qmp, (100 + 20 * step, 100 + 10 * ((step * 7 + round) % 40)), size)?;
                 std::thread::sleep(Duration::from_millis(30));
             }
-            input::press(&mut qmp, "meta")?;
+            input::press(&mut qmp, "meta_l")?;
             std::thread::sleep(Duration::from_secs(2));
             input::press(&mut qmp, "esc")?;
             std::thread::sleep(Duration::from_secs(1));

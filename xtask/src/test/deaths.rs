@@ -5,7 +5,7 @@
 //! processes that it had. Each round is a line of its own and is saved with Ctrl+S. A letter that does not show in time is typed again, so
 //! that the measurement goes on, but the first one counts as lost unless the saved line has both: the letters go through the alphabet, so
 //! the line tells which were lost and which came late. `none` in a server's place types a letter without a death, to compare. A lost letter
-//! fails the case, but for a server that is written with `?` behind it: the driver of the keyboard itself.
+//! fails the case.
 //!
 //! Printed for `docs/results.md`: from the kill to the frame that shows the letter, letters lost and sessions lost, a server a row. Times are
 //! the host's, so they hold the host's load and some 50 ms of looking.
@@ -43,13 +43,6 @@ const SESSION: &str = "pgrep -u user -x 'plasmashell|kwin_wayland|ksmserver|kate
 /// In a server's place: nobody dies.
 const NONE: &str = "none";
 
-/// A server, and whether a letter typed at its death must arrive.
-#[derive(Debug, PartialEq, Eq)]
-struct Victim<'a> {
-    name: &'a str,
-    must_arrive: bool,
-}
-
 /// What the action's line asks for.
 struct Series<'a> {
     rounds: u32,
@@ -57,7 +50,7 @@ struct Series<'a> {
     file: &'a str,
     /// x, y, width, height
     place: [u32; 4],
-    servers: Vec<Victim<'a>>,
+    servers: Vec<&'a str>,
 }
 
 impl Series<'_> {
@@ -71,21 +64,7 @@ impl Series<'_> {
             bail!("deaths: of which servers?");
         }
         let place = [number(x)?, number(y)?, number(width)?, number(height)?];
-        Ok(Series {
-            rounds: number(rounds)?,
-            file,
-            place,
-            servers: servers.iter().map(|word| Victim::of(word)).collect(),
-        })
-    }
-}
-
-impl Victim<'_> {
-    fn of(word: &str) -> Victim<'_> {
-        match word.strip_suffix('?') {
-            Some(name) => Victim { name, must_arrive: false },
-            None => Victim { name: word, must_arrive: true },
-        }
+        Ok(Series { rounds: number(rounds)?, file, place, servers: servers.to_vec() })
     }
 }
 
@@ -205,7 +184,7 @@ fn kill_in_turn(
     let mut problems = Vec::new();
     for round in 1..=series.rounds {
         let mut typed = Vec::new();
-        for (Victim { name: server, .. }, toll) in series.servers.iter().zip(&mut *tolls) {
+        for (server, toll) in series.servers.iter().zip(&mut *tolls) {
             let letter = letters.next().unwrap_or('a');
             let before = desk.look_when_still(limit)?;
             let old = if *server == NONE { String::new() } else { said!(&kill(server)) };
@@ -230,14 +209,11 @@ fn kill_in_turn(
         let saved = format!("until [ {0} -nt /tmp/deaths-round ]; do sleep 0.1; done; tail -n 1 {0}", series.file);
         let line = said!(&saved);
         let arrived = arrivals(&typed, &line);
-        for (((Victim { name: server, must_arrive }, toll), (letter, tries)), arrived) in
+        for (((server, toll), (letter, tries)), arrived) in
             series.servers.iter().zip(&mut *tolls).zip(&typed).zip(arrived)
         {
             if arrived < *tries {
                 toll.letters_lost += tries - arrived;
-                if !must_arrive {
-                    continue;
-                }
                 problems.push(format!(
                     "round {round}: of {tries} times {letter:?} after {server}'s death {arrived} arrived; saved: {line:?}"
                 ));
@@ -267,9 +243,9 @@ fn shows_letter(before: &[u8], now: &[u8]) -> bool {
 }
 
 /// The figures.
-fn table(servers: &[Victim<'_>], tolls: &mut [Toll]) -> String {
+fn table(servers: &[&str], tolls: &mut [Toll]) -> String {
     let mut text = "| server | deaths | sessions lost | letters lost | to the next frame, median | 95th percentile |\n|---|---:|---:|---:|---:|---:|\n".to_owned();
-    for (Victim { name: server, .. }, toll) in servers.iter().zip(tolls) {
+    for (server, toll) in servers.iter().zip(tolls) {
         toll.times.sort();
         let at = |part: f64| toll.times.get((part * (toll.times.len() - 1) as f64).round() as usize);
         let show = |time: Option<&Duration>| time.map_or("–".into(), |time| format!("{:.2} s", time.as_secs_f64()));
@@ -286,9 +262,9 @@ mod tests {
 
     #[test]
     fn series_are_read_and_incomplete_ones_refused() {
-        let series = Series::parse("10 /f 1 2 30 40 evdevd ext4d?").unwrap();
+        let series = Series::parse("10 /f 1 2 30 40 evdevd ext4d").unwrap();
         assert_eq!((series.rounds, series.file, series.place), (10, "/f", [1, 2, 30, 40]));
-        assert_eq!(series.servers, [Victim::of("evdevd"), Victim { name: "ext4d", must_arrive: false }]);
+        assert_eq!(series.servers, ["evdevd", "ext4d"]);
         assert!(Series::parse("10 /f 1 2 30 40").is_err());
         assert!(Series::parse("10 /f 1 2 x 40 evdevd").is_err());
         assert!(Series::parse("").is_err());
@@ -322,6 +298,6 @@ mod tests {
     fn figures_are_medians_and_high_percentiles() {
         let times = [5, 1, 2, 3, 4].map(Duration::from_secs).to_vec();
         let mut tolls = [Toll { times, letters_lost: 2, sessions_lost: 1 }];
-        assert!(table(&[Victim::of("evdevd")], &mut tolls).ends_with("| `evdevd` | 5 | 1 | 2 | 3.00 s | 5.00 s |\n"));
+        assert!(table(&["evdevd"], &mut tolls).ends_with("| `evdevd` | 5 | 1 | 2 | 3.00 s | 5.00 s |\n"));
     }
 }
