@@ -48,6 +48,8 @@ impl Fs {
     fn take_available(&self, least: u32, want: u32, privileged: bool) -> Result<u32> {
         let floor = if privileged { 0 } else { self.geo.reserved_blocks };
         for attempt in 0..2 {
+            // Asked first: what a commit gives back in between is seen below.
+            let more_to_come = self.journal.holds_freed_blocks();
             let mut taken = 0;
             let done = self.available.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |available| {
                 let room = (available - floor as i64).clamp(0, i64::from(want)) as u32;
@@ -57,8 +59,7 @@ impl Fs {
             if done.is_ok() {
                 return Ok(taken);
             }
-            if attempt == 0 && self.journal.holds_freed_blocks() {
-                // Blocks that the running transaction freed.
+            if attempt == 0 && more_to_come {
                 self.commit(self.journal.running())?;
             }
         }

@@ -46,6 +46,7 @@ impl Journal {
         self.write(&mut log, &transaction, &frozen, &progress).inspect_err(|_| self.fail())?;
         self.state.lock().committed = transaction.tid;
         hooks.committed(&transaction.freed, &progress);
+        self.state.lock().freeing = false;
         if let Some(log) = log.as_mut()
             && log.free < log.capacity() / 4
         {
@@ -79,6 +80,7 @@ impl Journal {
 
         let mut state = self.state.lock();
         let transaction = std::mem::replace(&mut state.running, Transaction::new(tid + 1));
+        state.freeing = !transaction.freed.is_empty();
         drop(state);
         // Handles stay away until every block is frozen.
         let mut frozen: Vec<_> = transaction

@@ -111,6 +111,8 @@ struct State {
     credits: usize,
     /// The last transaction on the disk.
     committed: u64,
+    /// The one that is being committed has freed blocks, which are not given back yet.
+    freeing: bool,
 }
 
 /// A committed copy of a block that is not at home yet.
@@ -158,6 +160,7 @@ impl Journal {
                 active: 0,
                 credits: 0,
                 committed: tid - 1,
+                freeing: false,
             }),
             changed: Condvar::new(),
             log: Mutex::new(log),
@@ -201,9 +204,11 @@ impl Journal {
         self.state.lock().committed
     }
 
-    /// Whether the running transaction has freed blocks, which a commit would make usable.
+    /// Whether the running transaction has freed blocks, or the one before, whose commit is under way: a commit of the running
+    /// one makes both usable.
     pub fn holds_freed_blocks(&self) -> bool {
-        !self.state.lock().running.freed.is_empty()
+        let state = self.state.lock();
+        state.freeing || !state.running.freed.is_empty()
     }
 
     /// Whether nothing is written any more.
