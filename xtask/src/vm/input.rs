@@ -4,7 +4,7 @@ use super::keys;
 use crate::machine::qmp::Qmp;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between a person's actions, so that a guest that polls sees each.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -12,6 +12,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Between a typed text's characters. A virtio keyboard holds 64 events, 16 characters; QEMU drops those that a guest on a busy host does
 /// not fetch in time.
 const TYPING_PAUSE: Duration = Duration::from_millis(50);
+
+/// From one key to the next in a burst: 200 a second.
+const BURST_STEP: Duration = Duration::from_millis(5);
 
 /// The range of an absolute axis.
 const AXIS: u64 = 0x7fff;
@@ -36,13 +39,18 @@ fn key(name: &str, down: bool) -> Value {
 /// Without pauses: programs repeat a key by their own clocks until they hear of its release, and a guest on a busy host takes a
 /// pause between the two for a long one.
 fn press_keys(qmp: &mut Qmp, keys: &[String]) -> Result<()> {
+    press_and_release(qmp, keys)?;
+    std::thread::sleep(PAUSE);
+    Ok(())
+}
+
+fn press_and_release(qmp: &mut Qmp, keys: &[String]) -> Result<()> {
     for name in keys {
         send_at_once(qmp, vec![key(name, true)]).with_context(|| format!("is there a key called {name:?}?"))?;
     }
     for name in keys.iter().rev() {
         send_at_once(qmp, vec![key(name, false)])?;
     }
-    std::thread::sleep(PAUSE);
     Ok(())
 }
 
@@ -61,6 +69,17 @@ pub fn type_text(qmp: &mut Qmp, text: &str) -> Result<()> {
         let keys = keys::for_character(c).with_context(|| format!("no key of the American layout gives {c:?}"))?;
         press_keys(qmp, &keys)?;
         std::thread::sleep(TYPING_PAUSE);
+    }
+    Ok(())
+}
+
+/// Types a text, a key each 5 ms on the host's clock: what falls behind is caught up.
+pub fn burst(qmp: &mut Qmp, text: &str) -> Result<()> {
+    let start = Instant::now();
+    for (place, c) in (0..).zip(text.chars()) {
+        let keys = keys::for_character(c).with_context(|| format!("no key of the American layout gives {c:?}"))?;
+        std::thread::sleep((start + place * BURST_STEP).saturating_duration_since(Instant::now()));
+        press_and_release(qmp, &keys)?;
     }
     Ok(())
 }
@@ -101,7 +120,7 @@ pub fn drag(qmp: &mut Qmp, from: (u32, u32), to: (u32, u32), size: (u32, u32)) -
     send(qmp, button(false))
 }
 
-/// Does what a line says: `type TEXT`, `key COMBO`, `move X Y`, `click [BUTTON]`, `drag X Y X Y`. `size` asks for the
+/// Does what a line says: `type TEXT`, `burst TEXT` (200 keys a second), `key COMBO`, `move X Y`, `click [BUTTON]`, `drag X Y X Y`. `size` asks for the
 /// screen's, where the pointer goes to a place.
 pub fn perform(qmp: &mut Qmp, line: &str, size: impl FnOnce(&mut Qmp) -> Result<(u32, u32)>) -> Result<()> {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -110,6 +129,7 @@ pub fn perform(qmp: &mut Qmp, line: &str, size: impl FnOnce(&mut Qmp) -> Result<
     };
     match verb {
         "type" => type_text(qmp, rest),
+        "burst" => burst(qmp, rest),
         "key" => press(qmp, rest),
         "click" => click(qmp, if rest.is_empty() { "left" } else { rest }),
         "move" => match numbers()?[..] {
