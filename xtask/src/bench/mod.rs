@@ -24,9 +24,12 @@ mod whole;
 /// Options of `bench`.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// Fewer runs of whole programs.
+    /// Two runs of whole programs instead of five.
     #[arg(long)]
     quick: bool,
+    /// How many runs of whole programs.
+    #[arg(long, conflicts_with = "quick")]
+    runs: Option<usize>,
     /// Only one kind.
     #[arg(long, value_enum)]
     only: Option<Kind>,
@@ -111,7 +114,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         measures.extend(micro::run(&options.names, options.profile)?);
     }
     if options.only != Some(Kind::Micro) {
-        measures.extend(whole::run(&options.names, if options.quick { 2 } else { 5 }, options.profile)?);
+        measures.extend(whole::run(
+            &options.names,
+            options.runs.unwrap_or(if options.quick { 2 } else { 5 }),
+            options.profile,
+        )?);
     }
     let folder = paths::target().join("bench");
     fs::create_dir_all(&folder)?;
