@@ -15,7 +15,7 @@ use linux_uapi::iommufd::{self, BusAddresses, BusSegment, Destroy, IoasAlloc, Io
 use crate::volatile::Shared;
 use crate::{passed, sys};
 
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 /// Whether a buffer must be one run of addresses for the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,21 +15,21 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use crate::dma::{Dma, DmaBuffer, Ioas, Mapped, Segment};
+use crate::dma::{Dma, DmaBuffer, Ioas, Mapped, PAGE, Segment};
 use crate::passed;
 use crate::pci::PciDevice;
 use crate::store::{forget, store, stored};
 use crate::vfio::VfioDevice;
 use crate::volatile::Shared;
 
-const IOMMUFD: &str = "iommufd";
+/// The iommufd's name, in the store and as `init` passes it.
+pub const IOMMUFD: &str = "iommufd";
 const MEMORY: &str = "memory";
 const RECORD: &str = "record";
 /// The name that `init` knows it by: it passes it as the device, instead of opening the device anew. Stored last, so that where
 /// it is all else is.
-const DEVICE: &str = "device";
+pub const DEVICE: &str = "device";
 
-const PAGE: usize = 4096;
 /// Version of the record's layout.
 const VERSION: u32 = 1;
 /// A device that was taken over as often as this and brought no progress is started anew.
@@ -89,9 +89,10 @@ impl Handover {
     /// It cannot be taken over: then [`end`] it and let a successor start it anew.
     pub fn resume() -> io::Result<Option<(Self, PciDevice, DmaBuffer)>> {
         let (Some(memory), Some(record)) = (stored(MEMORY)?, stored(RECORD)?) else { return Ok(None) };
-        let Some(name) = passed::find("vfio:") else { return Ok(None) };
-        let (Some(device), Some(iommufd)) = (passed::take(&name), passed::take(IOMMUFD)) else { return Ok(None) };
-        Self::resume_from(&name["vfio:".len()..], device?, iommufd?, memory, record).map(Some)
+        let Some(address) = passed::device() else { return Ok(None) };
+        let (device, iommufd) = (passed::take(&format!("vfio:{address}")), passed::take(IOMMUFD));
+        let (Some(device), Some(iommufd)) = (device, iommufd) else { return Ok(None) };
+        Self::resume_from(&address, device?, iommufd?, memory, record).map(Some)
     }
 
     fn resume_from(

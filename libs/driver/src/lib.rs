@@ -1,8 +1,8 @@
 //! What a user-space driver is made of: its device's configuration space, registers, interrupts and DMA memory.
 //!
 //! A driver is a process. The kernel gives it one device file (VFIO's) and one I/O address space (iommufd's), and takes
-//! interrupts and bus mastering away when these are closed, however the process ends ([`handover`] is the exception). This crate is the thin layer over those
-//! files: every access is bounds-checked, so that a driver above it needs no `unsafe`.
+//! interrupts and bus mastering away when these are closed, however the process ends ([`handover`] is the exception). This crate
+//! is the thin layer over those files: every access is bounds-checked, so that a driver above it needs no `unsafe`.
 //!
 //! Key types: [`PciDevice`], [`PlatformDevice`]; [`Mmio`], mapped registers; [`Irq`], an interrupt as an eventfd; [`Dma`],
 //! which makes [`DmaBuffer`]s. All of them rest on the [`Backend`] trait, so that with the feature `mock` the same driver runs

@@ -64,9 +64,11 @@ pub(crate) fn borrow(name: &str) -> Option<io::Result<OwnedFd>> {
     passed.get(name).map(OwnedFd::try_clone)
 }
 
-/// The first name that was passed and starts with `prefix`.
-pub(crate) fn find(prefix: &str) -> Option<String> {
-    PASSED.lock().ok()?.iter().filter(|(n, _)| n.starts_with(prefix)).min_by_key(|(_, fd)| **fd).map(|(n, _)| n.clone())
+/// Which device was passed (`vfio:NAME`): the first one's name.
+pub(crate) fn device() -> Option<String> {
+    let passed = PASSED.lock().ok()?;
+    let devices = passed.iter().filter_map(|(name, fd)| Some((fd, name.strip_prefix("vfio:")?)));
+    devices.min().map(|(_, name)| name.to_owned())
 }
 
 #[cfg(test)]

@@ -74,9 +74,7 @@ impl PciDevice {
     /// # Errors
     /// `NotFound` when it passed none.
     pub fn from_environment() -> io::Result<Self> {
-        let named = passed::find("vfio:");
-        let address = named.as_deref().and_then(|n| n.strip_prefix("vfio:")).ok_or(io::ErrorKind::NotFound)?;
-        Self::open(address)
+        Self::open(&passed::device().ok_or(io::ErrorKind::NotFound)?)
     }
 
     /// A function behind other backends (a mock).

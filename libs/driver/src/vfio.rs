@@ -127,7 +127,7 @@ fn open_node(sysfs: &Path) -> io::Result<File> {
 
 /// The passed `iommufd`, else `/dev/iommu`.
 pub(crate) fn open_iommufd() -> io::Result<OwnedFd> {
-    match passed::take("iommufd") {
+    match passed::take(crate::handover::IOMMUFD) {
         Some(fd) => fd,
         None => Ok(OpenOptions::new().read(true).write(true).open("/dev/iommu")?.into()),
     }

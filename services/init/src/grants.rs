@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use driver::handover::{DEVICE, IOMMUFD};
 use nix::mount::{MsFlags, mount};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use scheme::{Connection, Grant};
@@ -40,10 +41,6 @@ pub struct Grants {
 
 /// The standard input of a unit, among what is passed.
 pub const STDIN: &str = "stdin";
-
-/// What a driver stores its device file as when it hands its device over (`libs/driver`, `handover`).
-const DEVICE: &str = "device";
-const IOMMUFD: &str = "iommufd";
 
 impl Grants {
     /// Takes the texts of `scheme.toml` files in.
