@@ -4,11 +4,11 @@
 //! QEMU process's, both kernels' spent on the same way. Frame times are KWin's own record (`KWIN_LOG_PERFORMANCE_DATA`), from when it begins to draw
 //! a frame to when the frame is on the screen: information, since an emulator's clock is the host's.
 
-use super::whole::{CPU_SECONDS, Runs};
+use super::whole::{CPU_SECONDS, Runs, USED_MEMORY};
 use super::{Measure, Subject};
 use crate::build::Profile;
 use crate::guest::agent_of;
-use crate::machine::link::{Link, Request};
+use crate::machine::link::Link;
 use crate::machine::qmp::Qmp;
 use crate::machine::{self, Boot, Gpu, Machine};
 use crate::vm::{input, screen};
@@ -55,8 +55,6 @@ const KATE: &[&str] = &["640 111 dee0e2", "600 400 ffffff"];
 /// KWin tells of its frames in the user's home.
 const SET_UP: &str = "d=/home/user/.config/plasma-workspace/env; install -d -o user -g user /home/user/.config /home/user/.config/plasma-workspace $d; \
      echo export KWIN_LOG_PERFORMANCE_DATA=1 | install -o user -g user -m 755 /dev/stdin $d/frames.sh";
-const USED_MEMORY: &str =
-    "awk '/^MemTotal/ { m = $2 } /^(MemFree|Buffers|Cached|SReclaimable)/ { m -= $2 } END { print m }' /proc/meminfo";
 const START_KATE: &str = "env=$(tr '\\0' '\\n' < /proc/$(pgrep -x plasmashell)/environ | grep -E '^(DBUS_SESSION|WAYLAND|XDG_RUNTIME)' | tr '\\n' ' '); \
      (setsid su user -c \"env $env QT_QPA_PLATFORM=wayland kate /home/user/letter.txt\" > /dev/null 2>&1 < /dev/null &)";
 const END_KATE: &str = "pkill -x kate; while pgrep -x kate > /dev/null; do sleep 0.2; done";
@@ -76,14 +74,7 @@ struct Desktop<'a> {
 impl Desktop<'_> {
     /// Has root run a script; what it printed.
     fn ask(&mut self, script: &str) -> Result<String> {
-        let mut text = Vec::new();
-        let mut collect = |_, data: &[u8]| text.extend_from_slice(data);
-        let outcome = self.link.run(self.machine, Request::script(script, PATIENCE, &mut collect))?;
-        match outcome {
-            machine::link::Outcome::Ended(status) if status.shell_code() == 0 => {}
-            other => bail!("{script}: {other:?}: {}", String::from_utf8_lossy(&text)),
-        }
-        Ok(String::from_utf8_lossy(&text).trim().to_owned())
+        super::ask(&mut self.link, self.machine, script, None, PATIENCE)
     }
 
     fn qmp(&self) -> Result<Qmp> {

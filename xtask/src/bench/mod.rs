@@ -9,13 +9,16 @@
 //! measure also goes to `target/bench/NAME.json`.
 
 use crate::build::Profile;
-use crate::machine::{self, Kernel};
+use crate::machine::link::{Link, Outcome, Request};
+use crate::machine::{self, Kernel, Machine};
 use crate::paths;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::time::Duration;
 
 mod desktop;
 mod micro;
@@ -104,6 +107,25 @@ impl Subject {
             append: if self == Subject::Shipped { "mitigations=auto".into() } else { String::new() },
             ..machine::Options::of(image, kernel)
         }
+    }
+}
+
+/// Has a script run in the guest, by root where no user is named: what it printed.
+fn ask(
+    link: &mut Link<&UnixStream>,
+    machine: &Machine,
+    script: &str,
+    user: Option<&str>,
+    limit: Duration,
+) -> Result<String> {
+    let mut text = Vec::new();
+    let mut collect = |_, data: &[u8]| text.extend_from_slice(data);
+    let request = Request { user: user.map(str::to_owned), ..Request::script(script, limit, &mut collect) };
+    let outcome = link.run(machine, request)?;
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
+    match outcome {
+        Outcome::Ended(status) if status.shell_code() == 0 => Ok(text),
+        other => bail!("{script}: {other:?}: {text}"),
     }
 }
 

@@ -81,10 +81,13 @@ const FRAMES: &str = "egl-600-frames";
 /// The kernels that sessions are measured on: as shipped Linux is no faster, and each run takes minutes.
 const SESSION_SUBJECTS: [Subject; 2] = [Subject::Ursa, Subject::Linux];
 
-/// Until the desktop is there, and how much memory is in use then, in KiB: without what files hold, since on Ursa these are the
-/// root itself.
-const DESKTOP: &str = "until [ -S /run/user/1000/wayland-1 ] && pgrep -u user weston-terminal; do sleep 0.2; done > /dev/null; sleep 2; \
-     awk '/^MemTotal/ { m = $2 } /^(MemFree|Buffers|Cached|SReclaimable)/ { m -= $2 } END { print m }' /proc/meminfo";
+/// Until the desktop is there.
+const DESKTOP: &str =
+    "until [ -S /run/user/1000/wayland-1 ] && pgrep -u user weston-terminal; do sleep 0.2; done > /dev/null; sleep 2";
+
+/// How much memory is in use, in KiB: without what files hold, since on Ursa these are the root itself.
+pub const USED_MEMORY: &str =
+    "awk '/^MemTotal/ { m = $2 } /^(MemFree|Buffers|Cached|SReclaimable)/ { m -= $2 } END { print m }' /proc/meminfo";
 
 /// Prints how many frames were drawn, at least 600.
 const EGL: &str = "export XDG_RUNTIME_DIR=/run/user/1000 WAYLAND_DISPLAY=wayland-1; \
@@ -157,14 +160,10 @@ fn one_session((subject, profile): (Subject, Profile), frames: bool, runs: &mut 
     let machine = Machine::start(&options, &boot, Gpu::Virtio, folder.path(), false)?;
     let mut link = agent_of(&machine)?;
     let mut ask = |script: &str, user: Option<&str>| -> Result<f64> {
-        let mut text = Vec::new();
-        let mut collect = |_, data: &[u8]| text.extend_from_slice(data);
-        let request = Request { user: user.map(str::to_owned), ..Request::script(script, TIME_LIMIT, &mut collect) };
-        let outcome = link.run(&machine, request)?;
-        let text = String::from_utf8_lossy(&text);
-        text.trim().parse().with_context(|| format!("{outcome:?}: {}", text.trim()))
+        let text = super::ask(&mut link, &machine, script, user, TIME_LIMIT)?;
+        text.parse().with_context(|| text.clone())
     };
-    let kibibytes = ask(DESKTOP, None)?;
+    let kibibytes = ask(&format!("{DESKTOP}; {USED_MEMORY}"), None)?;
     let start = machine.cpu_seconds()?;
     runs.entry((WESTON, subject)).or_default().push(start);
     runs.entry((MEMORY, subject)).or_default().push(kibibytes / 1024.0);

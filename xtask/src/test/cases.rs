@@ -131,7 +131,8 @@ pub struct Case {
     /// SHA-256 of the pixels, three bytes each.
     #[serde(default)]
     pub picture: Option<String>,
-    /// What a person does before the command runs, in order: `type TEXT`, `burst TEXT` (200 keys a second), `key COMBO`, `move X Y`, `click [BUTTON]`,
+    /// What a person does before the command runs, in order: `type TEXT`, `burst TEXT` (200 keys a second), `key COMBO`,
+    /// `move X Y`, `click [BUTTON]`,
     /// `drag X Y X Y`, `qmp COMMAND JSON` (to QEMU), `wait SHELL` (until a command of the guest succeeds), `see X Y RRGGBB`
     /// (until the screen shows this pixel), `picture NAME` (the screen into `target/pictures/NAME.png`), `film NAME` and `cut`
     /// (all that happens between them, as an animated picture), `plug N WIDTH HEIGHT` (screen N, from 1, is plugged in, or out if

@@ -120,8 +120,8 @@ pub fn drag(qmp: &mut Qmp, from: (u32, u32), to: (u32, u32), size: (u32, u32)) -
     send(qmp, button(false))
 }
 
-/// Does what a line says: `type TEXT`, `burst TEXT` (200 keys a second), `key COMBO`, `move X Y`, `click [BUTTON]`, `drag X Y X Y`. `size` asks for the
-/// screen's, where the pointer goes to a place.
+/// Does what a line says: `type TEXT`, `burst TEXT` (200 keys a second), `key COMBO`, `move X Y`, `click [BUTTON]`,
+/// `drag X Y X Y`. `size` asks for the screen's, where the pointer goes to a place.
 pub fn perform(qmp: &mut Qmp, line: &str, size: impl FnOnce(&mut Qmp) -> Result<(u32, u32)>) -> Result<()> {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
     let numbers = || -> Result<Vec<u32>> {
