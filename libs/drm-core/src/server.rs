@@ -70,6 +70,7 @@ impl Card {
     }
 
     fn serve_all(&mut self, connection: &Connection) -> io::Result<()> {
+        connection.start_watchdog()?;
         let mut alarm = Alarm::new()?;
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for fd in self.driver.event_fds().into_iter().chain([alarm.timer.as_fd()]) {
@@ -104,7 +105,8 @@ impl Card {
         fds.extend(of_driver.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         let of_fences: Vec<_> = fences.iter().filter_map(|fence| fence.fd()).collect();
         fds.extend(of_fences.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
-        match poll(&mut fds, self.timeout().as_ref()) {
+        let timeout = self.timeout();
+        match connection.rest(|| poll(&mut fds, timeout.as_ref())) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }

@@ -19,6 +19,7 @@ use crate::{
     Ready,
     dispatch::{self, MAX_TRANSFER},
     sys::{self, Wait},
+    watchdog::{self, Pulse},
 };
 
 /// The first descriptor that a service manager passes (sd_listen_fds(3)).
@@ -37,6 +38,7 @@ pub struct Connection {
 struct Inner {
     fd: OwnedFd,
     state: Mutex<State>,
+    pulse: Arc<Pulse>,
 }
 
 struct State {
@@ -101,7 +103,7 @@ impl Connection {
     pub fn adopt(fd: OwnedFd) -> io::Result<Connection> {
         rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
         let state = Mutex::new(State { buffer: vec![0; BUFFER], early: VecDeque::new(), unanswered: BTreeSet::new() });
-        Ok(Connection { inner: Arc::new(Inner { fd, state }) })
+        Ok(Connection { inner: Arc::new(Inner { fd, state, pulse: Arc::default() }) })
     }
 
     /// Answers `CUSE_INIT` if it waits, since nothing can be published before.
@@ -169,9 +171,23 @@ impl Connection {
         self.inner.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Tells `init` from now on that the server goes on, if it wants to know (`WATCHDOG_USEC`): one whose loop is stuck in something is
+    /// ended and replaced.
+    ///
+    /// # Errors
+    /// No thread can be made.
+    pub fn start_watchdog(&self) -> io::Result<()> {
+        watchdog::start(&self.inner.pulse)
+    }
+
+    /// Waits by other means than this connection's, in the server's loop: its watchdog takes that for rest.
+    pub fn rest<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.inner.pulse.rest(wait)
+    }
+
     /// Sends a reply (unless empty) and takes the next request.
     fn take(&self, buffer: &mut [u8], reply: &[u8], wait: Wait<'_>) -> Result<usize, Errno> {
-        sys::reply_wait(self.as_fd(), reply, buffer, wait).map(|length| length.min(buffer.len()))
+        self.rest(|| sys::reply_wait(self.as_fd(), reply, buffer, wait)).map(|length| length.min(buffer.len()))
     }
 
     /// Serves one request if one waits, without waiting: for a loop that polls this and other descriptors. Says whether one

@@ -45,6 +45,7 @@ mod journal;
 mod mount;
 mod server;
 mod sys;
+mod watchdog;
 
 pub use channel::{Channel, FileToInstall, Grabbed, Outcome};
 pub use connection::Connection;

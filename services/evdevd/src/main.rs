@@ -19,6 +19,7 @@ fn main() -> Result<()> {
     let clock = Arc::new(SystemClock);
     let mut server = Server::new(Arc::new(connection.clone()), clock.clone(), &connection.unanswered())
         .context("cannot take up the service")?;
+    connection.start_watchdog().context("no watchdog")?;
     // Without a service manager nobody waits for it.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
@@ -27,7 +28,7 @@ fn main() -> Result<()> {
         let Some(deadline) = server.deadline() else { continue };
         let wait = deadline.saturating_sub(clock.monotonic());
         let timeout = Timespec { tv_sec: (wait / 1_000_000_000) as i64, tv_nsec: (wait % 1_000_000_000) as i64 };
-        match poll(&mut [PollFd::new(&connection, PollFlags::IN)], Some(&timeout)) {
+        match connection.rest(|| poll(&mut [PollFd::new(&connection, PollFlags::IN)], Some(&timeout))) {
             Ok(_) | Err(Errno::INTR) => server.tick(),
             Err(errno) => return Err(errno).context("cannot wait"),
         }

@@ -267,6 +267,10 @@ impl Supervisor {
                     if killpg(pid, signal).is_err() {
                         let _ = nix::sys::signal::kill(pid, signal);
                     }
+                    // One that hangs because it was stopped would keep the signal for later.
+                    if kill == Ending::Abort {
+                        let _ = killpg(pid, Signal::SIGCONT);
+                    }
                 }
                 Action::Log(line) => self.say(&line),
                 Action::AllStopped => self.services_stopped(),
