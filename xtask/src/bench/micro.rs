@@ -156,7 +156,7 @@ fn measure(subject: Subject, profile: Profile, program: &Program, compiled: &Pat
         counted: true,
         init: program.init,
         root: program.root,
-        modules: program.modules.to_vec(),
+        modules: program.modules.iter().map(|name| (*name).to_owned()).collect(),
         ..subject.machine("mini", profile)
     };
     let folder = tempfile::Builder::new().prefix("ursa-bench-").tempdir()?;

@@ -165,6 +165,9 @@ pub struct Options {
     /// Screens that a virtio-gpu can have. All but the first are plugged in while the machine runs.
     #[arg(long, default_value_t = 1)]
     pub outputs: u32,
+    /// The size that the display device asks for, where it is one that can.
+    #[arg(long, value_name = "WIDTHxHEIGHT", default_value = "1280x800")]
+    pub screen: String,
     /// Boot through Ursa's init and its services, instead of the agent alone.
     #[arg(long)]
     pub init: bool,
@@ -175,8 +178,8 @@ pub struct Options {
     #[arg(long, value_name = "WORDS", default_value = "", allow_hyphen_values = true)]
     pub append: String,
     /// Modules for Debian's kernel, beside those of the display and input devices.
-    #[arg(skip)]
-    pub modules: Vec<&'static str>,
+    #[arg(long = "module", value_name = "NAME")]
+    pub modules: Vec<String>,
 }
 
 impl Options {
@@ -204,6 +207,7 @@ impl Options {
             net: false,
             mirror: None,
             outputs: 1,
+            screen: "1280x800".into(),
             init: false,
             counted: false,
             append: String::new(),
@@ -329,7 +333,7 @@ impl Boot {
                     modules.clear();
                 }
                 modules.extend(options.net.then_some("virtio_net"));
-                modules.extend(&options.modules);
+                modules.extend(options.modules.iter().map(String::as_str));
                 linux.initramfs(&programs, &modules, &options.additions, &initrd)?;
                 // An emulator passes the host's time stamp counter through, and one short calibration of
                 // it on a busy host makes the guest's clock wrong by any factor. Counted time is exact.
@@ -551,13 +555,15 @@ pub fn command(options: &Options, boot: &Boot, gpu: Gpu, accel: accel::Accel) ->
         command.args(["-device", &format!("virtio-blk-pci,drive=boot,serial=boot,bootindex=0{modern}")]);
     }
     command.args(["-device", DEBUG_EXIT, "-device", &format!("virtio-rng-pci{virtio}")]);
+    let (width, height) = options.screen.split_once('x').unwrap_or((&options.screen, ""));
+    let size = format!("xres={width},yres={height}");
     match gpu {
         Gpu::Virtio => {
             let (name, outputs) = (screens::DEVICE, options.outputs);
-            let device = format!("virtio-gpu-pci,id={name},max_outputs={outputs},xres=1280,yres=800{virtio}");
+            let device = format!("virtio-gpu-pci,id={name},max_outputs={outputs},{size}{virtio}");
             command.args(["-vga", "none", "-device", &device]);
         }
-        Gpu::Bochs => drop(command.args(["-vga", "none", "-device", "bochs-display,xres=1280,yres=800,edid=on"])),
+        Gpu::Bochs => drop(command.args(["-vga", "none", "-device", &format!("bochs-display,{size},edid=on")])),
         Gpu::Std => drop(command.args(["-vga", "std"])),
         Gpu::Vmware => drop(command.args(["-vga", "vmware"])),
         Gpu::None => drop(command.args(["-vga", "none"])),

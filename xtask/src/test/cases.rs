@@ -65,6 +65,12 @@ pub struct File {
     /// Screens that its virtio-gpu can have.
     #[serde(default = "one")]
     pub outputs: u32,
+    /// The size that its display device asks for, `WIDTHxHEIGHT`.
+    #[serde(default = "screen")]
+    pub screen: String,
+    /// Modules for Debian's kernel, beside those of the display and input devices.
+    #[serde(default)]
+    pub modules: Vec<String>,
     /// More words for QEMU.
     #[serde(default)]
     pub qemu: Vec<String>,
@@ -84,6 +90,10 @@ pub struct File {
 
 fn one() -> u32 {
     1
+}
+
+fn screen() -> String {
+    "1280x800".into()
 }
 
 fn two() -> u32 {

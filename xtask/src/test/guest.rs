@@ -139,6 +139,8 @@ pub fn run_file(
         net: file.net,
         mirror: file.mirror.clone(),
         outputs: file.outputs,
+        screen: file.screen.clone(),
+        modules: file.modules.clone(),
         disks: file.disks.clone(),
         append: file.append.clone(),
         iommu: file.iommu,
