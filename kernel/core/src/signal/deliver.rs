@@ -68,7 +68,7 @@ pub(crate) fn deliver(thread: &Thread, context: &mut UserContext) {
         }
         job::tell_if_continued(process);
         ptrace::stop_if_asked(thread, context);
-        if thread.cgroup.is_freezing() && crate::fs::cgroup::rest_while_freezing(thread) {
+        if crate::fs::cgroup::rest_while_freezing(thread) {
             continue;
         }
         let unblocked = SigSet::ALL.difference(thread.signals.blocked());

@@ -114,6 +114,14 @@ pub(super) fn forget_continue(process: &Process) {
     }
 }
 
+/// Whether the thread is to sleep because its process stops: its tracer may have let it run out of that.
+pub(crate) fn is_to_stop(thread: &Thread) -> bool {
+    let job = thread.process().signals.job.lock();
+    let generation = job.stop_signal.is_some().then_some(job.generation);
+    drop(job);
+    generation.is_some_and(|generation| !crate::ptrace::passed_stop(thread, generation))
+}
+
 /// Sleeps while the process is stopped. Called on the way to user mode.
 pub(super) fn sleep_while_stopped(thread: &Thread, context: &mut UserContext) {
     let process = thread.process();

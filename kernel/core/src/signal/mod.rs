@@ -27,6 +27,7 @@ pub use crate::ptrace;
 pub(crate) use deliver::{deliver, die, wants_delivery};
 pub use deliver::{force_fault, force_signal, signalfd_take, thread_exits};
 pub use frame::min_stack_size;
+pub(crate) use job::is_to_stop;
 pub(crate) use mask::set_blocked_of_tracee;
 pub use mask::{restore_mask_later, set_blocked, with_temporary_mask};
 pub use send::{check_permission, notify_parent_of_exit, send_to_group, send_to_process, send_to_thread};

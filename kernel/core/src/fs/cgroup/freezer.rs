@@ -11,6 +11,8 @@ use alloc::{
 };
 use core::sync::atomic::Ordering;
 
+use linux_uapi::signal::SIGSTOP;
+
 use super::{
     control::EVENTS,
     member::{self, group_of, is_home},
@@ -121,13 +123,17 @@ pub fn process_rests(process: &Process) {
     news.tell();
 }
 
-/// The running thread rests from now on, or no longer.
+/// The running thread rests from now on, or no longer. One that is to rest again already, after a thaw that it has not noticed, goes
+/// on counting as resting: its group would not be frozen for a moment. Returns whether it is as wanted.
 #[cold]
-fn set_resting(thread: &Thread, rests: bool) {
+fn set_resting(thread: &Thread, rests: bool) -> bool {
     let mut news = News::default();
     let group;
     {
         let _lock = lock();
+        if !rests && thread.cgroup.is_freezing() && !sched::fatal_signal_pending() {
+            return false;
+        }
         group = group_of(thread);
         if thread.cgroup.resting.swap(rests, Ordering::SeqCst) != rests && is_home(thread) {
             let count = &thread.process().cgroup.resting;
@@ -141,49 +147,63 @@ fn set_resting(thread: &Thread, rests: bool) {
     }
     drop(group);
     news.tell();
+    true
 }
 
 /// Whether the thread is to rest now. A fatal signal, a stop of its process and a stop for its tracer come first.
 fn is_to_rest(thread: &Thread) -> bool {
     thread.cgroup.is_freezing()
         && !sched::fatal_signal_pending()
-        && !thread.process().signals.is_stopping()
+        && !signal::is_to_stop(thread)
         && !ptrace::is_asked_to_stop(thread)
 }
 
-/// Rests while the thread is to. Called by the thread itself on its way to user mode. Returns whether it was: then there may be more
+/// Whether SIGSTOP is pending. A thread takes it before it rests, so that what is stopped before it is frozen is stopped when it is
+/// frozen and afterwards, whenever it comes to run.
+fn stop_is_pending(thread: &Thread) -> bool {
+    thread.signals.pending().union(thread.process().signals.pending()).contains(SIGSTOP)
+}
+
+/// Rests while the thread is to. Called by the thread itself on its way to user mode. Returns whether it did: then there may be more
 /// to do on that way.
 pub fn rest_while_freezing(thread: &Thread) -> bool {
-    let rests = is_to_rest(thread);
-    if rests {
-        set_resting(thread, true);
-        loop {
-            // What is pending is looked for afterwards in any case, and must not keep the thread awake.
-            sched::with_current(|ext| ext.take_work(Work::SIGNAL));
-            sched::prepare_to_sleep(SleepState::INTERRUPTIBLE);
-            if !is_to_rest(thread) {
-                break;
-            }
-            sched::schedule();
+    let mut rested = false;
+    loop {
+        let rests = thread.cgroup.resting.load(Ordering::SeqCst);
+        if is_to_rest(thread) && (rests || !stop_is_pending(thread)) {
+            rest(thread);
+            rested = true;
+        } else if !rests || set_resting(thread, false) {
+            return rested;
+        } else if !is_to_rest(thread) {
+            // It stops, for a signal or its tracer, and goes on resting there.
+            return rested;
         }
-        sched::finish_sleep();
     }
-    // One that stops for its tracer goes on resting there.
-    if thread.cgroup.resting.load(Ordering::SeqCst) && !ptrace::is_asked_to_stop(thread) {
-        set_resting(thread, false);
+}
+
+/// Rests until the thread is not to any more.
+fn rest(thread: &Thread) {
+    set_resting(thread, true);
+    loop {
+        // What is pending is looked for afterwards in any case, and must not keep the thread awake.
+        sched::with_current(|ext| ext.take_work(Work::SIGNAL));
+        sched::prepare_to_sleep(SleepState::INTERRUPTIBLE);
+        if !is_to_rest(thread) {
+            break;
+        }
+        sched::schedule();
     }
-    rests
+    sched::finish_sleep();
 }
 
 /// Runs `f`, in which the running thread sleeps for its tracer or for the child that has its memory: it rests there.
 pub fn resting_during<R>(thread: &Thread, f: impl FnOnce() -> R) -> R {
     set_resting(thread, true);
     let result = f();
-    if thread.cgroup.is_freezing() {
+    if !set_resting(thread, false) {
         // On its way to user mode it sees to that itself, and rests until then.
         sched::with_current(|ext| ext.add_work(Work::SIGNAL));
-    } else {
-        set_resting(thread, false);
     }
     result
 }

@@ -175,8 +175,8 @@ pub fn join(
         let former = is_new.then(|| process.cgroup.replace(group.clone()));
         thread.cgroup.counted.store(true, Ordering::Relaxed);
         thread.cgroup.freezing.store(group.is_freezing(), Ordering::SeqCst);
+        // Where it is to rest it will before it runs: a frozen group stays frozen meanwhile (Linux, `cgroup_post_fork`).
         enter(thread, &group, news);
-        freezer::settle(&group, news);
         thread.cgroup.replace(Some(group));
         former
     };

@@ -9,6 +9,7 @@
 //! | [`freezer`] | `cgroup.freeze`: threads that rest where they would return to user mode |
 //! | [`control`] | the files of a group: what they say and what writing them does |
 //! | `node` | inodes and listings |
+//! | `notice` | when listeners hear of changes of the files |
 //!
 //! There is one tree, shown by every mount of the type. A process is in one group, its threads perhaps in threaded groups below.
 //! What a session manager wants of it is all here: groups made and removed, processes moved, forked into
@@ -21,6 +22,7 @@ pub mod controller;
 pub mod freezer;
 pub mod member;
 mod node;
+mod notice;
 mod pids;
 pub mod tree;
 

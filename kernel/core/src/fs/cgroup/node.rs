@@ -8,6 +8,7 @@ use ursa_hal::sync::{Once, SpinLock};
 
 use super::{
     control::{self, CONTROLS, OpenControl},
+    notice::Notices,
     tree::{Cgroup, root},
 };
 use crate::{
@@ -98,6 +99,8 @@ pub(super) struct Nodes {
     /// Counts the changes of each.
     changes: [AtomicU32; CONTROLS.len()],
     queue: Once<Arc<WaitQueue>>,
+    /// What listeners have heard of them.
+    pub notices: Notices,
 }
 
 impl Nodes {
@@ -117,8 +120,8 @@ impl Nodes {
         }
     }
 
-    /// A file says something else: pollers see `POLLPRI`, inotify's listeners a change of the file.
-    pub fn file_changed(&self, group: &Cgroup, at: usize) {
+    /// Tells that a file says something else: pollers see `POLLPRI`, inotify's listeners a change of the file.
+    pub fn tell(&self, group: &Cgroup, at: usize) {
         let control = &CONTROLS[at];
         if !control.is_in(group) {
             return;

@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ursa_hal::sync::{Once, SpinLock, SpinLockGuard};
 
-use super::{controller::Controllers, freezer, member, node::Nodes, pids::Pids};
+use super::{controller::Controllers, freezer, member, node::Nodes, notice, pids::Pids};
 use crate::{
     Errno, Result,
     fs::{
@@ -110,7 +110,7 @@ impl News {
     /// Wakes pollers and inotify's listeners. No spin lock may be held.
     pub fn tell(self) {
         for (group, file) in self.0 {
-            group.nodes.file_changed(&group, file);
+            notice::file_changed(&group, file);
         }
     }
 }
