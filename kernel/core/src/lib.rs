@@ -28,6 +28,7 @@ pub mod sched;
 pub mod scheme;
 pub mod signal;
 pub mod syscall;
+pub mod syslog;
 pub mod time;
 pub mod tty;
 pub mod user;

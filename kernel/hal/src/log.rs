@@ -17,6 +17,8 @@ use crate::cpu;
 pub enum Level {
     /// System is unusable.
     Emerg = 0,
+    /// Action must be taken at once.
+    Alert = 1,
     /// Critical.
     Crit = 2,
     /// Error.
@@ -29,6 +31,14 @@ pub enum Level {
     Info = 6,
     /// Debugging.
     Debug = 7,
+}
+
+impl Level {
+    /// The level with a number, of which the lowest three bits count.
+    pub fn of(number: u32) -> Level {
+        use Level::*;
+        [Emerg, Alert, Crit, Error, Warn, Notice, Info, Debug][(number & 7) as usize]
+    }
 }
 
 /// Bytes kept for `dmesg`.
@@ -54,8 +64,8 @@ unsafe impl Sync for LogLock {}
 
 static LOG: LogLock =
     LogLock { held: AtomicBool::new(false), ring: UnsafeCell::new(Ring { bytes: [0; RING_SIZE], head: 0 }) };
-/// Lines of this level and below reach the consoles.
-static CONSOLE_LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
+/// Lines of levels below this one reach the consoles.
+static CONSOLE_LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8 + 1);
 /// Set by a panic: locks may be held by CPUs that are stopped.
 static BUSTED: AtomicBool = AtomicBool::new(false);
 
@@ -136,7 +146,7 @@ impl Line {
     fn emit(&self, level: Level, ring: &mut Ring) {
         let text = &self.buf[..self.len];
         ring.push(text);
-        if level as u8 <= CONSOLE_LEVEL.load(Ordering::Relaxed) {
+        if (level as u8) < console_level() {
             crate::serial::console_write(&text[PREFIX..]);
             crate::console::write(&text[PREFIX..]);
         }
@@ -161,17 +171,22 @@ macro_rules! info { ($($arg:tt)+) => { $crate::log!($crate::log::Level::Info, $(
 #[macro_export]
 macro_rules! debug { ($($arg:tt)+) => { $crate::log!($crate::log::Level::Debug, $($arg)+) }; }
 
-/// Highest level that reaches the consoles (`loglevel=`, `syslog(2)` action 8).
+/// Sets the level below which lines reach the consoles (`loglevel=`, syslog(2), `/proc/sys/kernel/printk`).
 pub fn set_console_level(level: u8) {
-    CONSOLE_LEVEL.store(level.min(7), Ordering::Relaxed);
+    CONSOLE_LEVEL.store(level, Ordering::Relaxed);
+}
+
+/// The level below which lines reach the consoles.
+pub fn console_level() -> u8 {
+    CONSOLE_LEVEL.load(Ordering::Relaxed)
 }
 
 /// Takes `quiet`, `debug` and `loglevel=N` from the command line.
 pub(crate) fn set_options(cmdline: &str) {
     for word in crate::boot::words(cmdline) {
         match word.split_once('=') {
-            None if word == "quiet" => set_console_level(Level::Warn as u8),
-            None if word == "debug" => set_console_level(Level::Debug as u8),
+            None if word == "quiet" => set_console_level(Level::Warn as u8 + 1),
+            None if word == "debug" => set_console_level(Level::Debug as u8 + 1),
             Some(("loglevel", n)) => {
                 if let Ok(n) = n.parse() {
                     set_console_level(n);
@@ -211,7 +226,7 @@ pub(crate) fn replay(mut f: impl FnMut(&[u8])) {
             len += 1;
             if *b == b'\n' || len == LINE_MAX {
                 let level = line[1].wrapping_sub(b'0');
-                if len > PREFIX && level <= CONSOLE_LEVEL.load(Ordering::Relaxed) {
+                if len > PREFIX && level < console_level() {
                     f(&line[PREFIX..len]);
                 }
                 len = 0;

@@ -46,7 +46,7 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
     DEPTH.fetch_add(1, Ordering::SeqCst);
     crate::log::bust_lock();
     crate::console::resume();
-    crate::log::set_console_level(7);
+    crate::log::set_console_level(8);
     let cpu = (!crate::percpu::online().is_empty()).then(crate::smp::current_cpu);
     crate::ktest::report_panic(format_args!("{}", info.message()));
     crate::log!(crate::log::Level::Emerg, "KERNEL PANIC: {}", info.message());

@@ -9,7 +9,6 @@ use alloc::{format, string::String, sync::Arc, vec::Vec};
 
 use linux_uapi::raw::general as uapi;
 use ursa_hal::log;
-use ursa_hal::sync::Lazy;
 
 use crate::{
     Errno, Result,
@@ -18,8 +17,8 @@ use crate::{
         io::{Sink, Source},
     },
     poll::{PollEvents, PollTable},
-    process::{Cap, capable},
-    wait::{Mutex, WaitQueue},
+    syslog,
+    wait::Mutex,
 };
 
 /// An open `/dev/kmsg`.
@@ -28,18 +27,14 @@ pub struct KmsgDevice {
     next: Mutex<u64>,
 }
 
-/// Readers sleep here; the log has no hook that may wake from any context, so they look again at intervals.
-static QUEUE: Lazy<Arc<WaitQueue>> = Lazy::new(|| Arc::new(WaitQueue::new()));
-const LOOK_AGAIN_NS: u64 = 200_000_000;
-
 impl KmsgDevice {
-    /// Opens it; reading needs `CAP_SYSLOG` (`dmesg_restrict`, as Debian sets it).
+    /// Opens it; reading needs `CAP_SYSLOG`, unless `dmesg_restrict` is 0.
     ///
     /// # Errors
     /// `EPERM`.
     pub fn open(flags: u32) -> Result<Arc<dyn FileOps>> {
-        if flags & uapi::O_ACCMODE != uapi::O_WRONLY && !capable(Cap::Syslog) {
-            return Err(Errno::EPERM);
+        if flags & uapi::O_ACCMODE != uapi::O_WRONLY {
+            syslog::may(syslog::READ_ALL)?;
         }
         Ok(Arc::new(KmsgDevice { next: Mutex::new(0) }))
     }
@@ -96,11 +91,7 @@ impl FileOps for KmsgDevice {
             if f.is_nonblocking() {
                 return Err(Errno::EAGAIN);
             }
-            let deadline = crate::time::Deadline::after(LOOK_AGAIN_NS);
-            match QUEUE.wait_interruptible(Some(deadline), || record(*next).map(|_| ())) {
-                Ok(()) | Err(Errno::ETIMEDOUT) => {}
-                Err(e) => return Err(e),
-            }
+            syslog::wait_for(|| record(*next).is_some())?;
         }
     }
 
@@ -114,17 +105,11 @@ impl FileOps for KmsgDevice {
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end_matches('\n');
         let (level, text) = match text.strip_prefix('<').and_then(|t| t.split_once('>')) {
-            Some((level, rest)) => (level.parse::<u32>().unwrap_or(4) & 7, rest),
-            None => (4, text),
-        };
-        let level = match level {
-            0..=3 => log::Level::Error,
-            4 => log::Level::Warn,
-            5 | 6 => log::Level::Info,
-            _ => log::Level::Debug,
+            Some((level, rest)) => (level.parse::<u32>().unwrap_or_else(|_| syslog::default_level()), rest),
+            None => (syslog::default_level(), text),
         };
         for part in text.split('\n') {
-            log::write(level, format_args!("{part}"));
+            log::write(log::Level::of(level), format_args!("{part}"));
         }
         Ok(len)
     }
@@ -135,8 +120,8 @@ impl FileOps for KmsgDevice {
         }
         let mut next = self.next.lock();
         match whence {
-            // The oldest record; SEEK_DATA: the first after the last clear, which is the oldest here.
-            uapi::SEEK_SET | uapi::SEEK_DATA => *next = 0,
+            uapi::SEEK_SET => *next = 0,
+            uapi::SEEK_DATA => *next = syslog::cleared_to(),
             uapi::SEEK_END => *next = log::head(),
             _ => return Err(Errno::EINVAL),
         }
@@ -145,7 +130,7 @@ impl FileOps for KmsgDevice {
 
     fn poll(&self, _f: &File, pt: Option<&mut PollTable>) -> PollEvents {
         if let Some(pt) = pt {
-            pt.register_static(&QUEUE);
+            pt.register_static(&syslog::READERS);
         }
         let ready = self.next.try_lock().is_some_and(|next| *next < log::head());
         if ready { PollEvents::READABLE | PollEvents::WRITABLE } else { PollEvents::WRITABLE }

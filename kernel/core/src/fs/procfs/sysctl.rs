@@ -20,6 +20,7 @@ use crate::{
     ipc::{self, mqueue::fs::Tunables, sysv::NextId},
     net::inet::{datagram, ip, ports, tcp},
     process::{self, Cap, capable, rng, syscall::system},
+    syslog,
 };
 
 /// A number in an atomic, within a range.
@@ -107,7 +108,6 @@ fn random_uuid() -> String {
 }
 
 static PTRACE_SCOPE: AtomicU32 = AtomicU32::new(0);
-static DMESG_RESTRICT: AtomicU32 = AtomicU32::new(1);
 static PANIC: AtomicU32 = AtomicU32::new(0);
 static SYSRQ: AtomicU32 = AtomicU32::new(0x1b6);
 static SWAPPINESS: AtomicU32 = AtomicU32::new(60);
@@ -188,7 +188,18 @@ fn kernel() -> Result {
     fixed("sys/kernel/randomize_va_space", "2")?;
     fixed("sys/kernel/overflowuid", "65534")?;
     fixed("sys/kernel/overflowgid", "65534")?;
-    fixed("sys/kernel/printk", "4\t4\t1\t7")?;
+    register(
+        "sys/kernel/printk",
+        0o644,
+        Editable {
+            show: |out| {
+                let [console, message, minimum, default] = syslog::levels();
+                writeln!(out, "{console}\t{message}\t{minimum}\t{default}")?;
+                Ok(())
+            },
+            store: syslog::set_levels,
+        },
+    )?;
     fixed("sys/kernel/tainted", "0")?;
     fixed("sys/kernel/kptr_restrict", "2")?;
     fixed("sys/kernel/perf_event_paranoid", "4")?;
@@ -225,7 +236,17 @@ fn kernel() -> Result {
             },
         },
     )?;
-    number("sys/kernel/dmesg_restrict", &DMESG_RESTRICT, 0, 1)?;
+    register(
+        "sys/kernel/dmesg_restrict",
+        0o644,
+        Editable {
+            show: |out| {
+                writeln!(out, "{}", u8::from(syslog::RESTRICTED.load(Relaxed)))?;
+                Ok(())
+            },
+            store: syslog::set_restricted,
+        },
+    )?;
     number("sys/kernel/panic", &PANIC, 0, u32::MAX)?;
     number("sys/kernel/sysrq", &SYSRQ, 0, 0x1ff)?;
     number("sys/kernel/yama/ptrace_scope", &PTRACE_SCOPE, 0, 3)?;

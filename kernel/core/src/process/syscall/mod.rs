@@ -3,6 +3,7 @@
 use crate::namespace::syscall as ns;
 use crate::process::acct;
 use crate::syscalls;
+use crate::syslog;
 
 pub mod clone;
 pub mod cred;
@@ -30,6 +31,7 @@ syscalls! { ROWS;
     99 sysinfo => system::sys_sysinfo(0);
     100 times => limits::sys_times(0);
     102 getuid => cred::sys_getuid;
+    103 syslog => syslog::sys_syslog(0, 1, 2);
     104 getgid => cred::sys_getgid;
     105 setuid => cred::sys_setuid(0);
     106 setgid => cred::sys_setgid(0);
