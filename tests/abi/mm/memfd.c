@@ -1,6 +1,7 @@
-/* memfd_create and seals. */
+/* memfd_create, seals and vm.memfd_noexec. Run by root. */
 #include "../check.h"
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -9,11 +10,133 @@
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 8
 #endif
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10
+#endif
 #ifndef F_SEAL_EXEC
 #define F_SEAL_EXEC 0x20
 #endif
 #define P 4096UL
 #define RW (PROT_READ | PROT_WRITE)
+
+/* vm.memfd_noexec as this process's PID namespace has it; 0, or the error. */
+static int set_scope(int value)
+{
+    char text[8];
+    int fd = open("/proc/sys/vm/memfd_noexec", O_WRONLY), error = 0;
+    sprintf(text, "%d", value);
+    if (fd < 0)
+        return errno;
+    if (write(fd, text, strlen(text)) < 0)
+        error = errno;
+    close(fd);
+    return error;
+}
+
+static int scope(void)
+{
+    char text[8] = "";
+    int fd = open("/proc/sys/vm/memfd_noexec", O_RDONLY);
+    CHECK(read(fd, text, 7) > 0);
+    close(fd);
+    return atoi(text);
+}
+
+/* The mode and the seals of a memfd that is made with `flags`; -1 when it is refused. */
+static int made(unsigned flags)
+{
+    struct stat st;
+    int fd = syscall(SYS_memfd_create, "made", flags);
+    if (fd < 0)
+        return -1;
+    CHECK(fstat(fd, &st) == 0);
+    int seals = fcntl(fd, F_GET_SEALS);
+    close(fd);
+    return (st.st_mode & 0777) << 8 | seals;
+}
+
+/* `what` in a process that is the first of a PID namespace. */
+static void nested(void (*what)(void))
+{
+    int status;
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        CHECK(unshare(CLONE_NEWPID) == 0);
+        pid_t first = fork();
+        if (first == 0) {
+            CHECK(getpid() == 1);
+            what();
+            fflush(stdout);
+            _exit(check_failures != 0);
+        }
+        CHECK(waitpid(first, &status, 0) == first && status == 0);
+        fflush(stdout);
+        _exit(check_failures != 0);
+    }
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+static void begins_with_1(void)
+{
+    CHECK(scope() == 1 && made(0) == (0666 << 8 | F_SEAL_EXEC));
+    CHECK(set_scope(0) == EINVAL && set_scope(2) == 0 && scope() == 2);
+    FAILS(EACCES, made(MFD_EXEC));
+}
+
+static int turn[2], back[2];
+
+static void outlives_a_change(void)
+{
+    char byte;
+    CHECK(write(back[1], "x", 1) == 1 && read(turn[0], &byte, 1) == 1);
+    /* It was relaxed outside. */
+    CHECK(scope() == 1 && set_scope(0) == 0 && scope() == 0);
+    CHECK(write(back[1], "x", 1) == 1 && read(turn[0], &byte, 1) == 1);
+    /* It became strict outside. */
+    CHECK(scope() == 2 && set_scope(1) == EINVAL);
+    FAILS(EACCES, made(MFD_EXEC));
+}
+
+static void noexec(void)
+{
+    const int plain = 0777 << 8 | F_SEAL_SEAL, sealed = 0666 << 8 | F_SEAL_EXEC;
+    char byte;
+    CHECK(scope() == 0 && made(0) == plain && made(MFD_EXEC) == plain && made(MFD_NOEXEC_SEAL) == sealed);
+    CHECK(set_scope(-1) == EINVAL && set_scope(3) == EINVAL && scope() == 0);
+    CHECK(set_scope(1) == 0 && scope() == 1);
+    CHECK(made(0) == sealed && made(MFD_EXEC) == plain && made(MFD_NOEXEC_SEAL) == sealed);
+    FAILS(EINVAL, made(MFD_EXEC | MFD_NOEXEC_SEAL));
+    nested(begins_with_1);
+    CHECK(scope() == 1);
+    CHECK(set_scope(2) == 0);
+    CHECK(made(0) == sealed && made(MFD_NOEXEC_SEAL) == sealed);
+    FAILS(EACCES, made(MFD_EXEC));
+    FAILS(EINVAL, made(MFD_EXEC | 0x1000));
+    CHECK(set_scope(1) == 0 && pipe(turn) == 0 && pipe(back) == 0);
+    fflush(stdout);
+    pid_t outside = fork();
+    if (outside == 0) {
+        nested(outlives_a_change);
+        fflush(stdout);
+        _exit(check_failures != 0);
+    }
+    CHECK(read(back[0], &byte, 1) == 1 && set_scope(0) == 0 && write(turn[1], "x", 1) == 1);
+    CHECK(read(back[0], &byte, 1) == 1 && set_scope(2) == 0 && write(turn[1], "x", 1) == 1);
+    int status;
+    CHECK(waitpid(outside, &status, 0) == outside && status == 0);
+    /* Who may write the file must have CAP_SYS_ADMIN, too. */
+    int fd = open("/proc/sys/vm/memfd_noexec", O_WRONLY);
+    pid_t child = fork();
+    if (child == 0) {
+        if (setresuid(1000, 1000, 1000))
+            _exit(9);
+        _exit(write(fd, "0", 1) == -1 && errno == EPERM ? 0 : 1);
+    }
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    close(fd);
+    CHECK(set_scope(0) == 0);
+}
 
 int main(void)
 {
@@ -105,6 +228,8 @@ int main(void)
     fd = memfd_create("noexec", MFD_NOEXEC_SEAL);
     CHECK(fstat(fd, &st) == 0 && (st.st_mode & 07777) == 0666);
     FAILS(EPERM, fchmod(fd, 0777));
+
+    noexec();
 
     int ro = open("/proc/self/exe", O_RDONLY);
     /* A file of a tmpfs is sealed against sealing, others know no seals. */

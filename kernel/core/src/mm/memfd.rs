@@ -41,7 +41,8 @@ pub fn is_memfd(file: &File) -> bool {
     file.path().zip(mount().ok()).is_some_and(|(path, mount)| Arc::ptr_eq(&path.mount, &mount))
 }
 
-/// memfd_create(2).
+/// memfd_create(2). `vm.memfd_noexec` (`Documentation/admin-guide/sysctl/vm.rst`) says what a file is that names neither `MFD_EXEC` nor
+/// `MFD_NOEXEC_SEAL`, and whether it may be executable.
 pub(super) fn sys_memfd_create(cx: &mut Cx<'_>, name: UserAddr, flags: u32) -> Result<i32> {
     let known = uapi::MFD_CLOEXEC | uapi::MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL | MFD_EXEC;
     if flags & uapi::MFD_HUGETLB != 0 {
@@ -52,6 +53,11 @@ pub(super) fn sys_memfd_create(cx: &mut Cx<'_>, name: UserAddr, flags: u32) -> R
     if flags & !known != 0 || flags & (MFD_EXEC | MFD_NOEXEC_SEAL) == MFD_EXEC | MFD_NOEXEC_SEAL {
         return Err(Errno::EINVAL);
     }
+    let scope = cx.thread.process().pid_namespace().memfd_noexec();
+    let noexec = flags & MFD_NOEXEC_SEAL != 0 || flags & MFD_EXEC == 0 && scope > 0;
+    if !noexec && scope > 1 {
+        return Err(Errno::EACCES);
+    }
     let name = user::read_cstr(name, NAME_MAX + 1).map_err(|error| match error {
         Errno::EFAULT => Errno::EFAULT,
         _ => Errno::EINVAL,
@@ -59,7 +65,6 @@ pub(super) fn sys_memfd_create(cx: &mut Cx<'_>, name: UserAddr, flags: u32) -> R
     if name.len() > NAME_MAX {
         return Err(Errno::EINVAL);
     }
-    let noexec = flags & MFD_NOEXEC_SEAL != 0;
     let (uid, gid) = cx.thread.with_cred(|cred| (cred.fsuid, cred.fsgid));
     let mount = mount()?;
     let mode = uapi::S_IFREG | if noexec { 0o666 } else { 0o777 };

@@ -41,6 +41,8 @@ pub struct PidNamespace {
     reboot: AtomicU32,
     /// Processes in it and in those nested in it, zombies included.
     processes: AtomicUsize,
+    /// `vm.memfd_noexec`, as it was set here; see [`PidNamespace::memfd_noexec`].
+    memfd_noexec: AtomicU32,
 }
 
 /// The numbers of a nested namespace.
@@ -69,6 +71,7 @@ impl PidNamespace {
             ended: AtomicBool::new(false),
             reboot: AtomicU32::new(0),
             processes: AtomicUsize::new(0),
+            memfd_noexec: AtomicU32::new(0),
         }
     }
 
@@ -81,7 +84,10 @@ impl PidNamespace {
             return Err(Errno::ENOSPC);
         }
         let number = Number::allocate();
-        Ok(Arc::new(PidNamespace::with(self.level + 1, Some(self.clone()), number, Some(claim))))
+        let nested = PidNamespace::with(self.level + 1, Some(self.clone()), number, Some(claim));
+        // It stays as strict as it began when this one is relaxed.
+        nested.memfd_noexec.store(self.memfd_noexec(), Relaxed);
+        Ok(Arc::new(nested))
     }
 
     /// How many namespaces it is nested in.
@@ -92,6 +98,26 @@ impl PidNamespace {
     /// The one that it is nested in.
     pub fn parent(&self) -> Option<&Arc<PidNamespace>> {
         self.parent.as_ref()
+    }
+
+    /// `vm.memfd_noexec` as it holds here: 1 when memfds that say neither are not executable, 2 when none may be. It is the strictest
+    /// of what was set here and in those that this one is nested in.
+    pub fn memfd_noexec(&self) -> u32 {
+        let above = core::iter::successors(Some(self), |namespace| namespace.parent.as_deref());
+        above.map(|namespace| namespace.memfd_noexec.load(Relaxed)).max().unwrap_or(0)
+    }
+
+    /// Sets `vm.memfd_noexec` here.
+    ///
+    /// # Errors
+    /// `EINVAL` above 2 and below what holds where this one is nested.
+    pub fn set_memfd_noexec(&self, value: u32) -> Result {
+        let least = self.parent.as_ref().map_or(0, |parent| parent.memfd_noexec());
+        if !(least..=2).contains(&value) {
+            return Err(Errno::EINVAL);
+        }
+        self.memfd_noexec.store(value, Relaxed);
+        Ok(())
     }
 
     /// The inode number of its file.

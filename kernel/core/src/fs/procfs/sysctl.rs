@@ -390,7 +390,23 @@ fn memory() -> Result {
     fixed("sys/vm/oom_kill_allocating_task", "0")?;
     fixed("sys/vm/panic_on_oom", "0")?;
     fixed("sys/vm/vfs_cache_pressure", "100")?;
-    fixed("sys/vm/memfd_noexec", "0")
+    register(
+        "sys/vm/memfd_noexec",
+        0o644,
+        Editable {
+            show: |out| {
+                writeln!(out, "{}", process::current().process().pid_namespace().memfd_noexec())?;
+                Ok(())
+            },
+            store: |text| {
+                if !capable(Cap::SysAdmin) {
+                    return Err(Errno::EPERM);
+                }
+                let value = text.trim().parse().map_err(|_| Errno::EINVAL)?;
+                process::current().process().pid_namespace().set_memfd_noexec(value)
+            },
+        },
+    )
 }
 
 fn pair(out: &mut Text, [a, b]: [&AtomicU32; 2]) -> Result {
