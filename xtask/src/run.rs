@@ -3,8 +3,10 @@
 use crate::machine::accel::Accel;
 use crate::machine::{self, Boot, Gpu, Kernel, Options as MachineOptions, Root};
 use crate::{hosttools, paths, shell};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// What the user is logged in to beside the serial line.
@@ -40,9 +42,12 @@ pub struct Options {
     /// Kill a display or input server every few seconds: nothing but a short pause should be seen.
     #[arg(long, conflicts_with = "no_init")]
     chaos: bool,
-    /// With a root on disk: begin with a new one, instead of going on with that of the last run.
+    /// Begin with a new disk, instead of going on with that of the last run.
     #[arg(long)]
     fresh: bool,
+    /// Keep the root in this file: raw ext4, made when it is not there. Without it each image has one below `target/disks`.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_init")]
+    root_file: Option<PathBuf>,
     /// Leave Ursa's init out: the agent alone starts the shell.
     #[arg(long)]
     no_init: bool,
@@ -80,15 +85,23 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
     if options.chaos {
         options.machine.append += " ursa.chaos";
     }
-    if options.machine.root == Root::Disk {
-        let disks = paths::target().join("disks");
-        std::fs::create_dir_all(&disks)?;
-        let disk = disks.join(format!("{}.ext4", options.machine.image));
+    let default = if options.machine.init { Root::Disk } else { Root::Memory };
+    let mut in_use = None;
+    if *options.machine.root.get_or_insert(default) == Root::Disk {
+        let disk = match options.root_file {
+            Some(file) => file,
+            None => paths::target().join("disks").join(format!("{}.ext4", options.machine.image)),
+        };
+        std::fs::create_dir_all(disk.parent().context("a disk has a folder")?)?;
+        in_use = Some(claim(&disk)?);
         if options.fresh {
             let _ = std::fs::remove_file(&disk);
         }
         let programs = crate::build::programs(crate::build::Noise::Failures)?;
-        machine::kept_root(&crate::image::get(&options.machine.image)?, &programs, &disk)?;
+        let image = crate::image::get(&options.machine.image)?;
+        // What is added is on the disk then: there is nothing more to add at the boot.
+        let additions = std::mem::take(&mut options.machine.additions);
+        machine::kept_root(&image, &programs, &additions, &disk)?;
         options.machine.root_file = Some(disk);
     }
     let boot = Boot::prepare(&options.machine, gpu, folder.path())?;
@@ -102,9 +115,19 @@ pub fn run(mut options: Options) -> Result<ExitCode> {
     let end = if options.machine.init { "poweroff" } else { "exit" };
     shell::step(format!("booting {system}; `{end}` ends it, Ctrl-A X leaves at once"));
     let status = command.status().context("cannot start QEMU")?;
+    drop(in_use);
     // Raw mode ends with QEMU; a guest's last line may have no end.
     eprintln!();
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Makes a disk this run's own while the result lives: two machines, or one and whoever writes programs to it, would destroy it.
+fn claim(disk: &Path) -> Result<File> {
+    let claim = File::create(disk.with_extension("lock"))?;
+    if claim.try_lock().is_err() {
+        bail!("another run has the disk {}: end that, or start this one with --root memory", disk.display());
+    }
+    Ok(claim)
 }
 
 /// Shows the guest's display: in a window where there is a desktop, else over VNC on the loopback interface.

@@ -155,7 +155,7 @@ fn measure(subject: Subject, profile: Profile, program: &Program, compiled: &Pat
         smp: 1,
         counted: true,
         init: program.init,
-        root: program.root,
+        root: Some(program.root),
         modules: program.modules.iter().map(|name| (*name).to_owned()).collect(),
         ..subject.machine("mini", profile)
     };

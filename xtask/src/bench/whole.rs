@@ -119,7 +119,7 @@ pub fn run(names: &[String], times: usize, profile: Profile) -> Result<Vec<Measu
     }
     if !on_disk.is_empty() {
         take_turns("a root on a disk", times, &SESSION_SUBJECTS, |subject| {
-            let options = machine::Options { root: Root::Disk, ..subject.machine("base", profile) };
+            let options = machine::Options { root: Some(Root::Disk), ..subject.machine("base", profile) };
             one_run(subject, &options, &on_disk, &mut runs)
         });
         measures.extend(on_disk.iter().map(|(name, _)| summary(name, CPU_SECONDS, &runs)));
@@ -185,7 +185,7 @@ fn one_run(
     let machine = Machine::start(options, &boot, Gpu::None, folder.path(), false)?;
     let mut link = agent_of(&machine)?;
     // The other way to boot is another measure.
-    if options.root == Root::Memory {
+    if options.root != Some(Root::Disk) {
         runs.entry((BOOT, subject)).or_default().push(machine.cpu_seconds()?);
     }
     for (name, script) in programs {

@@ -125,9 +125,10 @@ pub struct Options {
     /// How our kernel is built.
     #[arg(long, value_enum, default_value_t = Profile::Kernel)]
     pub profile: Profile,
-    /// Where Ursa's root file system is. With `disk` the machine boots through Ursa's init; changes are lost at its end.
-    #[arg(long, value_enum, default_value_t = Root::Memory)]
-    pub root: Root,
+    /// Where Ursa's root file system is: in memory, but for `run` with Ursa's init. With `disk` the machine boots through that; only
+    /// `run` keeps what is changed.
+    #[arg(long, value_enum)]
+    pub root: Option<Root>,
     /// Who loads Ursa's kernel; a boot loader also leaves a frame buffer where the display device has one.
     #[arg(long, value_enum, default_value_t = Loader::Direct)]
     pub loader: Loader,
@@ -194,7 +195,7 @@ impl Options {
             image: image.into(),
             kernel,
             profile: Profile::Kernel,
-            root: Root::Memory,
+            root: None,
             loader: Loader::Direct,
             root_file: None,
             additions: Vec::new(),
@@ -271,7 +272,7 @@ impl Boot {
         let programs = build::programs(build::Noise::Failures)?;
         let image = image::get(&options.image)?;
         let disks = disks(&options.disks, folder)?;
-        let on_disk = options.root == Root::Disk || options.root_file.is_some();
+        let on_disk = options.root == Some(Root::Disk) || options.root_file.is_some();
         let first = if options.init || on_disk { "init=/usr/sbin/ursa-init ursa.agent=ttyS1" } else { "" };
         match options.kernel {
             Kernel::Ursa if on_disk => {
@@ -454,14 +455,17 @@ pub fn new_root(image: &image::Image, programs: &build::Programs, additions: &[A
     image::disk::derive(&image.disk()?, &archive::root_overlay(image, programs, additions)?, path)
 }
 
-/// A root disk at `path` that stays from run to run. It is made when it is not there; the programs on it become those of this checkout.
-pub fn kept_root(image: &image::Image, programs: &build::Programs, path: &Path) -> Result<()> {
+/// A root disk at `path` that stays from run to run. It is made when it is not there; the programs on it become those of this checkout,
+/// and additions are put on it.
+pub fn kept_root(image: &image::Image, programs: &build::Programs, additions: &[Addition], path: &Path) -> Result<()> {
     let (key, stamp) = (programs_key(programs)?, path.with_extension("programs"));
-    if !path.exists() {
+    let made = !path.exists();
+    if made {
         let fresh = fresh_root(image, programs, &[], path)?;
         image::disk::derive(&fresh, &Tree::default(), path)?;
-    } else if std::fs::read_to_string(&stamp).ok().as_ref() != Some(&key) {
-        image::disk::lay_over(path, &archive::root_overlay(image, programs, &[])?)?;
+    }
+    if !additions.is_empty() || !made && std::fs::read_to_string(&stamp).ok().as_ref() != Some(&key) {
+        image::disk::lay_over(path, &archive::root_overlay(image, programs, additions)?)?;
     }
     Ok(std::fs::write(&stamp, key)?)
 }

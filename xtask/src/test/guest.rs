@@ -21,8 +21,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The cargo test target that holds the tests of `cargo xtask guest` itself.
-const OWN_TESTS: &str = "guest";
+/// The cargo test targets that hold the tests of `cargo xtask guest` and `run` themselves.
+const OWN_TESTS: [&str; 2] = ["guest", "run"];
 
 /// Which cases of a run are to be run, and which are only named because Ursa lacks something.
 struct Choice<'a> {
@@ -93,10 +93,11 @@ pub fn run(filter: Option<&str>, kernels: &[Kernel], missing: bool, jobs: usize)
     Ok(tally)
 }
 
-/// The tests of `cargo xtask guest`. They are marked as ignored, so that they only run here, one after the other.
+/// The tests of `cargo xtask guest` and `run`. They are marked as ignored, so that they only run here, one after the other.
 fn run_own_tests(filter: Option<&str>, kernels: &[Kernel]) -> Result<Tally> {
     let mut command = host_cargo("test");
-    command.args(["--package", "xtask", "--test", OWN_TESTS, "--", "--ignored", "--test-threads=1"]);
+    command.args(["--package", "xtask"]).args(OWN_TESTS.iter().flat_map(|target| ["--test", target]));
+    command.args(["--", "--ignored", "--test-threads=1"]);
     let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name()).collect();
     command.env("URSA_TEST_KERNELS", names.join(",")).args(filter);
     unit::run_and_count(&mut command)
@@ -133,7 +134,7 @@ pub fn run_file(
         mem: file.mem.clone(),
         cpu: file.cpu.clone(),
         init: file.init,
-        root: file.root,
+        root: Some(file.root),
         root_file,
         loader: file.loader,
         net: file.net,

@@ -77,8 +77,8 @@ fn cut(rounds: u32) -> Result<usize> {
     let folder = tempfile::Builder::new().prefix("ursa-power-").tempdir_in(paths::target())?;
     let disk = folder.path().join("root.ext4");
     let programs = build::programs(build::Noise::Failures)?;
-    machine::kept_root(&image::get(IMAGE)?, &programs, &disk)?;
-    let options = Options { root: Root::Disk, root_file: Some(disk.clone()), ..Options::of(IMAGE, Kernel::Ursa) };
+    machine::kept_root(&image::get(IMAGE)?, &programs, &[], &disk)?;
+    let options = Options { root: Some(Root::Disk), root_file: Some(disk.clone()), ..Options::of(IMAGE, Kernel::Ursa) };
     let boot = Boot::prepare(&options, Gpu::None, folder.path())?;
     let mut durable = BTreeMap::new();
     for round in 1..=rounds {
