@@ -122,13 +122,7 @@ impl Fs {
 
     fn find_in_block(&self, buf: &Arc<Buf>, name: &[u8]) -> Result<Option<Found>> {
         let bytes = buf.read();
-        for entry in dir::walk(&bytes) {
-            let entry = entry?;
-            if entry.ino != 0 && entry.name == name {
-                return Ok(Some(Found { buf: buf.clone(), at: entry.at, ino: entry.ino }));
-            }
-        }
-        Ok(None)
+        Ok(dir::find(&bytes, name)?.map(|entry| Found { buf: buf.clone(), at: entry.at, ino: entry.ino }))
     }
 
     /// Looks a name up in a directory, which may be `.` or `..`.
@@ -212,10 +206,9 @@ impl Fs {
         for lblk in 0..blocks {
             let buf = self.dir_block(data, lblk, None)?;
             // Looked at first, so that full blocks do not become part of the transaction.
-            if !self.has_room(&buf.read(), name)? {
-                continue;
-            }
-            if dir::insert(&mut handle.modify(&buf), ino, kind, name)? {
+            let room = dir::room(&buf.read(), name)?;
+            if let Some(room) = room {
+                dir::insert(&mut handle.modify(&buf), room, ino, kind, name);
                 return Ok(());
             }
         }
@@ -226,21 +219,9 @@ impl Fs {
         let (_, buf) = self.append_dir_block(handle, budget, data, DirBlock::Leaf)?;
         let mut bytes = handle.modify(&buf);
         self.clear_leaf(&mut bytes);
-        dir::insert(&mut bytes, ino, kind, name)?;
+        let room = dir::room(&bytes, name)?.ok_or(Error::Corrupt("empty leaf without room", data.ino.into()))?;
+        dir::insert(&mut bytes, room, ino, kind, name);
         Ok(())
-    }
-
-    pub(crate) fn has_room(&self, bytes: &[u8], name: &[u8]) -> Result<bool> {
-        let need = dir::entry_len(name.len());
-        let end = bytes.len() - if dir::has_tail(bytes) { self.tail_len() } else { 0 };
-        for entry in dir::walk(bytes) {
-            let entry = entry?;
-            let used = if entry.ino == 0 { 0 } else { dir::entry_len(entry.name.len()) };
-            if entry.at < end && entry.rec_len - used >= need {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Takes a name out.

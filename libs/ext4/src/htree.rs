@@ -197,7 +197,9 @@ impl Fs {
         for _ in 0..8 {
             let walk = self.dx_walk(data, name)?;
             let leaf = self.dir_block(data, walk.leaf()?, Some(DirBlock::Leaf))?;
-            if self.has_room(&leaf.read(), name)? && dir::insert(&mut handle.modify(&leaf), ino, kind, name)? {
+            let room = dir::room(&leaf.read(), name)?;
+            if let Some(room) = room {
+                dir::insert(&mut handle.modify(&leaf), room, ino, kind, name);
                 return Ok(());
             }
             let frame = walk.frames.last().ok_or(Error::Corrupt("hash tree", data.ino.into()))?;

@@ -39,6 +39,7 @@ pub struct Entry<'a> {
 }
 
 /// A record length from the disk: blocks of 64 KiB use the low bits, which are otherwise 0.
+#[inline(always)]
 fn decode_len(raw: u16, block_size: usize) -> usize {
     let raw = usize::from(raw);
     if block_size < 65536 {
@@ -62,6 +63,7 @@ pub fn encode_len(len: usize, block_size: usize) -> u16 {
 }
 
 /// Walks the entries of a block, checking each.
+#[inline(always)]
 pub fn walk(block: &[u8]) -> impl Iterator<Item = Result<Entry<'_>>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -78,10 +80,11 @@ pub fn walk(block: &[u8]) -> impl Iterator<Item = Result<Entry<'_>>> {
     })
 }
 
-/// The entry at a place.
+/// The entry at a place. A name's creation looks at some hundred entries, so this becomes part of each loop over them.
 ///
 /// # Errors
 /// [`Error::Corrupt`].
+#[inline(always)]
 pub fn entry(block: &[u8], at: usize) -> Result<Entry<'_>> {
     let bad = || Error::Corrupt("directory entry", at as u64);
     if at + ENTRY_HEADER > block.len() {
@@ -127,30 +130,52 @@ pub fn has_tail(block: &[u8]) -> bool {
     le32(block, at) == 0 && le16(block, at + 4) as usize == TAIL && block[at + 6] == 0 && block[at + 7] == TAIL_TYPE
 }
 
-/// Adds an entry where there is room; `false` where there is none.
+/// The entry of a name, where it is in the block.
 ///
 /// # Errors
 /// [`Error::Corrupt`].
-pub fn insert(block: &mut [u8], ino: u32, kind: u8, name: &[u8]) -> Result<bool> {
-    let need = entry_len(name.len());
-    let mut found = None;
+pub fn find<'a>(block: &'a [u8], name: &[u8]) -> Result<Option<Entry<'a>>> {
     for entry in walk(block) {
         let entry = entry?;
-        if entry.ino == 0 && entry.kind == TAIL_TYPE && entry.name.is_empty() && entry.rec_len == TAIL {
-            continue;
-        }
-        let used = if entry.ino == 0 { 0 } else { entry_len(entry.name.len()) };
-        if entry.rec_len - used >= need {
-            found = Some((entry.at, used, entry.rec_len));
-            break;
+        if entry.name.len() == name.len() && entry.ino != 0 && entry.name == name {
+            return Ok(Some(entry));
         }
     }
-    let Some((at, used, rec_len)) = found else { return Ok(false) };
+    Ok(None)
+}
+
+/// Where an entry can be added: behind what another one uses of its record.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    at: usize,
+    used: usize,
+    rec_len: usize,
+}
+
+/// Room for a name, where the block has some.
+///
+/// # Errors
+/// [`Error::Corrupt`].
+pub fn room(block: &[u8], name: &[u8]) -> Result<Option<Room>> {
+    let need = entry_len(name.len());
+    for entry in walk(block) {
+        let entry = entry?;
+        let used = if entry.ino == 0 { 0 } else { entry_len(entry.name.len()) };
+        let is_tail = || entry.ino == 0 && entry.kind == TAIL_TYPE && entry.name.is_empty() && entry.rec_len == TAIL;
+        if entry.rec_len - used >= need && !is_tail() {
+            return Ok(Some(Room { at: entry.at, used, rec_len: entry.rec_len }));
+        }
+    }
+    Ok(None)
+}
+
+/// Adds an entry where [`room`] has found some in the same block.
+pub fn insert(block: &mut [u8], room: Room, ino: u32, kind: u8, name: &[u8]) {
+    let Room { at, used, rec_len } = room;
     if used > 0 {
         set_rec_len(block, at, used);
     }
     put_entry(block, at + used, ino, rec_len - used, kind, name);
-    Ok(true)
 }
 
 /// Takes the entry at a place out.
