@@ -49,7 +49,8 @@ bitflags! {
         const HAS_RESEND = 1 << 39;
         const ALLOW_IDMAP = 1 << 40;
         /// Ursa's own: nothing changes what is served but requests of this very connection. Names, attributes, links, lists of
-        /// names and extended attributes are then cached until something changes them here or the server calls them back.
+        /// names and extended attributes are then cached until something changes them here or the server calls them back, and a
+        /// directory that is made has no names but those that are made in it.
         const SOLE_WRITER = 1 << 61;
         /// Ursa's own: the server can be succeeded, see [`scheme`](crate::scheme#resumable-file-systems).
         const RESUMABLE = 1 << 62;

@@ -35,6 +35,7 @@ mod client;
 mod dir;
 mod file;
 mod handle;
+mod names;
 mod node;
 mod space;
 

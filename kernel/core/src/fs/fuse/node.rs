@@ -23,6 +23,7 @@ use super::client::Client;
 use super::dir::{FuseDir, Listing};
 use super::file::FuseFile;
 use super::handle::{Handle, Opening, Shared, open_out};
+use super::names::Names;
 use crate::fs::FileOps;
 use crate::fs::inode::{
     Attr, Entry, FileKind, Inode, InodeOps, LinkTarget, NewInode, RenameSide, SetAttr, SuperBlock, Time,
@@ -68,6 +69,8 @@ pub struct Node {
     changes: AtomicU64,
     /// Of a directory: all its names, if they are known.
     listing: SpinLock<Option<Arc<Listing>>>,
+    /// Of a directory: the names that it may have, if they are known.
+    names: Names,
     /// Of a directory: names were looked up one by one since it was listed.
     looked_up: AtomicBool,
     /// Of a symbolic link: where it leads, if that is known.
@@ -114,6 +117,7 @@ impl Node {
             mode_until: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             listing: SpinLock::new(None),
+            names: Names::unknown(),
             looked_up: AtomicBool::new(false),
             link: SpinLock::new(None),
             no_xattrs: AtomicBool::new(false),
@@ -181,6 +185,7 @@ impl Node {
     pub fn expire(&self) {
         self.mode_until.store(0, Ordering::Relaxed);
         self.no_xattrs.store(false, Ordering::SeqCst);
+        self.names.forget();
         self.names_changed();
     }
 
@@ -448,9 +453,10 @@ impl Node {
         Ok(Entry { inode: Some(inode), valid_until: self.client().deadline(out.entry_valid, out.entry_valid_nsec) })
     }
 
-    /// Makes something of `kind`.
-    fn make(&self, dir: &Inode, message: Message, kind: FileKind) -> Result<Entry> {
+    /// Makes something of `kind` by a message that has its name.
+    fn make(&self, dir: &Inode, message: Message, name: &[u8], kind: FileKind) -> Result<Entry> {
         let version = self.client().fs.version();
+        self.names.add(name);
         let reply = self.call(message, ReplySize::of::<EntryOut>())?;
         self.made(dir, &reply.read::<EntryOut>()?.0, version, kind)
     }
@@ -538,6 +544,10 @@ impl Node {
 
 impl InodeOps for Node {
     fn lookup(&self, dir: &Arc<Inode>, name: &[u8]) -> Result<Entry> {
+        if self.names.lack(name) {
+            self.client().check_allowed()?;
+            return Ok(Entry { inode: None, valid_until: u64::MAX });
+        }
         self.looked_up.store(true, Ordering::Relaxed);
         let version = self.client().fs.version();
         let reply = match self.call(named(self.message(Opcode::Lookup), name), ReplySize::of::<EntryOut>()) {
@@ -562,7 +572,14 @@ impl InodeOps for Node {
             let body = MknodIn { mode: new.mode, rdev: new.rdev, umask, padding: 0 };
             self.message(Opcode::Mknod).with(&body)
         };
-        self.make(dir, named(message, name), kind)
+        let entry = self.make(dir, named(message, name), name, kind)?;
+        if kind == FileKind::Directory
+            && self.client().is_sole_writer()
+            && let Some(inode) = &entry.inode
+        {
+            node_of(inode)?.names.begin();
+        }
+        Ok(entry)
     }
 
     fn create_open(&self, dir: &Arc<Inode>, name: &[u8], new: &NewInode, flags: u32) -> Result<Entry> {
@@ -579,6 +596,7 @@ impl InodeOps for Node {
             min: size_of::<EntryOut>() + size_of::<OpenOut>(),
             ..ReplySize::with_tail::<EntryOut>(size_of::<OpenOut>())
         };
+        self.names.add(name);
         let options = opening.options(reply, Opcode::Release, |body, _| {
             let (entry, rest) = EntryOut::read_from_prefix(body).ok()?;
             open_out(rest, entry.nodeid)
@@ -601,19 +619,20 @@ impl InodeOps for Node {
     }
 
     fn symlink(&self, dir: &Arc<Inode>, name: &[u8], target: &[u8], _new: &NewInode) -> Result<Entry> {
-        self.make(dir, named(named(self.message(Opcode::Symlink), name), target), FileKind::Symlink)
+        self.make(dir, named(named(self.message(Opcode::Symlink), name), target), name, FileKind::Symlink)
     }
 
     fn link(&self, dir: &Arc<Inode>, name: &[u8], inode: &Arc<Inode>) -> Result {
         let body = LinkIn { oldnodeid: node_of(inode)?.id() };
         // The server may have a number of its own for the new name: then the answer's inode goes at once.
-        self.make(dir, named(self.message(Opcode::Link).with(&body), name), inode.kind)?;
+        self.make(dir, named(self.message(Opcode::Link).with(&body), name), name, inode.kind)?;
         node_of(inode)?.touched();
         Ok(())
     }
 
     fn unlink(&self, _dir: &Arc<Inode>, name: &[u8], inode: &Arc<Inode>) -> Result {
         self.call(named(self.message(Opcode::Unlink), name), ReplySize::NONE)?;
+        self.names.remove(name);
         self.names_changed();
         Self::unlinked(inode);
         Ok(())
@@ -621,6 +640,7 @@ impl InodeOps for Node {
 
     fn rmdir(&self, _dir: &Arc<Inode>, name: &[u8], inode: &Arc<Inode>) -> Result {
         self.call(named(self.message(Opcode::Rmdir), name), ReplySize::NONE)?;
+        self.names.remove(name);
         self.names_changed();
         inode.set_nlink(0);
         node_of(inode)?.expire();
@@ -630,6 +650,7 @@ impl InodeOps for Node {
     fn rename(&self, old: &RenameSide<'_>, new: &RenameSide<'_>, flags: u32) -> Result {
         let to = node_of(new.dir)?;
         let names = |message| named(named(message, old.name), new.name);
+        to.names.add(new.name);
         if flags == 0 {
             let message = self.message(Opcode::Rename).with(&RenameIn { newdir: to.id() });
             self.call(names(message), ReplySize::NONE)?;
@@ -637,6 +658,10 @@ impl InodeOps for Node {
             let body = Rename2In { newdir: to.id(), flags, padding: 0 };
             let message = || names(self.message(Opcode::Rename2).with(&body));
             self.try_call(Opcode::Rename2, ReplySize::NONE, message)?.ok_or(Errno::EINVAL)?;
+        }
+        // One that is replaced stays counted, which is no harm.
+        if flags & uapi::RENAME_EXCHANGE == 0 {
+            self.names.remove(old.name);
         }
         self.names_changed();
         to.names_changed();
